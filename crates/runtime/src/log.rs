@@ -1,0 +1,136 @@
+//! Where a guest's log lines go, and how many of them.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+use tracing::Level;
+
+use crate::ActorName;
+
+/// The longest log line of a guest, in bytes; the rest is cut.
+const MAX_LINE: usize = 8 << 10;
+
+/// One actor's log. Clones write to the same log under the same rate.
+#[derive(Clone)]
+pub struct ActorLog(Arc<Inner>);
+
+struct Inner {
+    actor: ActorName,
+    bucket: Mutex<Bucket>,
+}
+
+/// What one second allows. Pure: it is told the time.
+struct Bucket {
+    rate: u32,
+    second: Option<Instant>,
+    left: u32,
+    suppressed: u64,
+    suppressed_total: u64,
+}
+
+impl ActorLog {
+    /// A log that takes `rate` lines a second.
+    #[must_use]
+    pub fn new(actor: ActorName, rate: u32) -> Self {
+        let bucket = Bucket { rate, second: None, left: rate, suppressed: 0, suppressed_total: 0 };
+        Self(Arc::new(Inner { actor, bucket: Mutex::new(bucket) }))
+    }
+
+    /// Changes the rate from the next second on.
+    pub fn set_rate(&self, rate: u32) {
+        self.0.bucket.lock().rate = rate;
+    }
+
+    /// Writes one line, unless the actor has had its share of this second.
+    ///
+    /// The text comes from a guest: control and direction characters are escaped,
+    /// and what is longer than 8 KiB is cut.
+    pub fn line(&self, level: Level, text: &str) {
+        let now = Instant::now();
+        let (allowed, suppressed) = self.0.bucket.lock().take(now);
+        let actor = &self.0.actor;
+        if suppressed > 0 {
+            tracing::warn!(target: "guest", %actor, suppressed, "log lines over the rate were left out");
+        }
+        if !allowed {
+            return;
+        }
+        let text = clean(text);
+        match level {
+            Level::ERROR => tracing::error!(target: "guest", %actor, "{text}"),
+            Level::WARN => tracing::warn!(target: "guest", %actor, "{text}"),
+            Level::INFO => tracing::info!(target: "guest", %actor, "{text}"),
+            Level::DEBUG => tracing::debug!(target: "guest", %actor, "{text}"),
+            Level::TRACE => tracing::trace!(target: "guest", %actor, "{text}"),
+        }
+    }
+
+    /// Lines left out since the actor started.
+    #[must_use]
+    pub fn suppressed(&self) -> u64 {
+        self.0.bucket.lock().suppressed_total
+    }
+}
+
+impl Bucket {
+    /// Whether a line may pass, and how many were left out in the second before.
+    fn take(&mut self, now: Instant) -> (bool, u64) {
+        let mut before = 0;
+        let fresh = self.second.is_none_or(|s| now.duration_since(s).as_secs() >= 1);
+        if fresh {
+            self.second = Some(now);
+            self.left = self.rate;
+            before = std::mem::take(&mut self.suppressed);
+        }
+        if self.left == 0 {
+            self.suppressed += 1;
+            self.suppressed_total += 1;
+            return (false, before);
+        }
+        self.left -= 1;
+        (true, before)
+    }
+}
+
+/// Text that cannot forge a log line or turn it around.
+fn clean(text: &str) -> String {
+    let mut end = text.len().min(MAX_LINE);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    let mut out = String::with_capacity(end);
+    for c in text[..end].trim_end().chars() {
+        let bidi = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        if (c.is_control() && c != '\t') || bidi { out.extend(c.escape_default()) } else { out.push(c) }
+    }
+    if end < text.len() {
+        out.push('…');
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn lines_over_the_rate_are_counted() {
+        let log = ActorLog::new("a".parse().unwrap(), 2);
+        for _ in 0..5 {
+            log.line(Level::INFO, "x");
+        }
+        assert_eq!(log.suppressed(), 3);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        log.line(Level::INFO, "x");
+        assert_eq!(log.suppressed(), 3);
+    }
+
+    #[test]
+    fn a_guest_cannot_forge_a_line() {
+        assert_eq!(clean("a\nINFO b\x1b[31m\u{202e}"), "a\\nINFO b\\u{1b}[31m\\u{202e}");
+        assert!(clean(&"é".repeat(MAX_LINE)).len() <= MAX_LINE + 4);
+    }
+}

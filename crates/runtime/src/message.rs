@@ -1,0 +1,424 @@
+//! One typed value on its way from a port to a port.
+//!
+//! A message keeps its data as the JSON text in which it came. Routing looks at
+//! the type and never at the data, so `1e2` stays `1e2`, key order and spaces
+//! survive, and a hop costs a reference count.
+
+use std::fmt;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use thiserror::Error;
+
+/// The type of a message. The names are those of Reflow's messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Type {
+    /// A signal without data.
+    Flow,
+    /// Any JSON, meant as something that happened.
+    Event,
+    /// `true` or `false`.
+    Boolean,
+    /// A number of integral value that fits 64 bits with sign.
+    Integer,
+    /// Any number.
+    Float,
+    /// A string.
+    String,
+    /// A JSON object.
+    Object,
+    /// A JSON array.
+    Array,
+    /// Bytes, as an array of numbers from 0 to 255.
+    Stream,
+    /// Any JSON or null.
+    Optional,
+    /// Any JSON.
+    Any,
+    /// The text of an error.
+    Error,
+}
+
+impl Type {
+    /// All types, in the order in which the guest ABI lists them.
+    pub const ALL: [Self; 12] = [
+        Self::Flow,
+        Self::Event,
+        Self::Boolean,
+        Self::Integer,
+        Self::Float,
+        Self::String,
+        Self::Object,
+        Self::Array,
+        Self::Stream,
+        Self::Optional,
+        Self::Any,
+        Self::Error,
+    ];
+
+    /// The name by which messages and metadata call the type.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Flow => "Flow",
+            Self::Event => "Event",
+            Self::Boolean => "Boolean",
+            Self::Integer => "Integer",
+            Self::Float => "Float",
+            Self::String => "String",
+            Self::Object => "Object",
+            Self::Array => "Array",
+            Self::Stream => "Stream",
+            Self::Optional => "Optional",
+            Self::Any => "Any",
+            Self::Error => "Error",
+        }
+    }
+
+    /// The type of that name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|ty| ty.name() == name)
+    }
+
+    /// Whether some message of this type could be meant for a port of type `port`.
+    ///
+    /// False only where no value of one is ever a value of the other, such as
+    /// Integer into Stream: a wire between such ports is a mistake.
+    #[must_use]
+    pub fn can_fit(self, port: Self) -> bool {
+        use Type::{Any, Array, Event, Float, Integer, Optional, Stream};
+        let loose = |ty| matches!(ty, Any | Event | Optional);
+        self == port
+            || loose(self)
+            || loose(port)
+            || matches!((self, port), (Integer, Float) | (Float, Integer))
+            || matches!((self, port), (Stream, Array) | (Array, Stream))
+            || matches!((self, port), (Type::Error, Type::String) | (Type::String, Type::Error))
+    }
+
+    /// Whether `data`, one JSON value, is a value of this type.
+    fn holds(self, data: &str) -> bool {
+        let first = data.as_bytes().first().copied().unwrap_or(b' ');
+        match self {
+            Self::Flow => data == "null",
+            Self::Event | Self::Optional | Self::Any => true,
+            Self::Boolean => matches!(data, "true" | "false"),
+            Self::Integer => is_integral(data),
+            Self::Float => first == b'-' || first.is_ascii_digit(),
+            Self::String | Self::Error => first == b'"',
+            Self::Object => first == b'{',
+            Self::Array => first == b'[',
+            Self::Stream => first == b'[' && serde_json::from_str::<Vec<u8>>(data).is_ok(),
+        }
+    }
+}
+
+/// JavaScript and Go write `1.0` and `1e3` for integers, so those count.
+fn is_integral(data: &str) -> bool {
+    if data.parse::<i64>().is_ok() {
+        return true;
+    }
+    // An integer that i64 could not take is out of range, whatever f64 makes of it.
+    if !data.contains(['.', 'e', 'E']) {
+        return false;
+    }
+    let bound = 2f64.powi(63);
+    data.parse::<f64>().is_ok_and(|n| n.fract() == 0.0 && (-bound..bound).contains(&n))
+}
+
+impl fmt::Display for Type {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// A typed value whose data fits its type.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Message {
+    ty: Type,
+    data: Bytes,
+}
+
+/// Why bytes are not a message. Displays as what was expected.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum MessageError {
+    /// Not an object with a `type`.
+    #[error("expected {{\"type\": …, \"data\": …}}: {0}")]
+    Shape(String),
+    /// A type that does not exist.
+    #[error("unknown type `{0}`; the types are Flow, Event, Boolean, Integer, Float, String, Object, Array, Stream, Optional, Any and Error")]
+    UnknownType(String),
+    /// Data that is no value of its type.
+    #[error("data that is no {ty}: {data}")]
+    Unfit {
+        /// The type that the message claims.
+        ty: Type,
+        /// The beginning of the data.
+        data: String,
+    },
+}
+
+/// How much of something unfit an error shows, in bytes.
+pub const EXCERPT: usize = 200;
+
+impl Message {
+    /// A message of type `ty` from the JSON text of its data.
+    ///
+    /// # Errors
+    /// [`MessageError::Unfit`] when the data is not JSON or no value of the type.
+    pub fn new(ty: Type, data: impl Into<Bytes>) -> Result<Self, MessageError> {
+        let data: Bytes = data.into();
+        let unfit = |data: &[u8]| MessageError::Unfit { ty, data: excerpt(data) };
+        let raw: &RawValue = serde_json::from_slice(&data).map_err(|_| unfit(&data))?;
+        if !ty.holds(raw.get()) {
+            return Err(unfit(&data));
+        }
+        let data = data.slice_ref(raw.get().as_bytes());
+        Ok(Self { ty, data })
+    }
+
+    /// A message from its encoded form, `{"type": …, "data": …}`.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn decode(encoded: &Bytes) -> Result<Self, MessageError> {
+        Self::from_slice_of(encoded, encoded)
+    }
+
+    /// A message from `part`, its encoded form, which lies within `whole`.
+    ///
+    /// The data shares the memory of `whole`: nothing is copied.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    ///
+    /// # Panics
+    /// If `part` does not lie within `whole`.
+    pub fn from_slice_of(whole: &Bytes, part: &[u8]) -> Result<Self, MessageError> {
+        #[derive(Deserialize)]
+        struct Encoded<'a> {
+            #[serde(rename = "type", borrow)]
+            ty: std::borrow::Cow<'a, str>,
+            #[serde(borrow)]
+            data: Option<&'a RawValue>,
+        }
+        let encoded: Encoded<'_> =
+            serde_json::from_slice(part).map_err(|e| MessageError::Shape(e.to_string()))?;
+        let ty = Type::from_name(&encoded.ty)
+            .ok_or_else(|| MessageError::UnknownType(encoded.ty.chars().take(40).collect()))?;
+        match encoded.data {
+            Some(data) if ty.holds(data.get()) => {
+                Ok(Self { ty, data: whole.slice_ref(data.get().as_bytes()) })
+            }
+            Some(data) => Err(MessageError::Unfit { ty, data: excerpt(data.get().as_bytes()) }),
+            None if matches!(ty, Type::Flow | Type::Optional | Type::Event | Type::Any) => {
+                Ok(Self { ty, data: Bytes::from_static(b"null") })
+            }
+            None => Err(MessageError::Unfit { ty, data: "none".into() }),
+        }
+    }
+
+    /// A message from a plain JSON value, as `__send_output` and `reflowd send` take it.
+    ///
+    /// null becomes Optional, a boolean Boolean, an integer Integer, another number
+    /// Float, a string String, an array Array, an object Object. An object with
+    /// exactly the keys `type` (naming one of the twelve) and `data` is that message.
+    ///
+    /// # Errors
+    /// The text is not JSON, or a message in it has data that does not fit its type.
+    pub fn from_plain(whole: &Bytes, part: &[u8]) -> Result<Self, MessageError> {
+        let raw: &RawValue =
+            serde_json::from_slice(part).map_err(|e| MessageError::Shape(e.to_string()))?;
+        let text = raw.get();
+        let ty = match text.as_bytes()[0] {
+            b'n' => Type::Optional,
+            b't' | b'f' => Type::Boolean,
+            b'"' => Type::String,
+            b'[' => Type::Array,
+            b'{' if is_encoded_message(text) => return Self::from_slice_of(whole, text.as_bytes()),
+            b'{' => Type::Object,
+            _ if text.parse::<i64>().is_ok() => Type::Integer,
+            _ => Type::Float,
+        };
+        Ok(Self { ty, data: whole.slice_ref(text.as_bytes()) })
+    }
+
+    /// An `Error` message with that text.
+    #[must_use]
+    pub fn error(text: &str) -> Self {
+        let data = serde_json::to_vec(text).expect("a string can be encoded");
+        Self { ty: Type::Error, data: data.into() }
+    }
+
+    /// Its type.
+    #[must_use]
+    pub fn ty(&self) -> Type {
+        self.ty
+    }
+
+    /// The JSON text of its data; `null` where a Flow has none.
+    #[must_use]
+    pub fn data(&self) -> &Bytes {
+        &self.data
+    }
+
+    /// Its encoded length in bytes, as mailboxes count it.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.ty.name().len() + self.data.len() + r#"{"type":"","data":}"#.len()
+    }
+
+    /// Appends `{"type":…,"data":…}`.
+    pub fn encode_to(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(br#"{"type":""#);
+        out.extend_from_slice(self.ty.name().as_bytes());
+        out.extend_from_slice(br#"","data":"#);
+        out.extend_from_slice(&self.data);
+        out.push(b'}');
+    }
+
+    /// `{"type":…,"data":…}` as a string.
+    #[must_use]
+    pub fn encode(&self) -> String {
+        let mut out = Vec::with_capacity(self.len());
+        self.encode_to(&mut out);
+        String::from_utf8(out).expect("JSON text is UTF-8")
+    }
+
+    /// A copy that holds nothing but itself.
+    ///
+    /// A message that came as one of many shares their memory; one that waits
+    /// in a mailbox for long should not keep its siblings alive.
+    #[must_use]
+    pub fn detached(&self) -> Self {
+        Self { ty: self.ty, data: Bytes::copy_from_slice(&self.data) }
+    }
+}
+
+/// Whether a plain object is meant as a message: exactly `type`, one of the twelve, and `data`.
+fn is_encoded_message(text: &str) -> bool {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Exactly<'a> {
+        #[serde(rename = "type", borrow)]
+        ty: std::borrow::Cow<'a, str>,
+        #[serde(rename = "data", borrow)]
+        _data: &'a RawValue,
+    }
+    serde_json::from_str::<Exactly<'_>>(text).is_ok_and(|m| Type::from_name(&m.ty).is_some())
+}
+
+/// The first [`EXCERPT`] bytes of something, as text for an error.
+#[must_use]
+pub fn excerpt(bytes: &[u8]) -> String {
+    let cut = &bytes[..bytes.len().min(EXCERPT)];
+    let mut text = String::from_utf8_lossy(cut).into_owned();
+    if cut.len() < bytes.len() {
+        text.push('…');
+    }
+    text
+}
+
+impl fmt::Debug for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}({})", self.ty, excerpt(&self.data))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(encoded: &str, expected: Result<(Type, &str), ()>) {
+        let bytes = Bytes::copy_from_slice(encoded.as_bytes());
+        let got = Message::decode(&bytes);
+        let got = got.as_ref().map(|m| (m.ty(), std::str::from_utf8(m.data()).unwrap()));
+        assert_eq!(got.map_err(|_| ()), expected, "{encoded}");
+    }
+
+    #[test]
+    fn data_must_fit_its_type() {
+        use Type::*;
+        check(r#"{"type":"Flow"}"#, Ok((Flow, "null")));
+        check(r#"{"type":"Flow","data":null}"#, Ok((Flow, "null")));
+        check(r#"{"type":"Flow","data":1}"#, Err(()));
+        check(r#"{"type":"Event","data":{"a":1}}"#, Ok((Event, r#"{"a":1}"#)));
+        check(r#"{"type":"Boolean","data":true}"#, Ok((Boolean, "true")));
+        check(r#"{"type":"Boolean","data":"true"}"#, Err(()));
+        check(r#"{"type":"Integer","data":-7}"#, Ok((Integer, "-7")));
+        check(r#"{"type":"Integer","data":1.0}"#, Ok((Integer, "1.0")));
+        check(r#"{"type":"Integer","data":1e3}"#, Ok((Integer, "1e3")));
+        check(r#"{"type":"Integer","data":1.5}"#, Err(()));
+        check(r#"{"type":"Integer","data":9223372036854775807}"#, Ok((Integer, "9223372036854775807")));
+        check(r#"{"type":"Integer","data":9223372036854775808}"#, Err(()));
+        check(r#"{"type":"Integer","data":"7"}"#, Err(()));
+        check(r#"{"type":"Float","data":7}"#, Ok((Float, "7")));
+        check(r#"{"type":"Float","data":null}"#, Err(()));
+        check(r#"{"type":"String","data":"x"}"#, Ok((String, "\"x\"")));
+        check(r#"{"type":"String"}"#, Err(()));
+        check(r#"{"type":"Object","data":{}}"#, Ok((Object, "{}")));
+        check(r#"{"type":"Object","data":[]}"#, Err(()));
+        check(r#"{"type":"Array","data":[]}"#, Ok((Array, "[]")));
+        check(r#"{"type":"Stream","data":[0,255]}"#, Ok((Stream, "[0,255]")));
+        check(r#"{"type":"Stream","data":[256]}"#, Err(()));
+        check(r#"{"type":"Stream","data":["a"]}"#, Err(()));
+        check(r#"{"type":"Optional","data":null}"#, Ok((Optional, "null")));
+        check(r#"{"type":"Any","data":[1,{}]}"#, Ok((Any, "[1,{}]")));
+        check(r#"{"type":"Error","data":"no"}"#, Ok((Error, "\"no\"")));
+        check(r#"{"type":"Error","data":{}}"#, Err(()));
+        check(r#"{"type":"Int","data":1}"#, Err(()));
+        check(r#"{"data":1}"#, Err(()));
+        check(r#"[1]"#, Err(()));
+        check("", Err(()));
+    }
+
+    #[test]
+    fn data_keeps_its_bytes() {
+        let data = r#"{"b":1.0, "a":1e2,"n":123456789012345678901234567890}"#;
+        let text = format!(r#"{{ "type": "Object", "data": {data} }}"#);
+        let message = Message::decode(&Bytes::from(text)).unwrap();
+        assert_eq!(message.data(), data);
+        assert_eq!(message.encode(), format!(r#"{{"type":"Object","data":{data}}}"#));
+        assert_eq!(message.encode().len(), message.len());
+    }
+
+    #[track_caller]
+    fn plain(text: &str, ty: Type, data: &str) {
+        let bytes = Bytes::copy_from_slice(text.as_bytes());
+        let message = Message::from_plain(&bytes, &bytes).unwrap();
+        assert_eq!((message.ty(), &message.data()[..]), (ty, data.as_bytes()), "{text}");
+    }
+
+    #[test]
+    fn plain_values_find_their_type() {
+        plain("null", Type::Optional, "null");
+        plain(" true ", Type::Boolean, "true");
+        plain("3", Type::Integer, "3");
+        plain("3.0", Type::Float, "3.0");
+        plain("3.5", Type::Float, "3.5");
+        plain("1e300", Type::Float, "1e300");
+        plain("\"s\"", Type::String, "\"s\"");
+        plain("[1]", Type::Array, "[1]");
+        plain("{\"a\":1}", Type::Object, "{\"a\":1}");
+        plain(r#"{"type":"Float","data":1}"#, Type::Float, "1");
+        plain(r#"{"type":"lamp","data":1}"#, Type::Object, r#"{"type":"lamp","data":1}"#);
+        plain(
+            r#"{"type":"Float","data":1,"x":2}"#,
+            Type::Object,
+            r#"{"type":"Float","data":1,"x":2}"#,
+        );
+    }
+
+    #[test]
+    fn wires_are_refused_only_where_nothing_ever_fits() {
+        assert!(!Type::Integer.can_fit(Type::Stream));
+        assert!(!Type::Boolean.can_fit(Type::Integer));
+        assert!(Type::Integer.can_fit(Type::Float));
+        assert!(Type::Any.can_fit(Type::Stream));
+        assert!(Type::Object.can_fit(Type::Any));
+        assert!(Type::Flow.can_fit(Type::Event));
+    }
+}

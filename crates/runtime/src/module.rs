@@ -1,0 +1,398 @@
+//! What the runtime asks of the code that an actor runs.
+//!
+//! Three traits, from the general to the particular: a [`Module`] is code with
+//! metadata; a [`Program`] is a module made ready for one actor's settings; an
+//! [`Engine`] is one running instance. The runtime knows nothing else about
+//! them, WebAssembly least of all: connectors and test fakes implement the same
+//! traits as the loader.
+
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use tokio::time::Instant;
+
+use crate::{ActorLog, ActorName, Message, PortName, Type};
+
+/// Loaded, checked code. Shared by every actor that runs it.
+pub trait Module: Send + Sync {
+    /// What identifies the code.
+    fn digest(&self) -> Digest;
+
+    /// What the module says of itself.
+    fn metadata(&self) -> &Metadata;
+
+    /// The semantic version that the module gives itself, where it does.
+    fn version(&self) -> Option<&str>;
+
+    /// Makes the module ready for one actor: checks the actor's configuration
+    /// against the module and does whatever is slow and needed only once.
+    ///
+    /// May take long and must not be awaited by an actor's task.
+    fn prepare(&self, spec: ProgramSpec) -> BoxFuture<'_, Result<Arc<dyn Program>, PrepareError>>;
+}
+
+/// A module made ready for one actor. Makes that actor's engines, one at a time.
+pub trait Program: Send + Sync {
+    /// What the program was made from.
+    fn digest(&self) -> Digest;
+
+    /// The ports of the module that it was made from.
+    fn metadata(&self) -> &Metadata;
+
+    /// A new engine. At most one engine of a program is in use at a time.
+    fn instantiate(&self) -> BoxFuture<'_, Result<Box<dyn Engine>, InstantiateError>>;
+}
+
+/// One running instance of a module.
+pub trait Engine: Send {
+    /// Takes one turn: the context in, the effects out.
+    ///
+    /// The engine goes into the turn, and only a turn that left it intact gives
+    /// it back, so nobody can call a broken one. Effects are a value: nothing
+    /// has happened until the caller commits them. (Messages that the guest
+    /// sends through [`Context::now`] are the exception that its name says.)
+    fn turn(self: Box<Self>, context: Context, deadline: Instant) -> BoxFuture<'static, Turn>;
+
+    /// Bytes of memory that the guest holds now.
+    fn memory_bytes(&self) -> u64 {
+        0
+    }
+}
+
+/// How a turn ended.
+pub type Turn = Result<(Box<dyn Engine>, Effects), Failure>;
+
+/// What a guest is told at the beginning of a turn.
+#[derive(Clone)]
+pub struct Context {
+    /// One message for a turn of its own, or one per port for a join.
+    pub payload: Vec<(PortName, Message)>,
+    /// The actor's state.
+    pub state: State,
+    /// What is known of the message's way, as JSON; given to the guest as `meta` where it asks for it.
+    pub meta: Option<Bytes>,
+    /// Whether the guest sees the state in its context, or only through `__get_state`.
+    pub state_in_context: bool,
+    /// Limits of this turn.
+    pub limits: TurnLimits,
+    /// Takes what `__send_output` gives at once, where the actor sends `now`.
+    pub now: Option<Arc<dyn SendNow>>,
+}
+
+/// Sizes that a turn must keep, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TurnLimits {
+    /// Encoded outputs of one turn, together.
+    pub output: u64,
+    /// The encoded state.
+    pub state: u64,
+}
+
+/// Takes a message out of a turn that has not ended. Never waits.
+pub trait SendNow: Send + Sync {
+    /// Puts `message` on the wires of `port`.
+    fn send(&self, port: PortName, message: Message);
+}
+
+/// An actor's state: the JSON text of one object.
+#[derive(Clone, PartialEq, Eq)]
+pub struct State(Bytes);
+
+/// The text is no JSON object.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("a state is a JSON object, not {0}")]
+pub struct StateError(String);
+
+impl State {
+    /// A state from its JSON text.
+    ///
+    /// # Errors
+    /// The text is no JSON object.
+    pub fn new(text: impl Into<Bytes>) -> Result<Self, StateError> {
+        let text: Bytes = text.into();
+        let object: Result<BTreeMap<String, &serde_json::value::RawValue>, _> =
+            serde_json::from_slice(&text);
+        match object {
+            Ok(_) => Ok(Self(text)),
+            Err(_) => Err(StateError(crate::message::excerpt(&text))),
+        }
+    }
+
+    /// The JSON text.
+    #[must_use]
+    pub fn text(&self) -> &Bytes {
+        &self.0
+    }
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self(Bytes::from_static(b"{}"))
+    }
+}
+
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&crate::message::excerpt(&self.0))
+    }
+}
+
+/// What a successful turn wants to happen. The runtime commits it as one.
+#[derive(Debug, Default)]
+pub struct Effects {
+    /// Messages for outports, in the order in which the guest gave them.
+    pub outputs: Vec<(PortName, Message)>,
+    /// The new state, where the turn set one.
+    pub state: Option<State>,
+}
+
+/// A turn that did not succeed.
+pub struct Failure {
+    /// What happened.
+    pub kind: FailureKind,
+    /// The engine, where it is intact.
+    pub engine: Option<Box<dyn Engine>>,
+}
+
+/// What happened in a turn that did not succeed.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum FailureKind {
+    /// The guest trapped, panicked or ran out of memory.
+    #[error("trapped: {0}")]
+    Trap(String),
+    /// The turn ran into its deadline.
+    #[error("timed out after {0:?}")]
+    Timeout(Duration),
+    /// The guest answered with something that is no result, or over a limit.
+    #[error("{0}")]
+    Turn(String),
+    /// The guest answered with an error of its own.
+    #[error("the guest returned an error: {0}")]
+    Guest(String),
+    /// What a connector talks to is not there. The message is kept and tried again.
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+impl FailureKind {
+    /// One word for metrics, events and dead letters.
+    #[must_use]
+    pub fn class(&self) -> &'static str {
+        match self {
+            Self::Trap(_) => "trap",
+            Self::Timeout(_) => "timeout",
+            Self::Turn(_) => "turn-error",
+            Self::Guest(_) => "guest-error",
+            Self::Unavailable(_) => "unavailable",
+        }
+    }
+}
+
+impl fmt::Debug for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Failure")
+            .field("kind", &self.kind)
+            .field("engine", &self.engine.is_some())
+            .finish()
+    }
+}
+
+/// The SHA-256 of a module's bytes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Digest([u8; 32]);
+
+impl Digest {
+    /// The digest with those bytes.
+    #[must_use]
+    pub const fn new(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// The first twelve hexadecimal digits, for people.
+    #[must_use]
+    pub fn short(&self) -> String {
+        let mut text = self.to_string();
+        text.truncate(12);
+        text
+    }
+}
+
+/// Not 64 hexadecimal digits.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("`{0}` is no SHA-256 digest: 64 hexadecimal digits")]
+pub struct DigestError(String);
+
+impl std::str::FromStr for Digest {
+    type Err = DigestError;
+
+    fn from_str(text: &str) -> Result<Self, DigestError> {
+        let error = || DigestError(text.chars().take(80).collect());
+        if text.len() != 64 || !text.is_ascii() {
+            return Err(error());
+        }
+        let mut bytes = [0; 32];
+        for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().chunks(2)) {
+            let pair = std::str::from_utf8(pair).map_err(|_| error())?;
+            *byte = u8::from_str_radix(pair, 16).map_err(|_| error())?;
+        }
+        Ok(Self(bytes))
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.short())
+    }
+}
+
+impl Serialize for Digest {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// What a module says of itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Metadata {
+    /// The name that the module gives itself. Not empty.
+    pub component: String,
+    /// For people.
+    #[serde(default)]
+    pub description: String,
+    /// Ports that take messages.
+    pub inports: Vec<Port>,
+    /// Ports that messages leave by.
+    pub outports: Vec<Port>,
+    /// A JSON Schema that an actor's configuration must satisfy.
+    #[serde(default)]
+    pub config_schema: Option<serde_json::Value>,
+    /// A version, for modules that do not export `get_version`.
+    #[serde(default)]
+    pub version: Option<String>,
+}
+
+impl Metadata {
+    /// The inport of that name.
+    #[must_use]
+    pub fn inport(&self, name: &str) -> Option<&Port> {
+        self.inports.iter().find(|port| port.name.as_str() == name)
+    }
+
+    /// The outport of that name.
+    #[must_use]
+    pub fn outport(&self, name: &str) -> Option<&Port> {
+        self.outports.iter().find(|port| port.name.as_str() == name)
+    }
+}
+
+/// A port as metadata declares it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Port {
+    /// Its name, unique among the ports of its direction.
+    pub name: PortName,
+    /// For people.
+    #[serde(default)]
+    pub description: String,
+    /// The type of its messages.
+    pub port_type: Type,
+    /// Whether a join waits for it.
+    #[serde(default)]
+    pub required: bool,
+}
+
+/// All that makes one generation of an actor differ from another, but the module.
+#[derive(Clone)]
+pub struct ProgramSpec {
+    /// The actor: `config.node_id` in the guest's context.
+    pub actor: ActorName,
+    /// The actor's configuration, a JSON object.
+    pub config: serde_json::Map<String, serde_json::Value>,
+    /// The actor's environment, resolved: `config.resolved_env` in the context.
+    pub env: BTreeMap<String, String>,
+    /// The export that takes turns; `process` where it is not set.
+    pub entry_point: Option<String>,
+    /// Bytes of linear memory that one engine may have.
+    pub memory: u64,
+    /// Hosts that the guest may reach by HTTP.
+    pub allow_hosts: Vec<String>,
+    /// How long an engine lives.
+    pub engine_per: EnginePer,
+    /// The version that the module must have, as a semantic version requirement.
+    pub version: Option<String>,
+    /// Where the guest's log lines go.
+    pub log: ActorLog,
+}
+
+/// How long an engine lives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EnginePer {
+    /// As long as the generation, unless it breaks.
+    #[default]
+    Actor,
+    /// A new one for every message, as Reflow does it.
+    Message,
+}
+
+/// A module cannot be made ready for an actor.
+#[derive(Debug, Error)]
+pub enum PrepareError {
+    /// The module does not export the function that is to take turns.
+    #[error("the module does not export `{name}`; it exports {exports}")]
+    MissingExport {
+        /// The export that was looked for.
+        name: String,
+        /// What it exports.
+        exports: String,
+    },
+    /// The export has parameters or another result than one `i32`.
+    #[error("the export `{name}` has type {found}; a turn needs () -> i32")]
+    WrongExportType {
+        /// The export.
+        name: String,
+        /// The type that it has.
+        found: String,
+    },
+    /// The configuration does not satisfy the module.
+    #[error("the module refuses the actor's config: {why}")]
+    ConfigRejected {
+        /// Each violation of the schema, or that `validate_config` said no.
+        why: String,
+    },
+    /// The module is of another version than the actor asks for.
+    #[error("the module's version is {found}, and the actor asks for {wanted}")]
+    VersionMismatch {
+        /// The requirement.
+        wanted: String,
+        /// The version that the module has, or `none`.
+        found: String,
+    },
+    /// The declared memory is over the actor's limit.
+    #[error("the module needs {needed} bytes of memory from the start, and `memory` allows {limit}; raise `memory`")]
+    MemoryTooSmall {
+        /// Bytes that the module declares.
+        needed: u64,
+        /// Bytes that the actor allows.
+        limit: u64,
+    },
+    /// The code cannot be made ready or not be started.
+    #[error(transparent)]
+    Instantiate(#[from] InstantiateError),
+}
+
+/// An engine cannot be made.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[error("the module cannot be started: {why}")]
+pub struct InstantiateError {
+    /// What the engine said.
+    pub why: String,
+}

@@ -1,0 +1,123 @@
+//! The keys of an actor that apply in place, without a new engine.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::Type;
+
+/// The keys of an actor that apply to it as it runs.
+///
+/// What needs a new engine is a [`ProgramSpec`](crate::ProgramSpec) instead.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Settings {
+    /// Wall clock of one turn, host calls included.
+    pub timeout: Duration,
+    /// Messages that the mailbox holds; per inport with [`Trigger::All`].
+    pub mailbox: usize,
+    /// Bytes that the mailbox holds; one larger message is taken alone.
+    pub mailbox_bytes: u64,
+    /// What happens to a message that finds the mailbox full.
+    pub overflow: Overflow,
+    /// What starts a turn.
+    pub trigger: Trigger,
+    /// When the guest's `__send_output` leaves.
+    pub send: Send,
+    /// Further attempts after a trap.
+    pub retries: u32,
+    /// Further attempts after a time-out.
+    pub retries_timeout: u32,
+    /// Bytes of encoded output of one turn.
+    pub output: u64,
+    /// Bytes of encoded state.
+    pub state_size: u64,
+    /// Whether the state is written to disk.
+    pub state: Persistence,
+    /// Log lines a second.
+    pub log_rate: u32,
+    /// Whether the state is part of the context.
+    pub context_state: bool,
+    /// Whether the envelope is part of the context, as `meta`.
+    pub context_meta: bool,
+    /// Hops after which a message is taken for a runaway loop.
+    pub max_hops: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            timeout: Duration::from_secs(30),
+            mailbox: 1024,
+            mailbox_bytes: 16 << 20,
+            overflow: Overflow::Block,
+            trigger: Trigger::Any,
+            send: Send::OnSuccess,
+            retries: 2,
+            retries_timeout: 0,
+            output: 16 << 20,
+            state_size: 16 << 20,
+            state: Persistence::Snapshot,
+            log_rate: 100,
+            context_state: true,
+            context_meta: false,
+            max_hops: 10_000,
+        }
+    }
+}
+
+/// What happens to a message that finds a mailbox full.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Overflow {
+    /// The wire waits, so that pressure travels back to the source.
+    #[default]
+    Block,
+    /// The message is dropped.
+    DropNewest,
+    /// The oldest message that is not in hand is dropped.
+    DropOldest,
+}
+
+/// What starts a turn.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Trigger {
+    /// Each message.
+    #[default]
+    Any,
+    /// A message on every required inport that has a wire: a join.
+    All,
+}
+
+/// When the guest's `__send_output` leaves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Send {
+    /// With the turn's outputs, when it has succeeded.
+    #[default]
+    OnSuccess,
+    /// At once: at least once across retries.
+    Now,
+}
+
+/// Whether an actor's state is written to disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Persistence {
+    /// Every few seconds and on a graceful stop.
+    #[default]
+    Snapshot,
+    /// Never.
+    Memory,
+}
+
+/// The inports of an actor, as a join needs to know them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inport {
+    /// Its name.
+    pub name: crate::PortName,
+    /// Its declared type.
+    pub ty: Type,
+    /// Whether a join waits for it.
+    pub required: bool,
+}
