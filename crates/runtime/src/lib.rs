@@ -3,14 +3,31 @@
 //! The runtime moves messages and owns everything that outlives an engine. It
 //! does not know WebAssembly: an actor runs whatever implements [`Engine`].
 
-mod name;
+mod system;
+mod actor;
+mod source;
+mod mailbox;
+mod wire;
+mod envelope;
 mod message;
+mod name;
 mod module;
 mod settings;
+mod supervisor;
+mod dead_letter;
+mod waits;
+mod event;
+mod meter;
 mod log;
 
+pub use actor::{ActorState, ERROR_PORT, Generation, Status};
+pub use dead_letter::{DeadLetter, DeadLetters, Reason};
+pub use envelope::{Envelope, MessageId, MessageIdError, unix_millis};
+pub use event::{Event, EventKind, Events};
 pub use log::ActorLog;
+pub use mailbox::{Bounds, Counts, Entry, Mailbox};
 pub use message::{EXCERPT, Message, MessageError, Type, excerpt};
+pub use meter::{Counter, Histogram, Meters};
 pub use module::{
     Context, Digest, DigestError, Effects, Engine, EnginePer, Failure, FailureKind,
     InstantiateError, Metadata, Module, Port, PrepareError, Program, ProgramSpec, SendNow, State,
@@ -18,3 +35,7 @@ pub use module::{
 };
 pub use name::{ActorName, ActorNameError, PortName, PortNameError, PortRef, PortRefError};
 pub use settings::{Inport, Overflow, Persistence, Send, Settings, Trigger};
+pub use source::{Emitter, Source, SourceError};
+pub use system::{Actor, Books, Change, Changed, Ready, SendError, Start, System, WireDef};
+pub use waits::Answer;
+pub use wire::{Routes, Wire, WireCounts};

@@ -25,15 +25,17 @@ struct Bucket {
     rate: u32,
     second: Option<Instant>,
     left: u32,
+    /// Lines left out in this second.
+    missed: u64,
+    /// Lines left out ever.
     suppressed: u64,
-    suppressed_total: u64,
 }
 
 impl ActorLog {
     /// A log that takes `rate` lines a second.
     #[must_use]
     pub fn new(actor: ActorName, rate: u32) -> Self {
-        let bucket = Bucket { rate, second: None, left: rate, suppressed: 0, suppressed_total: 0 };
+        let bucket = Bucket { rate, second: None, left: rate, missed: 0, suppressed: 0 };
         Self(Arc::new(Inner { actor, bucket: Mutex::new(bucket) }))
     }
 
@@ -69,7 +71,7 @@ impl ActorLog {
     /// Lines left out since the actor started.
     #[must_use]
     pub fn suppressed(&self) -> u64 {
-        self.0.bucket.lock().suppressed_total
+        self.0.bucket.lock().suppressed
     }
 }
 
@@ -81,11 +83,11 @@ impl Bucket {
         if fresh {
             self.second = Some(now);
             self.left = self.rate;
-            before = std::mem::take(&mut self.suppressed);
+            before = std::mem::take(&mut self.missed);
         }
         if self.left == 0 {
+            self.missed += 1;
             self.suppressed += 1;
-            self.suppressed_total += 1;
             return (false, before);
         }
         self.left -= 1;
@@ -102,7 +104,11 @@ fn clean(text: &str) -> String {
     let mut out = String::with_capacity(end);
     for c in text[..end].trim_end().chars() {
         let bidi = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        if (c.is_control() && c != '\t') || bidi { out.extend(c.escape_default()) } else { out.push(c) }
+        if (c.is_control() && c != '\t') || bidi {
+            out.extend(c.escape_default());
+        } else {
+            out.push(c);
+        }
     }
     if end < text.len() {
         out.push('…');

@@ -148,7 +148,9 @@ pub enum MessageError {
     #[error("expected {{\"type\": …, \"data\": …}}: {0}")]
     Shape(String),
     /// A type that does not exist.
-    #[error("unknown type `{0}`; the types are Flow, Event, Boolean, Integer, Float, String, Object, Array, Stream, Optional, Any and Error")]
+    #[error(
+        "unknown type `{0}`; the types are Flow, Event, Boolean, Integer, Float, String, Object, Array, Stream, Optional, Any and Error"
+    )]
     UnknownType(String),
     /// Data that is no value of its type.
     #[error("data that is no {ty}: {data}")]
@@ -189,7 +191,8 @@ impl Message {
 
     /// A message from `part`, its encoded form, which lies within `whole`.
     ///
-    /// The data shares the memory of `whole`: nothing is copied.
+    /// The data shares the memory of `whole`, unless it is a small part of it:
+    /// a message that waits must not keep much larger siblings alive.
     ///
     /// # Errors
     /// What is wrong with it.
@@ -210,7 +213,7 @@ impl Message {
             .ok_or_else(|| MessageError::UnknownType(encoded.ty.chars().take(40).collect()))?;
         match encoded.data {
             Some(data) if ty.holds(data.get()) => {
-                Ok(Self { ty, data: whole.slice_ref(data.get().as_bytes()) })
+                Ok(Self { ty, data: share(whole, data.get().as_bytes()) })
             }
             Some(data) => Err(MessageError::Unfit { ty, data: excerpt(data.get().as_bytes()) }),
             None if matches!(ty, Type::Flow | Type::Optional | Type::Event | Type::Any) => {
@@ -242,7 +245,7 @@ impl Message {
             _ if text.parse::<i64>().is_ok() => Type::Integer,
             _ => Type::Float,
         };
-        Ok(Self { ty, data: whole.slice_ref(text.as_bytes()) })
+        Ok(Self { ty, data: share(whole, text.as_bytes()) })
     }
 
     /// An `Error` message with that text.
@@ -266,7 +269,7 @@ impl Message {
 
     /// Its encoded length in bytes, as mailboxes count it.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub fn encoded_len(&self) -> usize {
         self.ty.name().len() + self.data.len() + r#"{"type":"","data":}"#.len()
     }
 
@@ -282,7 +285,7 @@ impl Message {
     /// `{"type":…,"data":…}` as a string.
     #[must_use]
     pub fn encode(&self) -> String {
-        let mut out = Vec::with_capacity(self.len());
+        let mut out = Vec::with_capacity(self.encoded_len());
         self.encode_to(&mut out);
         String::from_utf8(out).expect("JSON text is UTF-8")
     }
@@ -294,6 +297,18 @@ impl Message {
     #[must_use]
     pub fn detached(&self) -> Self {
         Self { ty: self.ty, data: Bytes::copy_from_slice(&self.data) }
+    }
+}
+
+/// How many bytes a message may keep alive beside its own, before it is copied.
+const MAX_SIBLINGS: usize = 4 << 10;
+
+/// `part` of `whole`, shared or, where that would keep much else alive, copied.
+fn share(whole: &Bytes, part: &[u8]) -> Bytes {
+    if whole.len() > part.len().saturating_mul(2) + MAX_SIBLINGS {
+        Bytes::copy_from_slice(part)
+    } else {
+        whole.slice_ref(part)
     }
 }
 
@@ -352,7 +367,10 @@ mod tests {
         check(r#"{"type":"Integer","data":1.0}"#, Ok((Integer, "1.0")));
         check(r#"{"type":"Integer","data":1e3}"#, Ok((Integer, "1e3")));
         check(r#"{"type":"Integer","data":1.5}"#, Err(()));
-        check(r#"{"type":"Integer","data":9223372036854775807}"#, Ok((Integer, "9223372036854775807")));
+        check(
+            r#"{"type":"Integer","data":9223372036854775807}"#,
+            Ok((Integer, "9223372036854775807")),
+        );
         check(r#"{"type":"Integer","data":9223372036854775808}"#, Err(()));
         check(r#"{"type":"Integer","data":"7"}"#, Err(()));
         check(r#"{"type":"Float","data":7}"#, Ok((Float, "7")));
@@ -382,7 +400,7 @@ mod tests {
         let message = Message::decode(&Bytes::from(text)).unwrap();
         assert_eq!(message.data(), data);
         assert_eq!(message.encode(), format!(r#"{{"type":"Object","data":{data}}}"#));
-        assert_eq!(message.encode().len(), message.len());
+        assert_eq!(message.encode().len(), message.encoded_len());
     }
 
     #[track_caller]

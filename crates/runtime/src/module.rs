@@ -377,7 +377,9 @@ pub enum PrepareError {
         found: String,
     },
     /// The declared memory is over the actor's limit.
-    #[error("the module needs {needed} bytes of memory from the start, and `memory` allows {limit}; raise `memory`")]
+    #[error(
+        "the module needs {needed} bytes of memory from the start, and `memory` allows {limit}; raise `memory`"
+    )]
     MemoryTooSmall {
         /// Bytes that the module declares.
         needed: u64,

@@ -1,0 +1,186 @@
+//! A message with what is known of its way.
+
+use std::{
+    collections::hash_map::RandomState,
+    fmt,
+    hash::{BuildHasher, Hasher},
+    str::FromStr,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use bytes::Bytes;
+use serde::{Serialize, Serializer};
+use thiserror::Error;
+
+use crate::{Message, PortName};
+
+/// Names one delivery, unique across processes: 64 random bits of this process
+/// and a number that only grows. Written as 32 hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MessageId {
+    process: u64,
+    number: u64,
+}
+
+impl MessageId {
+    /// An id that no other message has.
+    #[must_use]
+    #[expect(clippy::new_without_default, reason = "every call gives another value")]
+    pub fn new() -> Self {
+        static PROCESS: OnceLock<u64> = OnceLock::new();
+        static NUMBER: AtomicU64 = AtomicU64::new(1);
+        // The standard library seeds its hashers from the system's random numbers.
+        let process = *PROCESS.get_or_init(|| RandomState::new().build_hasher().finish());
+        Self { process, number: NUMBER.fetch_add(1, Ordering::Relaxed) }
+    }
+}
+
+/// Not 32 hexadecimal digits.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("`{0}` is no message id: 32 hexadecimal digits")]
+pub struct MessageIdError(String);
+
+impl FromStr for MessageId {
+    type Err = MessageIdError;
+
+    fn from_str(text: &str) -> Result<Self, MessageIdError> {
+        let error = || MessageIdError(text.chars().take(40).collect());
+        if text.len() != 32 || !text.is_ascii() {
+            return Err(error());
+        }
+        let half = |part: &str| u64::from_str_radix(part, 16).map_err(|_| error());
+        Ok(Self { process: half(&text[..16])?, number: half(&text[16..])? })
+    }
+}
+
+impl fmt::Display for MessageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}{:016x}", self.process, self.number)
+    }
+}
+
+impl fmt::Debug for MessageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl Serialize for MessageId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// A message for one inport, and where it comes from.
+#[derive(Clone, Debug)]
+pub struct Envelope {
+    /// This delivery.
+    pub id: MessageId,
+    /// The message that entered the system and led to this one.
+    pub correlation: MessageId,
+    /// Messages that a join took beside the one whose correlation this carries.
+    pub links: Option<Arc<[MessageId]>>,
+    /// W3C trace context, where the entry had one.
+    pub traceparent: Option<Arc<str>>,
+    /// Milliseconds since the Unix epoch at which this delivery was made.
+    pub time: u64,
+    /// Turns between the entry and here.
+    pub hops: u32,
+    /// The inport that it is for.
+    pub port: PortName,
+    /// What it carries.
+    pub message: Message,
+}
+
+impl Envelope {
+    /// A message that enters the system.
+    #[must_use]
+    pub fn entering(port: PortName, message: Message, traceparent: Option<Arc<str>>) -> Self {
+        let id = MessageId::new();
+        Self {
+            id,
+            correlation: id,
+            links: None,
+            traceparent,
+            time: unix_millis(),
+            hops: 0,
+            port,
+            message,
+        }
+    }
+
+    /// The context's `meta`: the envelope as a guest may see it.
+    #[must_use]
+    pub fn meta(&self) -> Bytes {
+        #[derive(Serialize)]
+        struct Meta<'a> {
+            id: MessageId,
+            correlation: MessageId,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            links: Option<&'a [MessageId]>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            traceparent: Option<&'a str>,
+            time: u64,
+            hops: u32,
+        }
+        let meta = Meta {
+            id: self.id,
+            correlation: self.correlation,
+            links: self.links.as_deref(),
+            traceparent: self.traceparent.as_deref(),
+            time: self.time,
+            hops: self.hops,
+        };
+        serde_json::to_vec(&meta).expect("a struct of strings and numbers can be encoded").into()
+    }
+}
+
+/// What the outputs of one turn inherit from what the turn took.
+#[derive(Clone, Debug)]
+pub(crate) struct Lineage {
+    pub(crate) correlation: MessageId,
+    pub(crate) links: Option<Arc<[MessageId]>>,
+    pub(crate) traceparent: Option<Arc<str>>,
+    pub(crate) hops: u32,
+}
+
+impl Lineage {
+    /// From the messages of one turn: the first gives correlation and trace, the others are linked.
+    pub(crate) fn of(taken: &[Envelope]) -> Self {
+        let first = taken.first().expect("a turn takes at least one message");
+        let links: Arc<[MessageId]> =
+            taken[1..].iter().map(|envelope| envelope.correlation).collect();
+        Self {
+            correlation: first.correlation,
+            links: (!links.is_empty()).then_some(links),
+            traceparent: first.traceparent.clone(),
+            hops: taken.iter().map(|envelope| envelope.hops).max().unwrap_or(0),
+        }
+    }
+
+    /// An output on its way to `port`.
+    pub(crate) fn output(&self, port: PortName, message: Message, time: u64) -> Envelope {
+        Envelope {
+            id: MessageId::new(),
+            correlation: self.correlation,
+            links: self.links.clone(),
+            traceparent: self.traceparent.clone(),
+            time,
+            hops: self.hops.saturating_add(1),
+            port,
+            message,
+        }
+    }
+}
+
+/// Milliseconds since the Unix epoch, for people and envelopes, never for deadlines.
+#[must_use]
+pub fn unix_millis() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+}

@@ -1,0 +1,122 @@
+//! What has happened to actors, modules and the flow, for people and tools.
+
+use std::collections::VecDeque;
+
+use parking_lot::Mutex;
+use serde::Serialize;
+use tokio::sync::broadcast;
+
+use crate::{ActorName, Digest, envelope::unix_millis};
+
+/// Events that are kept.
+const MAX_EVENTS: usize = 10_000;
+
+/// Events that a reader may be behind before it misses some.
+const READER_LAG: usize = 4_096;
+
+/// Something that happened.
+#[derive(Clone, Debug, Serialize)]
+pub struct Event {
+    /// Its number since the daemon started; without gaps.
+    pub number: u64,
+    /// Milliseconds since the Unix epoch.
+    pub time: u64,
+    /// What.
+    #[serde(flatten)]
+    pub kind: EventKind,
+}
+
+/// What happened.
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+#[expect(missing_docs, reason = "the variants and fields are the words that users read")]
+pub enum EventKind {
+    /// An actor takes messages for the first time.
+    Started { actor: ActorName, generation: u64, digest: Digest },
+    /// An actor runs another generation.
+    Swapped {
+        actor: ActorName,
+        generation: u64,
+        from: Digest,
+        digest: Digest,
+        /// Messages that waited in the mailbox.
+        queued: u64,
+    },
+    /// Keys that need no new engine were applied.
+    Applied { actor: ActorName },
+    /// An engine was replaced by another of the same generation.
+    Restarted { actor: ActorName, why: String },
+    /// An actor gave up and keeps its mailbox.
+    Failed { actor: ActorName, why: String },
+    /// An actor has waited ten seconds for a full mailbox.
+    Blocked { actor: ActorName, by: Vec<ActorName> },
+    /// A join has waited ten seconds with one inport full and another empty.
+    Stalled { actor: ActorName, full: String, empty: String },
+    /// An operator paused an actor.
+    Paused { actor: ActorName },
+    /// An operator resumed an actor.
+    Resumed { actor: ActorName },
+    /// An actor was removed and works off its mailbox.
+    Draining { actor: ActorName },
+    /// An actor is gone.
+    Stopped { actor: ActorName, dead_lettered: u64 },
+    /// A module was refused.
+    ModuleRefused { module: String, digest: Option<Digest>, reason: String, why: String },
+    /// A module was loaded, and no actor runs it.
+    ModuleLoaded { module: String, digest: Digest, why: String },
+    /// A module's file is gone; what runs it goes on.
+    FileGone { module: String, actors: Vec<ActorName> },
+    /// A changed configuration took effect.
+    ConfigApplied { added: Vec<ActorName>, changed: Vec<ActorName>, removed: Vec<ActorName> },
+    /// A changed configuration was refused; nothing changed.
+    ConfigRefused { why: String },
+    /// A change to some actors was refused; they go on as they are.
+    ChangeRefused { actors: Vec<ActorName>, why: String },
+    /// A change would remove so much that it waits for an operator.
+    RemovalHeld { why: String },
+    /// A watched folder cannot be read; nothing is taken for removed.
+    FolderUnknown { path: String, why: String },
+    /// Something in the watched folder is not looked at.
+    Ignored { path: String, why: String },
+}
+
+/// The history of events, and a way to follow it.
+pub struct Events {
+    history: Mutex<History>,
+    live: broadcast::Sender<Event>,
+}
+
+#[derive(Default)]
+struct History {
+    events: VecDeque<Event>,
+    numbers: u64,
+}
+
+impl Default for Events {
+    fn default() -> Self {
+        Self { history: Mutex::default(), live: broadcast::channel(READER_LAG).0 }
+    }
+}
+
+impl Events {
+    /// Adds an event.
+    pub fn record(&self, kind: EventKind) {
+        let mut history = self.history.lock();
+        history.numbers += 1;
+        let event = Event { number: history.numbers, time: unix_millis(), kind };
+        if history.events.len() == MAX_EVENTS {
+            history.events.pop_front();
+        }
+        history.events.push_back(event.clone());
+        // Nobody may be listening; the history has it.
+        _ = self.live.send(event);
+    }
+
+    /// The events after number `after` that are still known, and those to come.
+    #[must_use]
+    pub fn since(&self, after: u64) -> (Vec<Event>, broadcast::Receiver<Event>) {
+        let history = self.history.lock();
+        let past = history.events.iter().filter(|event| event.number > after).cloned().collect();
+        (past, self.live.subscribe())
+    }
+}

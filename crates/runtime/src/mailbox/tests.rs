@@ -1,0 +1,204 @@
+use super::*;
+use crate::Message;
+
+fn bounds(messages: usize, overflow: Overflow) -> Bounds {
+    Bounds { messages, bytes: 1 << 20, overflow, trigger: Trigger::Any }
+}
+
+fn joining(messages: usize, ports: &[&str]) -> Mailbox {
+    let mailbox =
+        Mailbox::new(Bounds { trigger: Trigger::All, ..bounds(messages, Overflow::Block) });
+    mailbox.set_join(ports.iter().map(|port| port.parse().unwrap()).collect());
+    mailbox
+}
+
+fn envelope(port: &str, n: u32) -> Envelope {
+    let message = Message::new(crate::Type::Integer, n.to_string()).unwrap();
+    Envelope::entering(port.parse().unwrap(), message, None)
+}
+
+#[expect(clippy::result_large_err, reason = "the error is the message, handed back")]
+fn push(mailbox: &Mailbox, port: &str, n: u32) -> Result<Pushed, PushError> {
+    mailbox.push(envelope(port, n), None, Entry::Api)
+}
+
+/// What is in hand next, as `port=data`.
+fn take(mailbox: &Mailbox) -> Option<Vec<String>> {
+    let text =
+        |e: &Envelope| format!("{}={}", e.port, std::str::from_utf8(e.message.data()).unwrap());
+    mailbox.take().map(|taken| taken.envelopes.iter().map(text).collect())
+}
+
+#[track_caller]
+fn balanced(mailbox: &Mailbox) {
+    let counts = mailbox.counts();
+    assert!(counts.balanced(), "{counts:?}");
+}
+
+#[test]
+fn what_is_in_hand_stays_until_it_is_finished() {
+    let mailbox = Mailbox::new(bounds(8, Overflow::Block));
+    push(&mailbox, "in", 1).unwrap();
+    push(&mailbox, "in", 2).unwrap();
+    assert_eq!(take(&mailbox).unwrap(), ["in=1"]);
+    assert_eq!(take(&mailbox).unwrap(), ["in=1"]);
+    assert_eq!(mailbox.counts().in_flight, 1);
+    balanced(&mailbox);
+    mailbox.release();
+    assert_eq!(mailbox.counts().in_flight, 0);
+    assert_eq!(take(&mailbox).unwrap(), ["in=1"]);
+    mailbox.finish(Outcome::Completed);
+    assert_eq!(take(&mailbox).unwrap(), ["in=2"]);
+    mailbox.finish(Outcome::DeadLettered);
+    assert_eq!(take(&mailbox), None);
+    let counts = mailbox.counts();
+    assert_eq!((counts.completed, counts.dead_lettered, counts.queued), (1, 1, 0));
+    balanced(&mailbox);
+}
+
+#[test]
+fn full_hands_the_message_back() {
+    let mailbox = Mailbox::new(bounds(2, Overflow::Block));
+    push(&mailbox, "in", 1).unwrap();
+    push(&mailbox, "in", 2).unwrap();
+    assert!(
+        matches!(push(&mailbox, "in", 3), Err(PushError::Full(e, _)) if e.message.data() == "3")
+    );
+    balanced(&mailbox);
+}
+
+#[test]
+fn bytes_bound_the_mailbox_but_one_large_message_is_taken_alone() {
+    let mailbox = Mailbox::new(Bounds { bytes: 10, ..bounds(8, Overflow::Block) });
+    push(&mailbox, "in", 1).unwrap();
+    assert!(matches!(push(&mailbox, "in", 2), Err(PushError::Full(..))));
+    balanced(&mailbox);
+}
+
+#[test]
+fn the_oldest_that_is_not_in_hand_is_dropped() {
+    let mailbox = Mailbox::new(bounds(2, Overflow::DropOldest));
+    push(&mailbox, "in", 1).unwrap();
+    take(&mailbox);
+    push(&mailbox, "in", 2).unwrap();
+    let pushed = push(&mailbox, "in", 3).unwrap();
+    assert_eq!(pushed.dropped.unwrap().message.data(), "2");
+    assert_eq!(take(&mailbox).unwrap(), ["in=1"]);
+    mailbox.finish(Outcome::Completed);
+    assert_eq!(take(&mailbox).unwrap(), ["in=3"]);
+    assert_eq!(mailbox.counts().dropped, 1);
+    balanced(&mailbox);
+}
+
+#[test]
+fn the_newest_is_dropped_where_it_is_asked_for() {
+    let mailbox = Mailbox::new(bounds(1, Overflow::DropNewest));
+    push(&mailbox, "in", 1).unwrap();
+    assert!(matches!(push(&mailbox, "in", 2), Err(PushError::Dropped(_))));
+    // A wire's own way wins over the actor's.
+    let full = mailbox.push(envelope("in", 3), Some(Overflow::Block), Entry::Wire);
+    assert!(matches!(full, Err(PushError::Full(..))));
+    balanced(&mailbox);
+}
+
+#[test]
+fn a_join_waits_for_every_required_port_and_takes_the_optional_along() {
+    let mailbox = joining(8, &["b", "a"]);
+    push(&mailbox, "a", 1).unwrap();
+    push(&mailbox, "x", 9).unwrap();
+    assert_eq!(take(&mailbox), None);
+    push(&mailbox, "b", 2).unwrap();
+    push(&mailbox, "b", 3).unwrap();
+    // The first required port comes first: it gives the correlation.
+    assert_eq!(take(&mailbox).unwrap(), ["b=2", "a=1", "x=9"]);
+    // An optional message that comes while a join is in hand is not part of it.
+    push(&mailbox, "x", 10).unwrap();
+    assert_eq!(take(&mailbox).unwrap(), ["b=2", "a=1", "x=9"]);
+    mailbox.finish(Outcome::Completed);
+    assert_eq!(mailbox.counts().completed, 3);
+    assert_eq!(take(&mailbox), None);
+    push(&mailbox, "a", 4).unwrap();
+    assert_eq!(take(&mailbox).unwrap(), ["b=3", "a=4", "x=10"]);
+    balanced(&mailbox);
+}
+
+#[test]
+fn the_bounds_of_a_join_hold_for_each_port() {
+    let mailbox = joining(1, &["a", "b"]);
+    push(&mailbox, "a", 1).unwrap();
+    assert!(matches!(push(&mailbox, "a", 2), Err(PushError::Full(..))));
+    assert_eq!(mailbox.stalled(), Some(("a".parse().unwrap(), "b".parse().unwrap())));
+    push(&mailbox, "b", 3).unwrap();
+    assert_eq!(take(&mailbox).unwrap(), ["a=1", "b=3"]);
+    balanced(&mailbox);
+}
+
+#[test]
+fn another_trigger_keeps_every_message_in_order() {
+    let mailbox = joining(8, &["a", "b"]);
+    for (port, n) in [("a", 1), ("a", 2), ("c", 3), ("a", 4)] {
+        push(&mailbox, port, n).unwrap();
+    }
+    mailbox.set_bounds(bounds(8, Overflow::Block));
+    for expected in ["a=1", "a=2", "c=3", "a=4"] {
+        assert_eq!(take(&mailbox).unwrap(), [expected]);
+        mailbox.finish(Outcome::Completed);
+    }
+    push(&mailbox, "b", 5).unwrap();
+    mailbox.set_bounds(Bounds { trigger: Trigger::All, ..bounds(8, Overflow::Block) });
+    assert_eq!(take(&mailbox), None);
+    push(&mailbox, "a", 6).unwrap();
+    assert_eq!(take(&mailbox).unwrap(), ["a=6", "b=5"]);
+    balanced(&mailbox);
+}
+
+#[test]
+fn expelled_messages_are_dead_letters_and_the_one_in_hand_stays() {
+    let mailbox = Mailbox::new(bounds(8, Overflow::Block));
+    for (port, n) in [("a", 1), ("b", 2), ("a", 3)] {
+        push(&mailbox, port, n).unwrap();
+    }
+    take(&mailbox);
+    let gone = mailbox.expel(Some(&"a".parse().unwrap()));
+    assert_eq!(gone.len(), 1);
+    assert_eq!(gone[0].message.data(), "3");
+    assert_eq!(mailbox.expel(None).len(), 1);
+    assert_eq!(mailbox.counts().in_flight, 1);
+    balanced(&mailbox);
+}
+
+#[test]
+fn a_closed_mailbox_hands_messages_back() {
+    let mailbox = Mailbox::new(bounds(8, Overflow::Block));
+    mailbox.close();
+    assert!(matches!(push(&mailbox, "a", 1), Err(PushError::Closed(_))));
+    mailbox.reopen();
+    push(&mailbox, "a", 1).unwrap();
+    balanced(&mailbox);
+}
+
+#[tokio::test]
+async fn every_sender_that_waits_gets_its_room() {
+    let mailbox = Arc::new(Mailbox::new(bounds(1, Overflow::Block)));
+    push(&mailbox, "in", 0).unwrap();
+    let mut senders = tokio::task::JoinSet::new();
+    for n in 1..=20 {
+        let mailbox = Arc::clone(&mailbox);
+        senders.spawn(async move {
+            while let Err(PushError::Full(envelope, room)) = push(&mailbox, "in", n) {
+                room.notified().await;
+                mailbox.unblock(&envelope.port);
+            }
+        });
+    }
+    for _ in 0..=20 {
+        while mailbox.take().is_none() {
+            mailbox.ready().await;
+        }
+        mailbox.finish(Outcome::Completed);
+        tokio::task::yield_now().await;
+    }
+    senders.join_all().await;
+    assert_eq!(mailbox.counts().completed, 21);
+    balanced(&mailbox);
+}

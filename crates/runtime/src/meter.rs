@@ -1,0 +1,146 @@
+//! What an actor counts of itself, for metrics and `ps`.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+/// A counter that is written by one task and read by anyone.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `n`.
+    pub(crate) fn add(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// The present value.
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Durations in buckets whose bounds are powers of two of a microsecond, as
+/// many as reach from 1 µs to about a minute.
+#[derive(Debug)]
+pub struct Histogram {
+    buckets: [AtomicU64; Self::BUCKETS],
+    nanos: AtomicU64,
+}
+
+impl Histogram {
+    const BUCKETS: usize = 28;
+
+    /// Adds one duration.
+    pub(crate) fn observe(&self, duration: Duration) {
+        let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        // The bucket `n` holds what is at most 2^n microseconds.
+        let bucket = (u64::BITS - micros.saturating_sub(1).leading_zeros()) as usize;
+        self.buckets[bucket.min(Self::BUCKETS - 1)].fetch_add(1, Ordering::Relaxed);
+        let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        self.nanos.fetch_add(nanos, Ordering::Relaxed);
+    }
+
+    /// Upper bounds in seconds with the number of durations in each bucket; the last has no bound.
+    #[must_use]
+    pub fn buckets(&self) -> Vec<(f64, u64)> {
+        let mut micros = 0.5f64;
+        let mut bound = || {
+            micros *= 2.0;
+            micros / 1e6
+        };
+        let counts = self.buckets.iter().map(|count| count.load(Ordering::Relaxed));
+        let mut buckets: Vec<_> = counts.map(|count| (bound(), count)).collect();
+        if let Some(last) = buckets.last_mut() {
+            last.0 = f64::INFINITY;
+        }
+        buckets
+    }
+
+    /// How many durations there were.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.buckets.iter().map(|count| count.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Their sum in seconds.
+    #[must_use]
+    pub fn sum(&self) -> f64 {
+        Duration::from_nanos(self.nanos.load(Ordering::Relaxed)).as_secs_f64()
+    }
+}
+
+impl Default for Histogram {
+    fn default() -> Self {
+        Self { buckets: std::array::from_fn(|_| AtomicU64::new(0)), nanos: AtomicU64::new(0) }
+    }
+}
+
+/// All that one actor counts, but its mailbox and wires, which count for themselves.
+#[derive(Debug, Default)]
+pub struct Meters {
+    /// Turns that succeeded.
+    pub turns_ok: Counter,
+    /// Turns that trapped.
+    pub turns_trap: Counter,
+    /// Turns that ran into their deadline.
+    pub turns_timeout: Counter,
+    /// Turns that ended with something that is no result.
+    pub turns_error: Counter,
+    /// Turns in which the guest returned an error.
+    pub turns_guest_error: Counter,
+    /// Turns of connectors whose other side was not there.
+    pub turns_unavailable: Counter,
+    /// Wall clock of a turn.
+    pub turn_seconds: Histogram,
+    /// From a message's arrival in the mailbox to its turn.
+    pub wait_seconds: Histogram,
+    /// Pause that a swap put on a mailbox with messages in it.
+    pub swap_pause_seconds: Histogram,
+    /// Swaps.
+    pub swaps: Counter,
+    /// Engines replaced by others of the same generation.
+    pub restarts: Counter,
+    /// Messages that left by a port without a wire.
+    pub unrouted: Counter,
+    /// Milliseconds spent waiting for full mailboxes.
+    pub blocked_millis: Counter,
+}
+
+impl Meters {
+    /// Turns that did not succeed.
+    #[must_use]
+    pub fn failures(&self) -> u64 {
+        self.turns_trap.get()
+            + self.turns_timeout.get()
+            + self.turns_error.get()
+            + self.turns_guest_error.get()
+            + self.turns_unavailable.get()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(micros: u64, bound: f64) {
+        let histogram = Histogram::default();
+        histogram.observe(Duration::from_micros(micros));
+        let filled: Vec<_> = histogram.buckets().into_iter().filter(|(_, n)| *n > 0).collect();
+        assert_eq!(filled, [(bound, 1)], "{micros} µs");
+    }
+
+    #[test]
+    fn a_bucket_holds_what_is_at_most_its_bound() {
+        check(0, 1e-6);
+        check(1, 1e-6);
+        check(2, 2e-6);
+        check(3, 4e-6);
+        check(4, 4e-6);
+        check(1_000, 1.024e-3);
+        check(u64::MAX / 1_000, f64::INFINITY);
+    }
+}

@@ -1,0 +1,271 @@
+//! The way from an outport to an inport, and what waits on it.
+//!
+//! A wire never makes its sender wait within a turn: what the mailbox at its end
+//! does not take stays on the wire, in order, and the actor starts no further
+//! turn until its wires are empty. So pressure travels back to the source and a
+//! full branch does not hold up its siblings.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
+
+use parking_lot::Mutex;
+use serde::Serialize;
+
+use crate::{
+    Entry, Envelope, Mailbox, Overflow, PortName, PortRef,
+    dead_letter::{DeadLetters, Reason},
+    mailbox::PushError,
+    waits::Waits,
+};
+
+/// One wire, for as long as the configuration has it.
+pub struct Wire {
+    from: PortRef,
+    to: PortRef,
+    target: WireTarget,
+    /// The wire's own way with a full mailbox, where it differs from the actor's.
+    overflow: Mutex<Option<Overflow>>,
+    entry: Entry,
+    sinks: Sinks,
+    flow: Mutex<WireFlow>,
+}
+
+/// What a wire needs to know of the actor at its end.
+#[derive(Clone)]
+pub(crate) struct WireTarget {
+    pub(crate) mailbox: Arc<Mailbox>,
+    /// Hops after which a message is taken for a runaway loop.
+    pub(crate) max_hops: Arc<std::sync::atomic::AtomicU32>,
+}
+
+/// Where messages go that cannot go on, and who waits for an answer.
+#[derive(Clone)]
+pub(crate) struct Sinks {
+    pub(crate) dead: Arc<DeadLetters>,
+    pub(crate) waits: Arc<Waits>,
+}
+
+#[derive(Default)]
+struct WireFlow {
+    pending: VecDeque<Envelope>,
+    counts: WireCounts,
+}
+
+/// One wire's books: `emitted = accepted + refused + pending`, always.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct WireCounts {
+    /// Messages that turns have put on the wire.
+    pub emitted: u64,
+    /// Those that the mailbox at its end took.
+    pub accepted: u64,
+    /// Those that the mailbox's overflow rule dropped.
+    pub refused_overflow: u64,
+    /// Those that had made too many hops.
+    pub refused_hops: u64,
+    /// Those that found the actor gone.
+    pub refused_gone: u64,
+    /// Those that wait on the wire now.
+    pub pending: u64,
+}
+
+impl WireCounts {
+    /// All that the far end did not take.
+    #[must_use]
+    pub fn refused_total(&self) -> u64 {
+        self.refused_overflow + self.refused_hops + self.refused_gone
+    }
+
+    /// Whether nothing is lost or doubled.
+    #[must_use]
+    pub fn balanced(&self) -> bool {
+        self.emitted == self.accepted + self.refused_total() + self.pending
+    }
+
+    /// Adds another wire's books to these.
+    pub fn add(&mut self, other: &Self) {
+        self.emitted += other.emitted;
+        self.accepted += other.accepted;
+        self.refused_overflow += other.refused_overflow;
+        self.refused_hops += other.refused_hops;
+        self.refused_gone += other.refused_gone;
+        self.pending += other.pending;
+    }
+}
+
+impl Wire {
+    pub(crate) fn new(
+        from: PortRef,
+        to: PortRef,
+        target: WireTarget,
+        overflow: Option<Overflow>,
+        entry: Entry,
+        sinks: Sinks,
+    ) -> Self {
+        let (overflow, flow) = (Mutex::new(overflow), Mutex::default());
+        Self { from, to, target, overflow, entry, sinks, flow }
+    }
+
+    /// The sending port.
+    #[must_use]
+    pub fn from(&self) -> &PortRef {
+        &self.from
+    }
+
+    /// The receiving port.
+    #[must_use]
+    pub fn to(&self) -> &PortRef {
+        &self.to
+    }
+
+    /// The wire's own way with a full mailbox.
+    #[must_use]
+    pub fn overflow(&self) -> Option<Overflow> {
+        *self.overflow.lock()
+    }
+
+    pub(crate) fn set_overflow(&self, overflow: Option<Overflow>) {
+        *self.overflow.lock() = overflow;
+    }
+
+    /// Whether the wire ends at this very mailbox.
+    pub(crate) fn ends_at(&self, mailbox: &Arc<Mailbox>) -> bool {
+        Arc::ptr_eq(&self.target.mailbox, mailbox)
+    }
+
+    /// The books as they are now.
+    #[must_use]
+    pub fn counts(&self) -> WireCounts {
+        let flow = self.flow.lock();
+        WireCounts { pending: flow.pending.len() as u64, ..flow.counts }
+    }
+
+    /// Messages that wait on the wire.
+    #[must_use]
+    pub fn pending(&self) -> usize {
+        self.flow.lock().pending.len()
+    }
+
+    /// Takes a message from a turn. True when it has to wait on the wire.
+    pub(crate) fn emit(&self, envelope: Envelope) -> bool {
+        let mut flow = self.flow.lock();
+        flow.counts.emitted += 1;
+        self.sinks.waits.more(envelope.correlation);
+        if flow.pending.is_empty() {
+            match self.hand_over(&mut flow, envelope) {
+                None => return false,
+                Some((envelope, _)) => {
+                    self.target.mailbox.unblock(&envelope.port);
+                    flow.pending.push_back(envelope);
+                }
+            }
+        } else {
+            flow.pending.push_back(envelope);
+        }
+        true
+    }
+
+    /// Returns when nothing waits on the wire. Cancel at will: nothing is lost.
+    pub(crate) async fn drain(&self) {
+        /// Gives the place in the line back, whether the wait ended or was given up.
+        struct InLine<'a>(&'a Mailbox, PortName);
+        impl Drop for InLine<'_> {
+            fn drop(&mut self) {
+                self.0.unblock(&self.1);
+            }
+        }
+
+        loop {
+            let (room, line) = {
+                let mut flow = self.flow.lock();
+                let Some(envelope) = flow.pending.pop_front() else { return };
+                match self.hand_over(&mut flow, envelope) {
+                    None => continue,
+                    Some((envelope, room)) => {
+                        let port = envelope.port.clone();
+                        flow.pending.push_front(envelope);
+                        (room, InLine(&self.target.mailbox, port))
+                    }
+                }
+            };
+            room.notified().await;
+            drop(line);
+        }
+    }
+
+    /// What still waits goes to the dead letters: the sender is gone for good.
+    pub(crate) fn abandon(&self, reason: Reason) {
+        let mut flow = self.flow.lock();
+        while let Some(envelope) = flow.pending.pop_front() {
+            flow.counts.refused_gone += 1;
+            self.refuse(&envelope, reason.clone());
+        }
+    }
+
+    /// Gives the message to the mailbox, or hands it back to wait.
+    fn hand_over(
+        &self,
+        flow: &mut WireFlow,
+        envelope: Envelope,
+    ) -> Option<(Envelope, Arc<tokio::sync::Notify>)> {
+        if envelope.hops > self.target.max_hops.load(std::sync::atomic::Ordering::Relaxed) {
+            flow.counts.refused_hops += 1;
+            self.refuse(&envelope, Reason::MaxHops);
+            return None;
+        }
+        let correlation = envelope.correlation;
+        match self.target.mailbox.push(envelope, self.overflow(), self.entry) {
+            Ok(pushed) => {
+                flow.counts.accepted += 1;
+                if let Some(dropped) = pushed.dropped {
+                    self.sinks.dead.dropped(&self.to.actor, &dropped);
+                    self.sinks.waits.died(dropped.correlation, &Reason::Overflow);
+                }
+            }
+            Err(PushError::Full(envelope, room)) => return Some((envelope, room)),
+            Err(PushError::Dropped(envelope)) => {
+                flow.counts.refused_overflow += 1;
+                self.sinks.dead.dropped(&self.to.actor, &envelope);
+                self.sinks.waits.died(correlation, &Reason::Overflow);
+            }
+            Err(PushError::Closed(envelope)) => {
+                flow.counts.refused_gone += 1;
+                self.refuse(&envelope, Reason::NoTarget);
+            }
+        }
+        None
+    }
+
+    fn refuse(&self, envelope: &Envelope, reason: Reason) {
+        self.sinks.waits.died(envelope.correlation, &reason);
+        self.sinks.dead.put(&self.to.actor, envelope, reason, None, 0);
+    }
+}
+
+/// The wires that leave one actor, as one value: a turn goes by the one that was
+/// in force when it began.
+#[derive(Default)]
+pub struct Routes {
+    by_port: HashMap<PortName, Vec<Arc<Wire>>>,
+}
+
+impl Routes {
+    pub(crate) fn new(wires: impl IntoIterator<Item = Arc<Wire>>) -> Self {
+        let mut by_port: HashMap<PortName, Vec<Arc<Wire>>> = HashMap::new();
+        for wire in wires {
+            by_port.entry(wire.from.port.clone()).or_default().push(wire);
+        }
+        Self { by_port }
+    }
+
+    /// The wires of one outport, in the order of the configuration.
+    pub(crate) fn of(&self, port: &PortName) -> &[Arc<Wire>] {
+        self.by_port.get(port).map_or(&[], Vec::as_slice)
+    }
+
+    /// All wires.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<Wire>> {
+        self.by_port.values().flatten()
+    }
+}
