@@ -1,0 +1,142 @@
+//! Refusals that are remembered, so that a bad module is not tried for ever.
+//!
+//! What a module is in itself does not change, so a module that was refused for
+//! what it is stays refused until other bytes come. A time-out may have been
+//! the machine's fault, and is tried again, with growing pauses. What was
+//! refused for its surroundings is judged anew whenever they change.
+//!
+//! Pure: it is told the time, and never sleeps.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use reflowd_runtime::Digest;
+use tokio::time::Instant;
+
+/// Pauses before a module that ran out of time is tried again; the last repeats.
+const RETRIES: [Duration; 3] =
+    [Duration::from_secs(60), Duration::from_secs(600), Duration::from_secs(3600)];
+
+/// Refusals remembered at once. Each is for bytes that somebody put in the
+/// folder; beyond this many the oldest are tried again, which is harmless.
+const MAX_REMEMBERED: usize = 50_000;
+
+/// Why a module is not worth trying.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// It is wrong in itself: its binary, its exports, its metadata.
+    Intrinsic,
+    /// It ran out of time while it was compiled or asked for its metadata.
+    Timeout,
+}
+
+/// Modules that were refused, by digest.
+#[derive(Debug, Default)]
+pub struct Refusals {
+    refused: BTreeMap<Digest, Standing>,
+}
+
+/// One remembered refusal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// What was wrong.
+    pub why: String,
+    /// When to try again; never, where the module is wrong in itself.
+    pub retry: Option<Instant>,
+    at: Instant,
+    tries: usize,
+}
+
+impl Refusals {
+    /// Remembers that the module was refused.
+    pub fn refuse(&mut self, digest: Digest, fault: Fault, why: impl Into<String>, now: Instant) {
+        let before = self.refused.get(&digest).map_or(0, |refusal| refusal.tries);
+        let retry = match fault {
+            Fault::Intrinsic => None,
+            Fault::Timeout => Some(now + RETRIES[before.min(RETRIES.len() - 1)]),
+        };
+        let refusal = Standing { why: why.into(), retry, at: now, tries: before + 1 };
+        self.refused.insert(digest, refusal);
+        if self.refused.len() > MAX_REMEMBERED {
+            let oldest = self.refused.iter().min_by_key(|(_, refusal)| refusal.at);
+            if let Some(oldest) = oldest.map(|(digest, _)| *digest) {
+                self.refused.remove(&oldest);
+            }
+        }
+    }
+
+    /// Why the module must not be tried now, if so.
+    #[must_use]
+    pub fn standing(&self, digest: &Digest, now: Instant) -> Option<&Standing> {
+        self.refused.get(digest).filter(|refusal| refusal.retry.is_none_or(|retry| now < retry))
+    }
+
+    /// The module was tried and is fine, or somebody wants it tried regardless.
+    pub fn forget(&mut self, digest: &Digest) {
+        self.refused.remove(digest);
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        self.refused.clear();
+    }
+
+    /// When the next module is worth another try.
+    #[must_use]
+    pub fn next_retry(&self, now: Instant) -> Option<Instant> {
+        self.refused.values().filter_map(|refusal| refusal.retry).filter(|at| *at > now).min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DIGEST: Digest = Digest::new([1; 32]);
+
+    fn minutes(n: u64) -> Duration {
+        Duration::from_secs(60 * n)
+    }
+
+    #[test]
+    fn what_is_wrong_in_itself_stays_refused() {
+        let now = Instant::now();
+        let mut refusals = Refusals::default();
+        refusals.refuse(DIGEST, Fault::Intrinsic, "no export", now);
+        let standing = refusals.standing(&DIGEST, now + minutes(100_000));
+        assert_eq!(standing.map(|refusal| refusal.why.as_str()), Some("no export"));
+        assert_eq!(refusals.next_retry(now), None);
+    }
+
+    #[test]
+    fn other_bytes_are_another_module() {
+        let now = Instant::now();
+        let mut refusals = Refusals::default();
+        refusals.refuse(DIGEST, Fault::Intrinsic, "no export", now);
+        assert_eq!(refusals.standing(&Digest::new([2; 32]), now), None);
+    }
+
+    #[test]
+    fn a_time_out_is_tried_again_with_growing_pauses() {
+        let mut now = Instant::now();
+        let mut refusals = Refusals::default();
+        for pause in [1, 10, 60, 60, 60] {
+            refusals.refuse(DIGEST, Fault::Timeout, "slow", now);
+            let again = now + minutes(pause);
+            assert_eq!(refusals.next_retry(now), Some(again));
+            assert!(refusals.standing(&DIGEST, again - Duration::from_millis(1)).is_some());
+            assert!(refusals.standing(&DIGEST, again).is_none());
+            now = again;
+        }
+    }
+
+    #[test]
+    fn a_module_that_was_fine_after_all_starts_over() {
+        let now = Instant::now();
+        let mut refusals = Refusals::default();
+        refusals.refuse(DIGEST, Fault::Timeout, "slow", now);
+        refusals.refuse(DIGEST, Fault::Timeout, "slow", now);
+        refusals.forget(&DIGEST);
+        refusals.refuse(DIGEST, Fault::Timeout, "slow", now);
+        assert_eq!(refusals.next_retry(now), Some(now + minutes(1)));
+    }
+}

@@ -1,0 +1,758 @@
+//! One look at the disk: modules and configuration together.
+//!
+//! A look gives a [`Snapshot`], which says of each file what it is, or why that
+//! cannot be said. The second is the more important: a half-written module, a
+//! folder that is not mounted and a file that an editor is about to put back
+//! must never look like a wish of the operator.
+//!
+//! The system's word ([`Stamp`]) is asked of every file at every look; a file is
+//! read only when that has changed and stood still. So a look at ten thousand
+//! files costs ten thousand questions and no reading.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    ffi::{OsStr, OsString},
+    fs, io,
+    os::unix::{ffi::OsStrExt, fs::MetadataExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use reflowd_runtime::Digest;
+use sha2::{Digest as _, Sha256};
+use thiserror::Error;
+use tokio::time::Instant;
+use tracing::warn;
+
+use crate::{
+    absence::{Absence, Missing},
+    file::{self, Found, Oddity, ReadFile, Stamp},
+    include::{Include, is_temporary},
+};
+
+/// A file is read once more when it has stood still for this long.
+///
+/// A program that writes through a memory map changes a file's times at its
+/// first write and then not again until the system has written the page back,
+/// which takes it half a minute. What was read before that may be old.
+const REREAD: Duration = Duration::from_secs(60);
+
+/// How much coarser than the clock a file's times may be.
+const COARSE: Duration = Duration::from_millis(50);
+
+/// Bytes of new modules that one snapshot carries. What is over is fetched one
+/// by one by whoever needs it, so that ten thousand new files fit in memory.
+const MAX_BYTES: u64 = 256 << 20;
+
+/// Names read from a folder for each that may count. A folder full of other
+/// things is no modules folder, and listing it for ever helps nobody.
+const NAMES_PER_ENTRY: usize = 10;
+
+/// How a [`Scanner`] judges what it sees.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ScanOptions {
+    /// How long a file must have stood still to count.
+    pub quiet: Duration,
+    /// The largest module, in bytes.
+    pub module_size: u64,
+    /// The largest configuration file, in bytes.
+    pub config_size: u64,
+    /// The most files that count in one folder.
+    pub entries: usize,
+    /// Whether files and folders count that anybody on the machine may write to.
+    pub allow_insecure: bool,
+}
+
+impl Default for ScanOptions {
+    fn default() -> Self {
+        Self {
+            quiet: Duration::from_millis(100),
+            module_size: 32 << 20,
+            config_size: 4 << 20,
+            entries: 20_000,
+            allow_insecure: false,
+        }
+    }
+}
+
+/// What to look at. All paths are absolute.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Look {
+    /// The watched folder.
+    pub modules: PathBuf,
+    /// Modules that actors name by path.
+    pub paths: BTreeSet<PathBuf>,
+    /// Configuration files that must be there.
+    pub configs: Vec<PathBuf>,
+    /// Further configuration files, where there are any.
+    pub includes: Vec<Include>,
+}
+
+/// How much to trust earlier looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Depth {
+    /// Read what has changed by the system's word.
+    #[default]
+    Changed,
+    /// Read everything: somebody has asked, and may know better.
+    Everything,
+}
+
+/// The time of a look, by both clocks.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    /// For how long things take.
+    pub mono: Instant,
+    /// For comparing with the times of files.
+    pub wall: SystemTime,
+}
+
+/// What one look says of one file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sight<T> {
+    /// It is there, and this is what it holds.
+    Present(T),
+    /// It is there and has not stood still: look again soon.
+    Unsettled,
+    /// It is not there, and may be back in a moment.
+    Missing,
+    /// It is not there, and that is meant.
+    Gone,
+    /// Nothing can be said, so nothing follows from it.
+    Unknown(Trouble),
+}
+
+/// Why nothing can be said of a file or a folder.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum Trouble {
+    /// The folder is not there.
+    #[error("the folder does not exist; make it, or mount what holds it")]
+    FolderMissing,
+    /// The path leads to something else.
+    #[error("this is not a folder")]
+    NotAFolder,
+    /// The system does not let us look.
+    #[error("it cannot be read: {0}")]
+    Unreadable(String),
+    /// The folder was on another file system before, which may be unmounted.
+    #[error(
+        "the folder is on another device than before; mount what was there, or reload with removals allowed"
+    )]
+    OtherDevice,
+    /// The folder was replaced while it was listed.
+    #[error("the folder changed while it was being listed")]
+    Moving,
+    /// Anybody on the machine could put code there.
+    #[error("anybody may write to {}; take away the permission (chmod o-w)", .0.display())]
+    Insecure(PathBuf),
+    /// The folder holds too many files.
+    #[error("the folder holds more than {max} files")]
+    TooMany {
+        /// The most that it may hold.
+        max: usize,
+    },
+    /// The file is over the limit.
+    #[error("the file has {size} bytes, and {max} are allowed")]
+    TooLarge {
+        /// Bytes of the file.
+        size: u64,
+        /// Bytes allowed.
+        max: u64,
+    },
+    /// A configuration file is not UTF-8.
+    #[error("the file is not UTF-8 text")]
+    NotText,
+    /// A configuration file that must be there is not.
+    #[error("the configuration file is not there; what it said last stays in force")]
+    ConfigMissing,
+}
+
+/// What one look at the disk has found.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// The files of the watched folder, by name. Files that nobody has seen yet
+    /// or that have been reported gone are not among them.
+    pub modules: BTreeMap<OsString, Sight<Digest>>,
+    /// Why the watched folder cannot be read, where it cannot.
+    pub modules_trouble: Option<Trouble>,
+    /// The modules asked for by path.
+    pub paths: BTreeMap<PathBuf, Sight<Digest>>,
+    /// The configuration files, those included by pattern among them.
+    pub configs: BTreeMap<PathBuf, Sight<Arc<str>>>,
+    /// The bytes of new modules, as far as they fit.
+    pub bytes: BTreeMap<Digest, Bytes>,
+    /// Folders about which nothing can be said.
+    pub troubles: BTreeMap<PathBuf, Trouble>,
+    /// When to look again, where a later look will know more.
+    pub again: Option<Instant>,
+}
+
+/// A module could not be read again.
+#[derive(Debug, Error)]
+pub enum FetchError {
+    /// The system does not let us.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The file is another by now. The next look will say which.
+    #[error("{} has changed meanwhile", path.display())]
+    Changed {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+/// Looks at the disk, remembering what it has seen.
+///
+/// A look reads files and must not be taken on a thread that others wait for.
+#[derive(Debug)]
+pub struct Scanner {
+    options: ScanOptions,
+    files: HashMap<PathBuf, Seen>,
+    absence: Absence<PathBuf>,
+    devices: HashMap<PathBuf, u64>,
+    odd: BTreeMap<PathBuf, Oddity>,
+    looked: bool,
+}
+
+/// A file as earlier looks have seen it.
+#[derive(Debug)]
+struct Seen {
+    stamp: Stamp,
+    /// When it was first seen with this stamp, or when it got it.
+    since: Instant,
+    /// What it held, and when it was read.
+    content: Option<(Content, Instant)>,
+}
+
+/// What a file holds.
+#[derive(Clone, Debug)]
+struct Content {
+    digest: Digest,
+    text: Option<Arc<str>>,
+}
+
+/// What kind of file is expected.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Module,
+    Config,
+}
+
+/// One look in progress.
+struct Pass<'a> {
+    scanner: &'a mut Scanner,
+    has: &'a BTreeSet<Digest>,
+    depth: Depth,
+    now: Moment,
+    carried: u64,
+    snapshot: Snapshot,
+    /// What this look has come across, for forgetting the rest.
+    visited: BTreeSet<PathBuf>,
+}
+
+impl Moment {
+    /// Now.
+    #[must_use]
+    pub fn now() -> Self {
+        Self { mono: Instant::now(), wall: SystemTime::now() }
+    }
+}
+
+impl Look {
+    /// The folders to watch for this.
+    #[must_use]
+    pub fn roots(&self) -> BTreeSet<PathBuf> {
+        let files = self.paths.iter().chain(&self.configs);
+        let folders = files.filter_map(|path| path.parent());
+        let includes = self.includes.iter().map(Include::folder);
+        folders.chain(includes).chain([self.modules.as_path()]).map(Path::to_owned).collect()
+    }
+}
+
+impl<T> Sight<T> {
+    /// What the file holds, where that can be said.
+    #[must_use]
+    pub fn present(&self) -> Option<&T> {
+        match self {
+            Self::Present(content) => Some(content),
+            _ => None,
+        }
+    }
+}
+
+impl Snapshot {
+    /// What the look says of the module `stem` in the watched folder.
+    #[must_use]
+    pub fn stem(&self, stem: &str) -> Sight<Digest> {
+        let seen = self.modules.get(OsStr::new(&format!("{stem}.wasm"))).cloned();
+        seen.unwrap_or_else(|| match &self.modules_trouble {
+            Some(trouble) => Sight::Unknown(trouble.clone()),
+            None => Sight::Gone,
+        })
+    }
+
+    /// The configuration's texts, when each is known: half of a configuration
+    /// is another configuration.
+    ///
+    /// # Errors
+    /// The files of which nothing certain can be said now. What the configuration
+    /// said last stays in force.
+    pub fn sources(&self) -> Result<BTreeMap<PathBuf, Arc<str>>, Vec<PathBuf>> {
+        let mut sources = BTreeMap::new();
+        let mut doubtful = Vec::new();
+        for (path, sight) in &self.configs {
+            match sight {
+                Sight::Present(text) => _ = sources.insert(path.clone(), Arc::clone(text)),
+                Sight::Gone => {}
+                _ => doubtful.push(path.clone()),
+            }
+        }
+        if doubtful.is_empty() { Ok(sources) } else { Err(doubtful) }
+    }
+
+    /// The files that have not stood still.
+    pub fn unsettled(&self) -> impl Iterator<Item = &Path> {
+        fn moving<K: AsRef<Path>, T>(
+            sights: &BTreeMap<K, Sight<T>>,
+        ) -> impl Iterator<Item = &Path> {
+            let moving = sights.iter().filter(|(_, sight)| matches!(sight, Sight::Unsettled));
+            moving.map(|(path, _)| path.as_ref())
+        }
+        moving(&self.modules).chain(moving(&self.paths)).chain(moving(&self.configs))
+    }
+}
+
+impl Scanner {
+    /// A scanner that has seen nothing yet.
+    #[must_use]
+    pub fn new(options: ScanOptions) -> Self {
+        Self {
+            options,
+            files: HashMap::new(),
+            absence: Absence::new(),
+            devices: HashMap::new(),
+            odd: BTreeMap::new(),
+            looked: false,
+        }
+    }
+
+    /// Judges by other rules from now on.
+    pub fn set_options(&mut self, options: ScanOptions) {
+        self.options = options;
+    }
+
+    /// Takes the devices that the folders are on for the right ones: somebody
+    /// has said that what is there now is meant.
+    pub fn forget_devices(&mut self) {
+        self.devices.clear();
+    }
+
+    /// One look. `has` are the modules whose bytes are not needed any more.
+    pub fn scan(
+        &mut self,
+        look: &Look,
+        has: &BTreeSet<Digest>,
+        depth: Depth,
+        now: Moment,
+    ) -> Snapshot {
+        let mut pass = Pass {
+            scanner: self,
+            has,
+            depth,
+            now,
+            carried: 0,
+            snapshot: Snapshot::default(),
+            visited: BTreeSet::new(),
+        };
+        pass.modules(&look.modules);
+        for path in &look.paths {
+            pass.path(path);
+        }
+        for path in &look.configs {
+            pass.config(path);
+        }
+        for include in &look.includes {
+            pass.include(include);
+        }
+        let Pass { snapshot, visited, .. } = pass;
+        self.files.retain(|path, _| visited.contains(path));
+        self.odd.retain(|path, _| visited.contains(path));
+        self.looked = true;
+        snapshot
+    }
+
+    /// Reads a module again whose bytes the snapshot did not carry.
+    ///
+    /// # Errors
+    /// It cannot be read, or holds other bytes by now.
+    pub fn fetch(&self, path: &Path, digest: &Digest) -> Result<Bytes, FetchError> {
+        let failed = |source| FetchError::Read { path: path.into(), source };
+        let changed = || FetchError::Changed { path: path.into() };
+        let Found::File { stamp, .. } = file::find(path).map_err(failed)? else {
+            return Err(changed());
+        };
+        if stamp.size() > self.options.module_size {
+            return Err(changed());
+        }
+        match file::read(path, &stamp).map_err(failed)? {
+            ReadFile::Whole(bytes) if digest_of(&bytes) == *digest => Ok(bytes),
+            ReadFile::Whole(_) | ReadFile::Moving => Err(changed()),
+        }
+    }
+}
+
+impl Pass<'_> {
+    /// The watched folder.
+    fn modules(&mut self, folder: &Path) {
+        match self.list(folder, is_module) {
+            Ok(names) => {
+                for name in names {
+                    let sight = self.known(&folder.join(&name), Kind::Module);
+                    if let Some(sight) = sight {
+                        self.snapshot.modules.insert(name, map(sight, |content| content.digest));
+                    }
+                }
+            }
+            Err(trouble) => {
+                for name in self.cannot_tell(folder, is_module) {
+                    self.snapshot.modules.insert(name, Sight::Unknown(trouble.clone()));
+                }
+                self.snapshot.modules_trouble = Some(trouble.clone());
+                self.trouble(folder, trouble);
+            }
+        }
+    }
+
+    /// A module that is asked for by path.
+    fn path(&mut self, path: &Path) {
+        let sight = map(self.asked(path, Kind::Module), |content| content.digest);
+        self.snapshot.paths.insert(path.to_owned(), sight);
+    }
+
+    /// A configuration file that must be there.
+    fn config(&mut self, path: &Path) {
+        let sight = match self.asked(path, Kind::Config) {
+            Sight::Missing | Sight::Gone => Sight::Unknown(Trouble::ConfigMissing),
+            sight => map(sight, text_of),
+        };
+        self.snapshot.configs.insert(path.to_owned(), sight);
+    }
+
+    /// Configuration files that count where they are there.
+    fn include(&mut self, include: &Include) {
+        let folder = include.folder();
+        match self.list(folder, |name| include.matches(name)) {
+            Ok(names) => {
+                for path in names.into_iter().map(|name| folder.join(name)) {
+                    if self.snapshot.configs.contains_key(&path) {
+                        continue;
+                    }
+                    if let Some(sight) = self.known(&path, Kind::Config) {
+                        self.snapshot.configs.insert(path, map(sight, text_of));
+                    }
+                }
+            }
+            Err(trouble) => {
+                for name in self.cannot_tell(folder, |name| include.matches(name)) {
+                    let sight = Sight::Unknown(trouble.clone());
+                    self.snapshot.configs.entry(folder.join(name)).or_insert(sight);
+                }
+                self.trouble(folder, trouble);
+            }
+        }
+    }
+
+    /// The names in `folder` that count, with those that earlier looks have
+    /// found there.
+    fn list(
+        &mut self,
+        folder: &Path,
+        counts: impl Fn(&OsStr) -> bool,
+    ) -> Result<BTreeSet<OsString>, Trouble> {
+        let before = self.root(folder)?;
+        let max = self.scanner.options.entries;
+        let mut names = BTreeSet::new();
+        let entries = fs::read_dir(folder).map_err(unreadable)?;
+        for (number, entry) in entries.enumerate() {
+            let name = entry.map_err(unreadable)?.file_name();
+            if counts(&name) {
+                names.insert(name);
+            }
+            if names.len() > max || number > max.saturating_mul(NAMES_PER_ENTRY) {
+                return Err(Trouble::TooMany { max });
+            }
+        }
+        // Another folder may have been listed than was examined.
+        if self.root(folder)? != before {
+            self.again(self.now.mono);
+            return Err(Trouble::Moving);
+        }
+        names.extend(self.remembered(folder, counts));
+        Ok(names)
+    }
+
+    /// Names in `folder` that earlier looks have found and that are not gone.
+    fn remembered(&self, folder: &Path, counts: impl Fn(&OsStr) -> bool) -> Vec<OsString> {
+        let files = self.scanner.files.keys().filter(|path| path.parent() == Some(folder));
+        files
+            .filter_map(|path| path.file_name())
+            .filter(|name| counts(name))
+            .map(OsStr::to_owned)
+            .collect()
+    }
+
+    /// `folder` cannot be listed: what was in it is neither there nor gone.
+    fn cannot_tell(&mut self, folder: &Path, counts: impl Fn(&OsStr) -> bool) -> Vec<OsString> {
+        let names = self.remembered(folder, counts);
+        for path in names.iter().map(|name| folder.join(name)) {
+            self.scanner.absence.forget(&path);
+            self.visited.insert(path);
+        }
+        names
+    }
+
+    /// Device and inode of a folder that may be looked into.
+    fn root(&mut self, folder: &Path) -> Result<(u64, u64), Trouble> {
+        let metadata = match fs::metadata(folder) {
+            Ok(metadata) if metadata.is_dir() => metadata,
+            Ok(_) => return Err(Trouble::NotAFolder),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(Trouble::FolderMissing);
+            }
+            Err(error) => return Err(unreadable(error)),
+        };
+        let device = *self.scanner.devices.entry(folder.to_owned()).or_insert(metadata.dev());
+        if device != metadata.dev() {
+            return Err(Trouble::OtherDevice);
+        }
+        if !self.scanner.options.allow_insecure {
+            secure(folder)?;
+        }
+        Ok((metadata.dev(), metadata.ino()))
+    }
+
+    /// What this look says of a file that was asked for by its path.
+    fn asked(&mut self, path: &Path, kind: Kind) -> Sight<Content> {
+        let folder = path.parent().unwrap_or(Path::new("/"));
+        match self.root(folder) {
+            // A file of that folder may have been looked at already.
+            Ok(_) => self.known(path, kind).unwrap_or(Sight::Gone),
+            Err(trouble) => {
+                self.scanner.absence.forget(&path.to_owned());
+                self.visited.insert(path.to_owned());
+                self.trouble(folder, trouble.clone());
+                Sight::Unknown(trouble)
+            }
+        }
+    }
+
+    /// What this look says of a file in a folder that can be read; nothing, if
+    /// the name never led to a file.
+    fn known(&mut self, path: &Path, kind: Kind) -> Option<Sight<Content>> {
+        let found = file::find(path);
+        if let Ok(Found::Oddity(oddity)) = found {
+            self.visited.insert(path.to_owned());
+            if self.scanner.odd.insert(path.to_owned(), oddity) != Some(oddity) {
+                warn!(path = %path.display(), "ignored: this is {}", oddity.words());
+            }
+        } else {
+            self.scanner.odd.remove(path);
+        }
+        match found {
+            Ok(Found::File { stamp, writable_by_all }) => {
+                self.visited.insert(path.to_owned());
+                self.scanner.absence.forget(&path.to_owned());
+                if writable_by_all && !self.scanner.options.allow_insecure {
+                    return Some(Sight::Unknown(Trouble::Insecure(path.to_owned())));
+                }
+                Some(self.settled(path, kind, stamp))
+            }
+            Ok(Found::Nothing | Found::Oddity(_)) => self.missing(path),
+            Err(error) => {
+                self.visited.insert(path.to_owned());
+                self.scanner.absence.forget(&path.to_owned());
+                Some(Sight::Unknown(unreadable(error)))
+            }
+        }
+    }
+
+    /// A file that was there is not, in a folder that can be read.
+    fn missing(&mut self, path: &Path) -> Option<Sight<Content>> {
+        if !self.scanner.files.contains_key(path) {
+            return None;
+        }
+        Some(match self.scanner.absence.miss(path.to_owned(), self.now.mono) {
+            Missing::Until(at) => {
+                self.visited.insert(path.to_owned());
+                self.again(at);
+                Sight::Missing
+            }
+            Missing::Gone => {
+                self.scanner.absence.forget(&path.to_owned());
+                self.scanner.files.remove(path);
+                Sight::Gone
+            }
+        })
+    }
+
+    /// The content of a file, once it has stood still.
+    fn settled(&mut self, path: &Path, kind: Kind, stamp: Stamp) -> Sight<Content> {
+        let now = self.now.mono;
+        let max = match kind {
+            Kind::Module => self.scanner.options.module_size,
+            Kind::Config => self.scanner.options.config_size,
+        };
+        let since = match self.scanner.files.get(path) {
+            Some(seen) if seen.stamp == stamp => seen.since,
+            _ => {
+                let since = self.first_seen(&stamp);
+                let seen = Seen { stamp, since, content: None };
+                self.scanner.files.insert(path.to_owned(), seen);
+                since
+            }
+        };
+        let still = since + self.scanner.options.quiet;
+        if now < still {
+            self.again(still);
+            return Sight::Unsettled;
+        }
+        if stamp.size() > max {
+            return Sight::Unknown(Trouble::TooLarge { size: stamp.size(), max });
+        }
+        if let Some(content) = self.remembered_content(path, kind) {
+            return Sight::Present(content);
+        }
+        match self.content(path, kind, &stamp) {
+            Ok(content) => {
+                let seen = self.scanner.files.get_mut(path).expect("it was inserted above");
+                seen.content = Some((content.clone(), now));
+                Sight::Present(content)
+            }
+            Err(Some(trouble)) => Sight::Unknown(trouble),
+            Err(None) => {
+                // It moved between two questions: the next look starts over.
+                self.again(now + self.scanner.options.quiet);
+                let seen = self.scanner.files.get_mut(path).expect("it was inserted above");
+                seen.since = now;
+                Sight::Unsettled
+            }
+        }
+    }
+
+    /// Since when a file that is first seen with this stamp has had it.
+    ///
+    /// From now on, as far as we know: clocks jump, and a server's clock is not
+    /// ours. Only at the very first look are a file's own times believed, so
+    /// that a start does not wait for files that have been there for weeks.
+    fn first_seen(&self, stamp: &Stamp) -> Instant {
+        let Moment { mono, wall } = self.now;
+        let age = stamp.age(wall).filter(|_| !self.scanner.looked).unwrap_or_default();
+        mono.checked_sub(age.saturating_sub(COARSE).min(REREAD)).unwrap_or(mono)
+    }
+
+    /// What was read from a file whose stamp has not changed, if that will do.
+    fn remembered_content(&self, path: &Path, kind: Kind) -> Option<Content> {
+        let seen = self.scanner.files.get(path)?;
+        let (content, read) = seen.content.as_ref()?;
+        let old_enough = *read >= seen.since + REREAD || self.now.mono < seen.since + REREAD;
+        let same_kind = (kind == Kind::Config) == content.text.is_some();
+        (self.depth == Depth::Changed && old_enough && same_kind).then(|| content.clone())
+    }
+
+    /// Reads a file. `None` is the trouble of a file that would not stand still.
+    fn content(
+        &mut self,
+        path: &Path,
+        kind: Kind,
+        stamp: &Stamp,
+    ) -> Result<Content, Option<Trouble>> {
+        let bytes = match file::read(path, stamp) {
+            Ok(ReadFile::Whole(bytes)) => bytes,
+            Ok(ReadFile::Moving) => return Err(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(None),
+            Err(error) => return Err(Some(unreadable(error))),
+        };
+        let digest = digest_of(&bytes);
+        let text = match kind {
+            Kind::Module => None,
+            Kind::Config => {
+                let text = std::str::from_utf8(&bytes).map_err(|_| Some(Trouble::NotText))?;
+                Some(Arc::from(text))
+            }
+        };
+        if kind == Kind::Module && !self.has.contains(&digest) {
+            let size = bytes.len() as u64;
+            if !self.snapshot.bytes.contains_key(&digest) && self.carried + size <= MAX_BYTES {
+                self.carried += size;
+                self.snapshot.bytes.insert(digest, bytes);
+            }
+        }
+        Ok(Content { digest, text })
+    }
+
+    fn trouble(&mut self, folder: &Path, trouble: Trouble) {
+        self.snapshot.troubles.insert(folder.to_owned(), trouble);
+    }
+
+    fn again(&mut self, at: Instant) {
+        let again = &mut self.snapshot.again;
+        *again = Some(again.map_or(at, |before| before.min(at)));
+    }
+}
+
+/// Whether a file of that name in the watched folder is a module.
+fn is_module(name: &OsStr) -> bool {
+    name.as_bytes().strip_suffix(b".wasm").is_some_and(|stem| !stem.is_empty())
+        && !is_temporary(name)
+}
+
+/// Refuses a folder into which anybody on the machine could put a file, or that
+/// anybody could replace. Others cannot replace what is in a sticky folder.
+fn secure(folder: &Path) -> Result<(), Trouble> {
+    /// Others may write.
+    const OTHERS_WRITE: u32 = 0o002;
+    /// Only its owner may remove or rename a file.
+    const STICKY: u32 = 0o1000;
+    let real = fs::canonicalize(folder).map_err(unreadable)?;
+    for (height, folder) in real.ancestors().enumerate() {
+        let mode = fs::metadata(folder).map_err(unreadable)?.mode();
+        let sticky_parent = height > 0 && mode & STICKY != 0;
+        if mode & OTHERS_WRITE != 0 && !sticky_parent {
+            return Err(Trouble::Insecure(folder.to_owned()));
+        }
+    }
+    Ok(())
+}
+
+fn digest_of(bytes: &[u8]) -> Digest {
+    Digest::new(Sha256::digest(bytes).into())
+}
+
+fn text_of(content: Content) -> Arc<str> {
+    content.text.expect("configuration files are read as text")
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "it is given to map_err")]
+fn unreadable(error: io::Error) -> Trouble {
+    match error.kind() {
+        io::ErrorKind::NotFound => Trouble::FolderMissing,
+        _ => Trouble::Unreadable(error.to_string()),
+    }
+}
+
+fn map<T, U>(sight: Sight<T>, with: impl FnOnce(T) -> U) -> Sight<U> {
+    match sight {
+        Sight::Present(content) => Sight::Present(with(content)),
+        Sight::Unsettled => Sight::Unsettled,
+        Sight::Missing => Sight::Missing,
+        Sight::Gone => Sight::Gone,
+        Sight::Unknown(trouble) => Sight::Unknown(trouble),
+    }
+}
