@@ -484,11 +484,17 @@ impl System {
         changed
     }
 
-    /// Halts the actors between which a change must not be seen half done.
+    /// Halts the actors between which a change must not be seen half done: those
+    /// that swap, and those at the ends of wires that come or go with the swap.
+    ///
+    /// New wires alone need no halt, since a turn goes by the wires that were in
+    /// force when it began; nor does one swap alone, since it is one assignment.
     async fn hold(&self, change: &Change) -> Vec<Arc<Actor>> {
+        if change.swap.is_empty() {
+            return Vec::new();
+        }
         let mut names: BTreeSet<ActorName> =
             change.swap.iter().map(|(name, _)| name.clone()).collect();
-        let mut rewired = false;
         if let Some(after) = &change.wires {
             let before = self.wires();
             let same =
@@ -498,13 +504,9 @@ impl System {
             let ends = new
                 .flat_map(|def| [&def.from, &def.to])
                 .chain(cut.flat_map(|wire| [wire.from(), wire.to()]));
-            for end in ends {
-                rewired = true;
-                names.insert(end.actor.clone());
-            }
+            names.extend(ends.map(|end| end.actor.clone()));
         }
-        if names.len() < 2 && !rewired {
-            // One actor alone: the swap itself is the only instant there is.
+        if names.len() < 2 {
             return Vec::new();
         }
         let mut held = Vec::new();

@@ -1,1 +1,799 @@
+use std::{sync::atomic::AtomicUsize, time::Duration};
 
+use futures_util::future::BoxFuture;
+
+use super::*;
+use crate::{
+    Context, Digest, Effects, Emitter, Failure, FailureKind, InstantiateError, Port, SourceError,
+    Turn, Type,
+};
+
+/// What a fake engine does in a turn.
+type Act = Arc<dyn Fn(&Context) -> Result<Effects, FailureKind> + Send + Sync>;
+
+/// A program whose engines do what a closure says, and wait for a word first where asked to.
+struct Fake {
+    digest: u8,
+    act: Act,
+    gate: Option<watch::Receiver<bool>>,
+    metadata: Metadata,
+    broken: Arc<AtomicBool>,
+    made: Arc<AtomicUsize>,
+}
+
+struct FakeEngine {
+    act: Act,
+    gate: Option<watch::Receiver<bool>>,
+}
+
+impl Program for Fake {
+    fn digest(&self) -> Digest {
+        Digest::new([self.digest; 32])
+    }
+
+    fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    fn instantiate(&self) -> BoxFuture<'_, Result<Box<dyn Engine>, InstantiateError>> {
+        self.made.fetch_add(1, Ordering::Relaxed);
+        let made: Result<Box<dyn Engine>, _> = if self.broken.load(Ordering::Relaxed) {
+            Err(InstantiateError { why: "broken".into() })
+        } else {
+            Ok(Box::new(FakeEngine { act: Arc::clone(&self.act), gate: self.gate.clone() }))
+        };
+        Box::pin(async { made })
+    }
+}
+
+impl Engine for FakeEngine {
+    fn turn(mut self: Box<Self>, context: Context, deadline: Instant) -> BoxFuture<'static, Turn> {
+        Box::pin(async move {
+            if let Some(gate) = &mut self.gate
+                && time::timeout_at(deadline, gate.wait_for(|open| *open)).await.is_err()
+            {
+                let kind = FailureKind::Timeout(Duration::from_secs(30));
+                return Err(Failure { kind, engine: None });
+            }
+            match (self.act)(&context) {
+                Ok(effects) => Ok((self as Box<dyn Engine>, effects)),
+                Err(kind @ FailureKind::Trap(_)) => Err(Failure { kind, engine: None }),
+                Err(kind) => Err(Failure { kind, engine: Some(self) }),
+            }
+        })
+    }
+}
+
+fn metadata(inports: &[(&str, bool)]) -> Metadata {
+    let port = |name: &str, required| Port {
+        name: name.parse().unwrap(),
+        description: String::new(),
+        port_type: Type::Any,
+        required,
+    };
+    Metadata {
+        component: "Fake".into(),
+        description: String::new(),
+        inports: inports.iter().map(|(name, required)| port(name, *required)).collect(),
+        outports: vec![port("out", false)],
+        config_schema: None,
+        version: None,
+    }
+}
+
+fn fake(
+    digest: u8,
+    act: impl Fn(&Context) -> Result<Effects, FailureKind> + Send + Sync + 'static,
+) -> Fake {
+    Fake {
+        digest,
+        act: Arc::new(act),
+        gate: None,
+        metadata: metadata(&[("in", false)]),
+        broken: Arc::default(),
+        made: Arc::default(),
+    }
+}
+
+/// Puts out what comes in, with a mark behind the text.
+fn marker(digest: u8, mark: &'static str) -> Fake {
+    fake(digest, move |context| Ok(out(&format!("{}{mark}", text(&context.payload[0].1)))))
+}
+
+fn out(text: &str) -> Effects {
+    Effects { outputs: vec![("out".parse().unwrap(), string(text))], state: None }
+}
+
+fn string(text: &str) -> Message {
+    Message::new(Type::String, serde_json::to_vec(text).unwrap()).unwrap()
+}
+
+fn text(message: &Message) -> String {
+    serde_json::from_slice(message.data()).unwrap_or_else(|_| message.encode())
+}
+
+/// A system with an actor that keeps what it gets. Its books are checked when it drops.
+struct Rig {
+    system: System,
+    seen: watch::Receiver<Vec<String>>,
+    defs: Vec<WireDef>,
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            let books = self.system.books();
+            assert!(books.balanced(), "{books:#?}");
+        }
+    }
+}
+
+impl Rig {
+    /// `sink` keeps what comes in.
+    async fn new() -> Self {
+        let system = System::new(Handle::current());
+        let (seen, receiver) = watch::channel(Vec::new());
+        let sink = fake(255, move |context| {
+            let got = context.payload.iter().map(|(_, message)| text(message));
+            seen.send_modify(|seen| seen.extend(got));
+            Ok(Effects::default())
+        });
+        let mut rig = Self { system, seen: receiver, defs: Vec::new() };
+        rig.start("sink", sink, Settings::default(), &[]).await;
+        rig
+    }
+
+    async fn ready(program: Fake) -> Ready {
+        let engine = program.instantiate().await.unwrap();
+        let log = ActorLog::new("log".parse().unwrap(), 100);
+        Ready::Engine { program: Arc::new(program), engine, version: None, log }
+    }
+
+    /// Starts an actor whose `out` goes to the `in` of `to`.
+    async fn start(&mut self, name: &str, program: Fake, settings: Settings, to: &[&str]) {
+        for to in to {
+            self.defs.push(wire(&format!("{name}.out"), &format!("{to}.in")));
+        }
+        let ready = Self::ready(program).await;
+        let name = name.parse().unwrap();
+        let start = Start { name, ready, settings, state: None, was: None };
+        self.apply(Change { start: vec![start], ..Change::default() }).await;
+    }
+
+    /// Applies a change with the rig's wires.
+    async fn apply(&self, change: Change) -> Changed {
+        soon(self.system.apply(Change { wires: Some(self.defs.clone()), ..change })).await
+    }
+
+    async fn swap(&self, name: &str, program: Fake) -> Generation {
+        let name: ActorName = name.parse().unwrap();
+        let swap = vec![(name.clone(), Self::ready(program).await)];
+        let changed = soon(self.system.apply(Change { swap, ..Change::default() })).await;
+        changed.generations[&name]
+    }
+
+    async fn stop(&mut self, name: &str, drain: Duration) {
+        self.defs.retain(|w| w.from.actor.as_str() != name && w.to.actor.as_str() != name);
+        let stop = vec![name.parse().unwrap()];
+        self.apply(Change { stop, drain, ..Change::default() }).await;
+    }
+
+    #[track_caller]
+    fn send(&self, to: &str, text: &str) {
+        self.system.send(&to.parse().unwrap(), string(text), None).unwrap();
+    }
+
+    /// Waits until the sink has seen so many messages, and gives them.
+    async fn seen(&mut self, n: usize) -> Vec<String> {
+        soon(self.seen.wait_for(|seen| seen.len() >= n)).await.unwrap().clone()
+    }
+
+    async fn state(&self, name: &str, state: ActorState) -> Status {
+        let mut watch = self.actor(name).watch();
+        soon(watch.wait_for(|status| status.state == state)).await.unwrap().clone()
+    }
+
+    fn actor(&self, name: &str) -> Arc<Actor> {
+        self.system.actor(name).unwrap()
+    }
+
+    /// Waits until nothing moves any more.
+    async fn quiet(&self) {
+        assert_eq!(self.system.drained(Instant::now() + HOUR).await, 0);
+    }
+
+    fn reasons(&self) -> Vec<&'static str> {
+        self.system.dead_letters().list().iter().map(|letter| letter.reason.class()).collect()
+    }
+}
+
+/// Costs nothing, since the clock is paused.
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// Turns a hang into a failure. The clock is paused, so an hour costs nothing.
+async fn soon<T>(future: impl Future<Output = T>) -> T {
+    time::timeout(HOUR, future).await.expect("nothing happened for an hour")
+}
+
+fn wire(from: &str, to: &str) -> WireDef {
+    WireDef { from: from.parse().unwrap(), to: to.parse().unwrap(), overflow: None }
+}
+
+fn small(mailbox: usize) -> Settings {
+    Settings { mailbox, ..Settings::default() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn messages_cross_three_hops_byte_for_byte() {
+    let mut rig = Rig::new().await;
+    let echo = |n| {
+        fake(n, |context| {
+            let outputs = vec![("out".parse().unwrap(), context.payload[0].1.clone())];
+            Ok(Effects { outputs, state: None })
+        })
+    };
+    rig.start("c", echo(3), Settings::default(), &["sink"]).await;
+    rig.start("b", echo(2), Settings::default(), &["c"]).await;
+    rig.start("a", echo(1), Settings::default(), &["b"]).await;
+    let data = r#"{"b":1.0, "a":1e2,"n":123456789012345678901234567890}"#;
+    let message = Message::new(Type::Object, data.to_owned()).unwrap();
+    rig.system.send(&"a.in".parse().unwrap(), message.clone(), None).unwrap();
+    assert_eq!(rig.seen(1).await, [message.encode()]);
+    rig.quiet().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn swap_keeps_the_queue() {
+    let mut rig = Rig::new().await;
+    rig.start("a", marker(1, "-old"), Settings::default(), &["sink"]).await;
+    rig.actor("a").pause().await;
+    rig.state("a", ActorState::Paused).await;
+    rig.send("a.in", "one");
+    rig.send("a.in", "two");
+    assert_eq!(rig.swap("a", marker(2, "-new")).await.number(), 2);
+    rig.actor("a").resume().await;
+    assert_eq!(rig.seen(2).await, ["one-new", "two-new"]);
+    assert_eq!(rig.actor("a").status().digest, Digest::new([2; 32]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_turn_in_hand_finishes_on_the_old_engine() {
+    let mut rig = Rig::new().await;
+    let (open, gate) = watch::channel(false);
+    let old = Fake { gate: Some(gate), ..marker(1, "-old") };
+    rig.start("a", old, Settings::default(), &["sink"]).await;
+    rig.send("a.in", "one");
+    rig.send("a.in", "two");
+    let mailbox = Arc::clone(rig.actor("a").mailbox());
+    while mailbox.counts().in_flight == 0 {
+        tokio::task::yield_now().await;
+    }
+    {
+        let swap = rig.swap("a", marker(2, "-new"));
+        tokio::pin!(swap);
+        assert!(futures_util::poll!(&mut swap).is_pending());
+        open.send(true).unwrap();
+        swap.await;
+    }
+    assert_eq!(rig.seen(2).await, ["one-old", "two-new"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_turn_leaves_everything_as_it_was() {
+    let mut rig = Rig::new().await;
+    // Counts in its state, and traps at the first attempt at every message.
+    let attempts = Arc::new(AtomicUsize::new(0));
+    let program = fake(1, move |context| {
+        if attempts.fetch_add(1, Ordering::Relaxed).is_multiple_of(2) {
+            return Err(FailureKind::Trap("unreachable".into()));
+        }
+        let n = context.state.text().len();
+        let state = Some(State::new(format!("{}{}", &" ".repeat(n - 1), "{}")).unwrap());
+        Ok(Effects { state, ..out(&format!("{}:{n}", text(&context.payload[0].1))) })
+    });
+    let made = Arc::clone(&program.made);
+    rig.start("a", program, Settings::default(), &["sink"]).await;
+    for message in ["one", "two", "three"] {
+        rig.send("a.in", message);
+    }
+    assert_eq!(rig.seen(3).await, ["one:2", "two:3", "three:4"]);
+    // A trapped engine is never used again.
+    assert_eq!(made.load(Ordering::Relaxed), 4);
+    assert_eq!(rig.actor("a").meters().turns_trap.get(), 3);
+    assert!(rig.reasons().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_that_always_traps_becomes_a_dead_letter_after_its_retries() {
+    let mut rig = Rig::new().await;
+    let program = fake(1, |context| match text(&context.payload[0].1).as_str() {
+        "bad" => Err(FailureKind::Trap("unreachable".into())),
+        good => Ok(out(good)),
+    });
+    rig.start("a", program, Settings::default(), &["sink"]).await;
+    for message in ["one", "bad", "two"] {
+        rig.send("a.in", message);
+    }
+    assert_eq!(rig.seen(2).await, ["one", "two"]);
+    rig.quiet().await;
+    let letters = rig.system.dead_letters().list();
+    assert_eq!(letters.len(), 1);
+    assert_eq!((letters[0].attempts, letters[0].reason.class()), (3, "trap"));
+    assert_eq!(rig.actor("a").mailbox().counts().dead_lettered, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_time_out_is_not_retried() {
+    let mut rig = Rig::new().await;
+    let (_open, gate) = watch::channel(false);
+    let program = Fake { gate: Some(gate), ..marker(1, "") };
+    rig.start("a", program, Settings::default(), &["sink"]).await;
+    rig.send("a.in", "one");
+    rig.quiet().await;
+    assert_eq!(rig.reasons(), ["timeout"]);
+    assert_eq!(rig.actor("a").meters().turns_timeout.get(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_error_goes_to_the_error_port_where_that_is_wired() {
+    let mut rig = Rig::new().await;
+    let guest = || fake(1, |_| Err(FailureKind::Guest("no such region".into())));
+    rig.start("a", guest(), Settings::default(), &[]).await;
+    rig.send("a.in", "one");
+    rig.quiet().await;
+    assert_eq!(rig.reasons(), ["guest-error"]);
+    rig.defs.push(wire("a.error", "sink.in"));
+    rig.apply(Change::default()).await;
+    rig.send("a.in", "two");
+    assert_eq!(rig.seen(1).await, ["no such region"]);
+    assert_eq!(rig.reasons().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_actor_that_gives_up_keeps_its_mailbox_and_tries_again() {
+    let mut rig = Rig::new().await;
+    let works = Arc::new(AtomicBool::new(false));
+    let now_works = Arc::clone(&works);
+    let program = fake(1, move |context| {
+        if works.load(Ordering::Relaxed) {
+            Ok(out(&text(&context.payload[0].1)))
+        } else {
+            Err(FailureKind::Turn("no result".into()))
+        }
+    });
+    rig.start("a", program, Settings::default(), &["sink"]).await;
+    for n in 0..12 {
+        rig.send("a.in", &n.to_string());
+    }
+    let status = rig.state("a", ActorState::Failed).await;
+    assert!(status.why.unwrap().contains("no result"));
+    assert_eq!(rig.actor("a").mailbox().len(), 2);
+    now_works.store(true, Ordering::Relaxed);
+    assert_eq!(rig.seen(2).await, ["10", "11"]);
+    assert_eq!(rig.reasons().len(), 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_engine_that_cannot_be_made_loses_no_message() {
+    let mut rig = Rig::new().await;
+    let first = AtomicBool::new(true);
+    let program = fake(1, move |context| {
+        if first.swap(false, Ordering::Relaxed) {
+            return Err(FailureKind::Trap("unreachable".into()));
+        }
+        Ok(out(&text(&context.payload[0].1)))
+    });
+    let broken = Arc::clone(&program.broken);
+    rig.start("a", program, Settings::default(), &["sink"]).await;
+    broken.store(true, Ordering::Relaxed);
+    rig.send("a.in", "one");
+    rig.state("a", ActorState::Failed).await;
+    assert_eq!(rig.actor("a").mailbox().counts().queued, 1);
+    broken.store(false, Ordering::Relaxed);
+    rig.actor("a").retry().await;
+    assert_eq!(rig.seen(1).await, ["one"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_connector_cannot_deliver_is_kept() {
+    let mut rig = Rig::new().await;
+    let there = Arc::new(AtomicBool::new(false));
+    let now_there = Arc::clone(&there);
+    let program = fake(1, move |context| {
+        if there.load(Ordering::Relaxed) {
+            return Ok(out(&text(&context.payload[0].1)));
+        }
+        Err(FailureKind::Unavailable("the disk is full".into()))
+    });
+    rig.start("a", program, Settings::default(), &["sink"]).await;
+    rig.send("a.in", "one");
+    let status = rig.state("a", ActorState::Failed).await;
+    assert_eq!(status.why.unwrap(), "the disk is full");
+    now_there.store(true, Ordering::Relaxed);
+    assert_eq!(rig.seen(1).await, ["one"]);
+    assert!(rig.reasons().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_branch_does_not_hold_up_its_sibling_within_a_turn() {
+    let mut rig = Rig::new().await;
+    let (open, gate) = watch::channel(false);
+    let slow = Fake { gate: Some(gate), ..marker(9, "") };
+    rig.start("slow", slow, small(1), &[]).await;
+    let twice = fake(1, |_| {
+        let both = ["one", "two"].map(|text| ("out".parse().unwrap(), string(text)));
+        Ok(Effects { outputs: both.to_vec(), state: None })
+    });
+    rig.start("a", twice, Settings::default(), &["slow", "sink"]).await;
+    rig.send("a.in", "x");
+    assert_eq!(rig.seen(2).await, ["one", "two"]);
+    // The next turn waits until the outbox is empty.
+    rig.send("a.in", "y");
+    rig.state("a", ActorState::Blocked).await;
+    assert_eq!(rig.actor("a").mailbox().counts().queued, 1);
+    assert_eq!(rig.system.books().wires.pending, 1);
+    open.send(true).unwrap();
+    rig.seen(4).await;
+    rig.quiet().await;
+    assert_eq!(rig.actor("slow").mailbox().counts().completed, 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_swap_goes_through_while_the_outbox_waits() {
+    let mut rig = Rig::new().await;
+    let (open, gate) = watch::channel(false);
+    let slow = Fake { gate: Some(gate), ..marker(9, "") };
+    rig.start("slow", slow, small(1), &["sink"]).await;
+    rig.start("a", marker(1, "-old"), Settings::default(), &["slow"]).await;
+    for message in ["1", "2", "3"] {
+        rig.send("a.in", message);
+    }
+    rig.state("a", ActorState::Blocked).await;
+    rig.swap("a", marker(2, "-new")).await;
+    open.send(true).unwrap();
+    assert_eq!(rig.seen(3).await, ["1-old", "2-old", "3-new"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn overflow_drops_and_counts() {
+    let mut rig = Rig::new().await;
+    let (open, gate) = watch::channel(false);
+    let slow = Fake { gate: Some(gate), ..marker(9, "") };
+    let settings = Settings { overflow: Overflow::DropOldest, ..small(2) };
+    rig.start("slow", slow, settings, &["sink"]).await;
+    rig.start("a", marker(1, ""), Settings::default(), &["slow"]).await;
+    for n in 0..5 {
+        rig.send("a.in", &n.to_string());
+        while rig.actor("a").mailbox().counts().completed <= n {
+            tokio::task::yield_now().await;
+        }
+        // The first is in hand before the second comes.
+        while rig.actor("slow").mailbox().counts().in_flight == 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+    open.send(true).unwrap();
+    assert_eq!(rig.seen(2).await, ["0", "4"]);
+    rig.quiet().await;
+    assert_eq!(rig.actor("slow").mailbox().counts().dropped, 3);
+    // One dropped message a second is kept, the others are only counted.
+    assert_eq!(rig.reasons(), ["overflow"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_port_that_loses_its_last_wire_gives_up_what_waits_for_it() {
+    let mut rig = Rig::new().await;
+    rig.start("b", marker(2, ""), Settings::default(), &["sink"]).await;
+    rig.start("a", marker(1, ""), Settings::default(), &["b"]).await;
+    rig.actor("b").pause().await;
+    rig.state("b", ActorState::Paused).await;
+    rig.send("a.in", "one");
+    while rig.actor("b").mailbox().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    rig.defs.retain(|wire| wire.to.actor.as_str() != "b");
+    rig.apply(Change::default()).await;
+    assert_eq!(rig.reasons(), ["unwired"]);
+    rig.send("a.in", "two");
+    rig.actor("b").resume().await;
+    rig.quiet().await;
+    assert_eq!(rig.actor("a").meters().unrouted.get(), 1);
+    assert!(rig.seen.borrow().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_removed_actor_works_off_its_mailbox_by_its_old_wires() {
+    let mut rig = Rig::new().await;
+    rig.start("a", marker(1, ""), Settings::default(), &["sink"]).await;
+    rig.actor("a").pause().await;
+    rig.state("a", ActorState::Paused).await;
+    for message in ["1", "2", "3"] {
+        rig.send("a.in", message);
+    }
+    rig.actor("a").resume().await;
+    rig.stop("a", HOUR).await;
+    assert_eq!(rig.seen(3).await, ["1", "2", "3"]);
+    while rig.system.actor("a").is_some() {
+        tokio::task::yield_now().await;
+    }
+    rig.quiet().await;
+    assert!(rig.reasons().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_removed_actor_cannot_work_off_in_time_is_kept_as_dead_letters() {
+    let mut rig = Rig::new().await;
+    let (_open, gate) = watch::channel(false);
+    let program = Fake { gate: Some(gate), ..marker(1, "") };
+    rig.start("a", program, Settings::default(), &["sink"]).await;
+    rig.actor("a").pause().await;
+    rig.state("a", ActorState::Paused).await;
+    rig.send("a.in", "one");
+    rig.send("a.in", "two");
+    rig.stop("a", Duration::from_secs(1)).await;
+    while rig.system.actor("a").is_some() {
+        time::advance(Duration::from_millis(100)).await;
+    }
+    assert_eq!(rig.reasons(), ["removed", "removed"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn adding_a_removed_actor_again_cancels_its_drain() {
+    let mut rig = Rig::new().await;
+    rig.start("a", marker(1, "-old"), Settings::default(), &["sink"]).await;
+    rig.actor("a").pause().await;
+    rig.state("a", ActorState::Paused).await;
+    rig.send("a.in", "one");
+    rig.stop("a", HOUR).await;
+    rig.state("a", ActorState::Draining).await;
+    let refused = rig.system.send(&"a.in".parse().unwrap(), string("no"), None);
+    assert!(matches!(refused, Err(SendError::Draining { .. })));
+    rig.start("a", marker(2, "-new"), Settings::default(), &["sink"]).await;
+    rig.actor("a").resume().await;
+    rig.send("a.in", "two");
+    assert_eq!(rig.seen(2).await, ["one-new", "two-new"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_state_of_a_removed_actor_is_taken_up_again() {
+    let mut rig = Rig::new().await;
+    let keeper = |n| {
+        fake(n, |context| {
+            let state = Some(State::new(r#"{"n":1}"#).unwrap());
+            Ok(Effects { state, ..out(&format!("{:?}", context.state)) })
+        })
+    };
+    rig.start("a", keeper(1), Settings::default(), &["sink"]).await;
+    rig.send("a.in", "x");
+    rig.quiet().await;
+    rig.stop("a", HOUR).await;
+    while rig.system.actor("a").is_some() {
+        tokio::task::yield_now().await;
+    }
+    rig.start("a", keeper(1), Settings::default(), &["sink"]).await;
+    rig.send("a.in", "x");
+    assert_eq!(rig.seen(2).await, ["{}", r#"{"n":1}"#]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_actor_under_another_name_keeps_mailbox_and_state() {
+    let mut rig = Rig::new().await;
+    rig.start("a", marker(1, ""), Settings::default(), &["sink"]).await;
+    rig.actor("a").pause().await;
+    rig.state("a", ActorState::Paused).await;
+    rig.send("a.in", "one");
+    let ready = Rig::ready(marker(2, "-b")).await;
+    rig.defs = vec![wire("b.out", "sink.in")];
+    let start = Start {
+        name: "b".parse().unwrap(),
+        ready,
+        settings: Settings::default(),
+        state: None,
+        was: Some("a".parse().unwrap()),
+    };
+    rig.apply(Change { start: vec![start], ..Change::default() }).await;
+    assert!(rig.system.actor("a").is_none());
+    assert_eq!(rig.seen(1).await, ["one-b"]);
+    rig.quiet().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wire_that_stays_keeps_what_waits_on_it() {
+    let mut rig = Rig::new().await;
+    let (open, gate) = watch::channel(false);
+    let slow = Fake { gate: Some(gate), ..marker(9, "") };
+    rig.start("slow", slow, small(1), &["sink"]).await;
+    rig.start("a", marker(1, ""), Settings::default(), &["slow"]).await;
+    for message in ["1", "2", "3"] {
+        rig.send("a.in", message);
+    }
+    rig.state("a", ActorState::Blocked).await;
+    rig.start("other", marker(3, ""), Settings::default(), &["slow"]).await;
+    assert_eq!(rig.system.books().wires.pending, 1);
+    open.send(true).unwrap();
+    assert_eq!(rig.seen(3).await, ["1", "2", "3"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cut_wire_still_delivers_what_it_took() {
+    let mut rig = Rig::new().await;
+    let (open, gate) = watch::channel(false);
+    let slow = Fake { gate: Some(gate), ..marker(9, "") };
+    rig.start("slow", slow, small(1), &["sink"]).await;
+    rig.start("keep", marker(4, ""), Settings::default(), &["slow"]).await;
+    rig.start("a", marker(1, ""), Settings::default(), &["slow"]).await;
+    rig.send("a.in", "1");
+    rig.send("a.in", "2");
+    rig.state("a", ActorState::Blocked).await;
+    rig.defs.retain(|wire| wire.from.actor.as_str() != "a");
+    rig.apply(Change::default()).await;
+    open.send(true).unwrap();
+    assert_eq!(rig.seen(2).await, ["1", "2"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_join_takes_one_message_of_every_required_port() {
+    let mut rig = Rig::new().await;
+    let program = Fake {
+        metadata: metadata(&[("left", true), ("right", true)]),
+        ..fake(1, |context| {
+            let all: Vec<_> = context.payload.iter().map(|(_, m)| text(m)).collect();
+            Ok(out(&all.join("+")))
+        })
+    };
+    let settings = Settings { trigger: Trigger::All, ..Settings::default() };
+    rig.start("join", program, settings, &["sink"]).await;
+    rig.start("l", marker(2, ""), Settings::default(), &[]).await;
+    rig.start("r", marker(3, ""), Settings::default(), &[]).await;
+    rig.defs.extend([wire("l.out", "join.left"), wire("r.out", "join.right")]);
+    rig.apply(Change::default()).await;
+    rig.send("l.in", "1");
+    rig.send("l.in", "2");
+    rig.send("r.in", "a");
+    rig.send("r.in", "b");
+    assert_eq!(rig.seen(2).await, ["1+a", "2+b"]);
+    rig.quiet().await;
+    assert_eq!(rig.actor("join").mailbox().counts().completed, 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_runaway_loop_ends_as_a_dead_letter() {
+    let mut rig = Rig::new().await;
+    let settings = Settings { max_hops: 20, ..Settings::default() };
+    rig.start("a", marker(1, ""), settings, &["a"]).await;
+    rig.send("a.in", "x");
+    rig.quiet().await;
+    assert_eq!(rig.reasons(), ["max-hops"]);
+    assert_eq!(rig.actor("a").meters().turns_ok.get(), 21);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_sent_now_leaves_before_the_turn_ends() {
+    let mut rig = Rig::new().await;
+    let sent = Arc::new(AtomicBool::new(false));
+    let program = fake(1, move |context| {
+        if let Some(now) = &context.now {
+            now.send("out".parse().unwrap(), string("progress"));
+        }
+        match sent.swap(true, Ordering::Relaxed) {
+            false => Err(FailureKind::Trap("unreachable".into())),
+            true => Ok(out("result")),
+        }
+    });
+    let settings = Settings { send: crate::Send::Now, ..Settings::default() };
+    rig.start("a", program, settings, &["sink"]).await;
+    rig.send("a.in", "x");
+    // At least once across retries: that is what its name says.
+    assert_eq!(rig.seen(3).await, ["progress", "progress", "result"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_is_the_first_message_of_the_same_correlation() {
+    let mut rig = Rig::new().await;
+    let program = fake(1, |context| match text(&context.payload[0].1).as_str() {
+        "nothing" => Ok(Effects::default()),
+        "bad" => Err(FailureKind::Turn("no result".into())),
+        other => Ok(out(other)),
+    });
+    rig.start("b", marker(2, "!"), Settings::default(), &[]).await;
+    rig.start("a", program, Settings::default(), &["b"]).await;
+    let ask = |text: &str| {
+        let (to, answer) = ("a.in".parse().unwrap(), "b.out".parse().unwrap());
+        let (_, receiver) = rig.system.ask(&to, string(text), None, answer).unwrap();
+        async move { soon(receiver).await.unwrap() }
+    };
+    assert!(matches!(ask("hello").await, Answer::Message(m) if text(&m) == "hello!"));
+    assert!(matches!(ask("nothing").await, Answer::Nothing));
+    assert!(matches!(ask("bad").await, Answer::Died(why) if why == "no result"));
+    rig.quiet().await;
+}
+
+/// Counts up to a bound.
+struct CountTo(u32, Metadata);
+
+impl Source for CountTo {
+    fn digest(&self) -> Digest {
+        Digest::new([7; 32])
+    }
+
+    fn metadata(&self) -> &Metadata {
+        &self.1
+    }
+
+    fn run(&self, out: Emitter) -> BoxFuture<'_, Result<(), SourceError>> {
+        Box::pin(async move {
+            for n in 0..self.0 {
+                out.emit(&"out".parse().unwrap(), string(&n.to_string())).await;
+            }
+            Ok(())
+        })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_waits_for_the_gate_and_for_room() {
+    let mut rig = Rig::new().await;
+    let (open, gate) = watch::channel(false);
+    let slow = Fake { gate: Some(gate), ..marker(9, "") };
+    rig.start("slow", slow, small(2), &["sink"]).await;
+    rig.defs.push(wire("count.out", "slow.in"));
+    let start = Start {
+        name: "count".parse().unwrap(),
+        ready: Ready::Source(Arc::new(CountTo(50, metadata(&[])))),
+        settings: Settings::default(),
+        state: None,
+        was: None,
+    };
+    rig.apply(Change { start: vec![start], ..Change::default() }).await;
+    tokio::task::yield_now().await;
+    assert_eq!(rig.actor("slow").mailbox().len(), 0);
+    rig.system.open();
+    rig.state("count", ActorState::Blocked).await;
+    assert_eq!(rig.actor("slow").mailbox().len(), 2);
+    open.send(true).unwrap();
+    let expected: Vec<_> = (0..50).map(|n| n.to_string()).collect();
+    assert_eq!(rig.seen(50).await, expected);
+    assert_eq!(rig.system.books().deliveries.accepted[Entry::Connector as usize], 50);
+    rig.quiet().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_drains_the_flow() {
+    let mut rig = Rig::new().await;
+    rig.start("b", marker(2, "b"), small(3), &["sink"]).await;
+    rig.start("a", marker(1, "a"), Settings::default(), &["b"]).await;
+    for n in 0..100 {
+        rig.send("a.in", &n.to_string());
+    }
+    rig.system.close().await;
+    let refused = rig.system.send(&"a.in".parse().unwrap(), string("no"), None);
+    assert!(matches!(refused, Err(SendError::Draining { .. })));
+    rig.quiet().await;
+    assert_eq!(rig.seen(100).await.len(), 100);
+    rig.system.kill().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_kill_leaves_what_is_queued_where_it_is() {
+    let mut rig = Rig::new().await;
+    let (_open, gate) = watch::channel(false);
+    let program = Fake { gate: Some(gate), ..marker(1, "") };
+    rig.start("a", program, Settings::default(), &["sink"]).await;
+    rig.send("a.in", "one");
+    rig.send("a.in", "two");
+    while rig.actor("a").mailbox().counts().in_flight == 0 {
+        tokio::task::yield_now().await;
+    }
+    rig.system.kill().await;
+    let counts = rig.actor("a").mailbox().counts();
+    assert_eq!((counts.queued, counts.in_flight, counts.completed), (2, 0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_for_nobody_is_handed_back() {
+    let rig = Rig::new().await;
+    let send = |to: &str| rig.system.send(&to.parse().unwrap(), string("x"), None);
+    assert!(matches!(send("nobody.in"), Err(SendError::NoActor { .. })));
+    let no_port = send("sink.other").unwrap_err();
+    assert!(no_port.to_string().contains("it has `in`"), "{no_port}");
+}
