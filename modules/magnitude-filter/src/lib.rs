@@ -116,6 +116,7 @@ fn usually_felt() -> f64 {
 
 /// The part of a record that decides.
 #[derive(Deserialize)]
+#[serde(expecting = "the record of an earthquake")]
 struct Quake {
     mag: Option<f64>,
 }

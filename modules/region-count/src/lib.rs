@@ -113,6 +113,7 @@ struct Message<'a> {
 
 /// The part of a record that is counted or shown.
 #[derive(Deserialize)]
+#[serde(expecting = "the record of an earthquake")]
 struct Quake<'a> {
     place: Option<String>,
     #[serde(borrow)]

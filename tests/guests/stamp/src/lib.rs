@@ -59,6 +59,7 @@ struct Message {
 
 /// Who sent a message, and which of the sender's it is.
 #[derive(Deserialize)]
+#[serde(expecting = "{sender, seq}")]
 struct Numbered {
     sender: u64,
     seq: u64,
