@@ -33,6 +33,9 @@ const MAX_REGIONS: usize = 300;
 /// Where the regions beyond [`MAX_REGIONS`] are counted.
 const ELSEWHERE: &str = "elsewhere";
 
+/// Where records are counted that do not say where they were.
+const UNKNOWN: &str = "unknown";
+
 /// Asked once, when the module is loaded.
 #[plugin_fn]
 pub fn get_metadata() -> FnResult<&'static str> {
@@ -63,8 +66,8 @@ pub fn process() -> FnResult<Vec<u8>> {
 
 /// What follows the last comma of a place: `Alaska` in `9km NE of Anchorage, Alaska`.
 fn region(place: Option<&str>) -> &str {
-    let place = place.unwrap_or("unknown");
-    place.rsplit(',').next().unwrap_or(place).trim()
+    let region = place.and_then(|place| place.rsplit(',').next()).unwrap_or_default().trim();
+    if region.is_empty() { UNKNOWN } else { region }
 }
 
 /// What the actor remembers.
@@ -152,4 +155,37 @@ struct Line<'a> {
     /// Filled in by the second version of the filter.
     #[serde(skip_serializing_if = "Option::is_none")]
     class: Option<&'a RawValue>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(place: Option<&str>, expected: &str) {
+        assert_eq!(region(place), expected);
+    }
+
+    #[test]
+    fn the_region_follows_the_last_comma() {
+        check(Some("9km NE of Anchorage, Alaska"), "Alaska");
+        check(Some("2km S of Here, There, Everywhere"), "Everywhere");
+        check(Some("Banda Sea"), "Banda Sea");
+        check(Some("5km N of Nowhere, "), UNKNOWN);
+        check(Some(""), UNKNOWN);
+        check(None, UNKNOWN);
+    }
+
+    #[test]
+    fn the_state_stays_small() {
+        let mut state = State::default();
+        for n in 0..2 * MAX_REGIONS {
+            let name = n.to_string();
+            let region = state.known(&name);
+            state.count(region);
+        }
+        assert_eq!(state.regions.len(), MAX_REGIONS + 1);
+        assert_eq!(state.regions[ELSEWHERE], MAX_REGIONS as u64);
+        assert_eq!(state.known("7"), "7");
+    }
 }

@@ -160,3 +160,32 @@ struct Outputs<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     strong: Option<Message<'a>>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(record: &str, expected: &str) {
+        let record: &RawValue = serde_json::from_str(record).expect("the case is JSON");
+        let quake: Quake = serde_json::from_str(record.get()).expect("the case is a record");
+        let mag = quake.mag.expect("the case has a magnitude");
+        let text = classified(record, &quake, mag).expect("a record stays JSON");
+        assert_eq!(text.get(), expected);
+    }
+
+    #[test]
+    fn a_record_keeps_its_text_and_gets_a_class() {
+        check(r#"{"mag":-0.8}"#, r#"{"mag":-0.8,"class":"minor"}"#);
+        check(r#"{"mag":3.99}"#, r#"{"mag":3.99,"class":"minor"}"#);
+        check(r#"{"mag":4}"#, r#"{"mag":4,"class":"light"}"#);
+        check(r#"{"mag":5.0}"#, r#"{"mag":5.0,"class":"moderate"}"#);
+        check(r#"{"mag":6e0}"#, r#"{"mag":6e0,"class":"strong"}"#);
+        check(r#"{ "a":1e2, "mag":7 }"#, r#"{ "a":1e2, "mag":7 ,"class":"major"}"#);
+    }
+
+    #[test]
+    fn a_class_that_is_there_stays() {
+        check(r#"{"mag":5,"class":"mine"}"#, r#"{"mag":5,"class":"mine"}"#);
+    }
+}
