@@ -1,0 +1,294 @@
+//! The configuration: from TOML files to values, with every problem on the way.
+//!
+//! [`parse`] never gives up. It returns what it could make out together with
+//! a [`Report`], so that what depends on more than the files (modules, ports,
+//! cycles) is checked in the same run, and the reader sees all of it at once.
+//! Whoever acts on a configuration does so only when the report has no error.
+
+mod actor;
+mod check;
+mod daemon;
+mod environment;
+mod names;
+mod reader;
+mod report;
+mod restart;
+mod sources;
+mod wire;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use reflowd_hot_reload::Flow;
+use reflowd_runtime::ActorName;
+use toml::de::DeTable;
+
+pub(crate) use check::{Lookup, check_flow};
+pub(crate) use daemon::{AdminConfig, DaemonConfig, EngineKind, Keep};
+pub(crate) use environment::Environment;
+pub(crate) use names::similar;
+pub(crate) use report::{Diagnostic, Label, Place, Report, Severity};
+pub(crate) use restart::restart_only;
+pub(crate) use sources::Sources;
+
+use reader::{Item, Problems, Table};
+use sources::Pattern;
+
+/// Where the configuration is looked for when nobody says where it is.
+const USUAL_PATHS: [&str; 2] = ["config/reflowd.toml", "/etc/reflowd/reflowd.toml"];
+
+/// The variable that says where the configuration is.
+const PATH_VARIABLE: &str = "REFLOWD_CONFIG";
+
+/// All that an operator has written.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    /// The keys of the daemon itself.
+    pub(crate) daemon: DaemonConfig,
+    /// Where the daemon is talked to.
+    pub(crate) admin: AdminConfig,
+    /// Actors and wires.
+    pub(crate) flow: Flow,
+    /// Every file that was read, secrets included: when one changes, the configuration may have.
+    pub(crate) files: BTreeSet<PathBuf>,
+    /// The folders in which a new file may be one more to include.
+    pub(crate) include_folders: BTreeSet<PathBuf>,
+    /// The names of the `env` values that must never be shown, by actor.
+    pub(crate) secrets: BTreeMap<ActorName, BTreeSet<String>>,
+    /// Where everything stands.
+    pub(crate) places: Places,
+    /// The texts.
+    pub(crate) sources: Arc<Sources>,
+}
+
+/// Where actors, wires and keys stand in the files.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Places {
+    /// The names of actors; those too whose definition has errors.
+    pub(crate) actors: BTreeMap<ActorName, Place>,
+    /// The values of an actor's keys.
+    pub(crate) actor_keys: BTreeMap<(ActorName, String), Place>,
+    /// The values of the keys of `[daemon]` and `[admin]`, such as `daemon.modules`.
+    pub(crate) keys: BTreeMap<String, Place>,
+    /// The two ends of each wire, in the order of the flow's wires.
+    pub(crate) wires: Vec<WirePlace>,
+    /// Whether some file could not be read as a whole, so that an actor may seem not to be there.
+    pub(crate) incomplete: bool,
+}
+
+/// Where the two ends of a wire stand.
+#[derive(Clone, Debug)]
+pub(crate) struct WirePlace {
+    /// The sending port.
+    pub(crate) from: Place,
+    /// The receiving port.
+    pub(crate) to: Place,
+}
+
+impl Config {
+    /// An error about one of an actor's keys, shown where the key stands, or else the actor.
+    pub(crate) fn actor_error(
+        &self,
+        actor: &ActorName,
+        key: &str,
+        code: &'static str,
+        message: impl Into<String>,
+    ) -> Diagnostic {
+        let place = self.places.actor_keys.get(&(actor.clone(), key.to_owned()));
+        let place = place.or_else(|| self.places.actors.get(actor));
+        Diagnostic::error(code, message).at_some(place, "")
+    }
+}
+
+/// Finds the configuration file: what `flag` says, then the variable, then the usual places.
+///
+/// # Errors
+/// A report that lists the paths that were tried.
+pub(crate) fn locate(flag: Option<&Path>, environment: &Environment) -> Result<PathBuf, Report> {
+    // A path that somebody has written down is the one, there or not: going on
+    // to another file would run something that nobody asked for.
+    if let Some(path) = flag {
+        return Ok(environment.absolute(path));
+    }
+    if let Some(path) = environment.var(PATH_VARIABLE) {
+        return Ok(environment.absolute(Path::new(path)));
+    }
+    let tried = USUAL_PATHS.map(|path| environment.absolute(Path::new(path)));
+    if let Some(found) = tried.iter().find(|path| path.exists()) {
+        return Ok(found.clone());
+    }
+    let mut problem = Diagnostic::error("E0001", "there is no configuration file");
+    problem = problem.note(format!("`--config` is not given and ${PATH_VARIABLE} is not set"));
+    for path in tried {
+        problem = problem.note(format!("tried `{}`", path.display()));
+    }
+    let mut report = Report::default();
+    report.extend([
+        problem.help("name one with `--config FILE`, or make one: an empty file will do")
+    ]);
+    Err(report)
+}
+
+/// Reads and parses the configuration in `path`.
+///
+/// # Errors
+/// The report, when it has an error; otherwise it comes with the configuration, and has warnings at most.
+pub(crate) fn load(path: &Path, environment: &Environment) -> Result<(Config, Report), Report> {
+    let (config, report) = parse(Sources::read(path, environment), environment);
+    if report.errors() > 0 { Err(report) } else { Ok((config, report)) }
+}
+
+/// Makes out as much as it can of the texts, and reports everything that is wrong with them.
+pub(crate) fn parse(sources: Sources, environment: &Environment) -> (Config, Report) {
+    let sources = Arc::new(sources);
+    let problems = Problems::default();
+    let mut config = Config {
+        daemon: DaemonConfig::defaults(sources.base(), environment),
+        admin: AdminConfig::default(),
+        flow: Flow::default(),
+        files: sources.files().map(|(path, _)| path.to_path_buf()).collect(),
+        include_folders: sources.folders().clone(),
+        secrets: BTreeMap::new(),
+        places: Places::default(),
+        sources: Arc::clone(&sources),
+    };
+    let mut parsing = Parsing {
+        environment,
+        sources: &sources,
+        problems: &problems,
+        config: &mut config,
+        defaults: actor::Defaults::default(),
+    };
+    for (path, text) in sources.files() {
+        let is_main = path == sources.main();
+        let file: Arc<Path> = path.into();
+        match text {
+            Ok(text) => parsing.file(&file, text, is_main),
+            Err(error) => {
+                parsing.config.places.incomplete = true;
+                // What an include names is reported there.
+                if is_main {
+                    let message = format!("cannot read `{}`: {error}", path.display());
+                    problems.add(Diagnostic::error("E0001", message));
+                }
+            }
+        }
+    }
+    parsing.finish();
+    let socket = || daemon::default_socket(&config.daemon.data, environment);
+    if config.admin.socket.as_os_str().is_empty() {
+        config.admin.socket = socket();
+    }
+    let mut report = Report::new(sources);
+    report.extend(problems.into_vec());
+    (config, report)
+}
+
+/// One run through the files.
+struct Parsing<'p> {
+    environment: &'p Environment,
+    sources: &'p Sources,
+    problems: &'p Problems,
+    config: &'p mut Config,
+    defaults: actor::Defaults,
+}
+
+impl Parsing<'_> {
+    fn file(&mut self, file: &Arc<Path>, text: &str, is_main: bool) {
+        let (table, errors) = DeTable::parse_recoverable(text);
+        if !errors.is_empty() {
+            // What was recovered has holes, and problems around them would be made up.
+            self.config.places.incomplete = true;
+            let mut told = None;
+            for error in errors {
+                let span = error.span().unwrap_or_default();
+                let place = Place { file: Arc::clone(file), span };
+                // One slip sets the rest of its line wrong.
+                let line = self.sources.position(&place).0;
+                if told.replace(line) != Some(line) {
+                    let message = format!("this is not TOML: {}", error.message());
+                    self.problems.add(Diagnostic::error("E0002", message).at(&place, ""));
+                }
+            }
+            return;
+        }
+        let mut top = Table::top(Arc::clone(file), table.get_ref(), self.problems);
+        if is_main {
+            self.includes(&mut top);
+            if let Some(table) = top.table("daemon") {
+                self.remember(&table);
+                self.config.daemon.read(table, self.sources.base());
+            }
+            if let Some(table) = top.table("admin") {
+                self.remember(&table);
+                self.config.admin.read(table, self.sources.base());
+            }
+            if let Some(table) = top.table("defaults") {
+                self.defaults.read(table);
+            }
+        } else {
+            for key in ["include", "daemon", "admin", "defaults"] {
+                if let Some(item) = top.get(key) {
+                    self.misplaced(&item);
+                }
+            }
+        }
+        self.actors(&mut top);
+        self.wires(&mut top);
+        top.finish();
+    }
+
+    fn remember(&mut self, table: &Table<'_>) {
+        for item in table.items() {
+            self.config.places.keys.insert(format!("{}.{}", table.name, item.key), item.place);
+        }
+    }
+
+    fn misplaced(&self, item: &Item<'_>) {
+        let main = self.sources.shown(self.sources.main());
+        let message = format!("`{}` stands in an included file", item.key);
+        let problem = Diagnostic::error("E0102", message)
+            .at(&item.key_place, "only the main file can have this")
+            .help(format!("move it to `{main}`"));
+        self.problems.add(problem);
+    }
+
+    /// Reports patterns that are none, and files that are named and cannot be read.
+    fn includes(&mut self, top: &mut Table<'_>) {
+        for (item, pattern) in top.strings("include").unwrap_or_default() {
+            let add = |message: String, label: &str| {
+                self.problems.add(Diagnostic::error("E0003", message).at(&item.place, label));
+            };
+            let compiled = match Pattern::new(self.sources.base(), pattern) {
+                Ok(compiled) => compiled,
+                Err(error) => {
+                    add(format!("`{pattern}` is no pattern for files"), &error.to_string());
+                    continue;
+                }
+            };
+            if self.sources.is_too_wide(pattern) {
+                let label = "there are more than 10,000 files and folders to look at";
+                add(format!("`{pattern}` takes in too much"), label);
+            }
+            for (path, text) in self.sources.files().filter(|(path, _)| compiled.is_match(path)) {
+                if let Err(error) = text {
+                    add(
+                        format!("cannot read `{}`: {error}", self.sources.shown(path)),
+                        "included here",
+                    );
+                }
+            }
+        }
+    }
+
+    fn finish(&mut self) {
+        self.former_names();
+        self.doubled_wires();
+    }
+}

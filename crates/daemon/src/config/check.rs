@@ -1,0 +1,373 @@
+//! Whether actors and wires can work together.
+//!
+//! Pure: what the modules are like is asked of a function, so the same check
+//! serves the command line, which loads modules to look at them, and the
+//! running daemon, which has them.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    path::PathBuf,
+};
+
+use reflowd_hot_reload::{ModuleRef, WireSpec};
+use reflowd_runtime::{ActorName, Metadata, Overflow, Port, PortName, Trigger, Type};
+
+use super::{
+    Config, WirePlace,
+    names::{list, similar},
+    report::{Diagnostic, Place, Report},
+};
+
+/// The outport by which an actor's own errors leave, declared or not.
+const ERROR_PORT: &str = "error";
+
+/// What is known of a module.
+pub(crate) enum Lookup {
+    /// It can be loaded, and says this of itself.
+    Known(Metadata),
+    /// There is no such file or connector.
+    Missing {
+        /// The path that was tried; `None` for a connector.
+        looked_at: Option<PathBuf>,
+        /// The names that there are.
+        names: Vec<String>,
+    },
+    /// It is there and cannot be used.
+    Broken {
+        /// What the loader says.
+        why: String,
+    },
+}
+
+/// Checks modules, ports, types and cycles. Empty where everything fits.
+pub(crate) fn check_flow(config: &Config, lookup: &dyn Fn(&ModuleRef) -> Lookup) -> Report {
+    let mut modules: BTreeMap<&ModuleRef, Lookup> = BTreeMap::new();
+    for spec in config.flow.actors.values() {
+        modules.entry(&spec.module).or_insert_with(|| lookup(&spec.module));
+    }
+    let check = Check { config, modules };
+    let mut found = Vec::new();
+    check.modules(&mut found);
+    for (wire, place) in check.wires() {
+        check.wire(wire, place, &mut found);
+    }
+    check.cycles(&mut found);
+    check.joins(&mut found);
+    check.pins(&mut found);
+    let mut report = Report::new(config.sources.clone());
+    report.extend(found);
+    report
+}
+
+struct Check<'c> {
+    config: &'c Config,
+    modules: BTreeMap<&'c ModuleRef, Lookup>,
+}
+
+/// One end of a wire.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    From,
+    To,
+}
+
+impl<'c> Check<'c> {
+    fn wires(&self) -> impl Iterator<Item = (&'c WireSpec, &'c WirePlace)> + use<'c> {
+        self.config.flow.wires.iter().zip(&self.config.places.wires)
+    }
+
+    fn metadata(&self, actor: &ActorName) -> Option<&Metadata> {
+        let spec = self.config.flow.actors.get(actor)?;
+        match self.modules.get(&spec.module)? {
+            Lookup::Known(metadata) => Some(metadata),
+            Lookup::Missing { .. } | Lookup::Broken { .. } => None,
+        }
+    }
+
+    fn key(&self, actor: &ActorName, key: &str) -> Option<&Place> {
+        self.config.places.actor_keys.get(&(actor.clone(), key.to_owned()))
+    }
+
+    fn modules(&self, found: &mut Vec<Diagnostic>) {
+        for (actor, spec) in &self.config.flow.actors {
+            let place = self.key(actor, "module");
+            match &self.modules[&spec.module] {
+                Lookup::Known(_) => {}
+                Lookup::Missing { looked_at, names } => {
+                    found.push(missing(&spec.module, looked_at.as_ref(), names, place));
+                }
+                Lookup::Broken { why } => {
+                    let message = format!("{} cannot be used", title(&spec.module));
+                    found.push(Diagnostic::error("E0206", message).at_some(place, "").note(why));
+                }
+            }
+        }
+    }
+
+    fn wire(&self, wire: &WireSpec, place: &WirePlace, found: &mut Vec<Diagnostic>) {
+        let from = self.end(End::From, wire, place, found);
+        let to = self.end(End::To, wire, place, found);
+        let (Some(from), Some(to)) = (from, to) else { return };
+        if from.iter().any(|from| from.can_fit(to[0])) {
+            return;
+        }
+        let message = format!("what `{}` gives never fits `{}`", wire.from, wire.to);
+        found.push(
+            Diagnostic::error("E0203", message)
+                .at(&place.to, format!("takes {}", to[0]))
+                .at(&place.from, format!("gives {}", from[0]))
+                .help("wire ports of types that fit, or put an actor between them that converts"),
+        );
+    }
+
+    /// The types that one end of a wire may have. `None` where it has none, or where nobody can know.
+    fn end(
+        &self,
+        end: End,
+        wire: &WireSpec,
+        place: &WirePlace,
+        found: &mut Vec<Diagnostic>,
+    ) -> Option<Vec<Type>> {
+        let (port, place) = match end {
+            End::From => (&wire.from, &place.from),
+            End::To => (&wire.to, &place.to),
+        };
+        let places = &self.config.places;
+        if !places.actors.contains_key(&port.actor) {
+            // It may stand in the file that could not be read.
+            if !places.incomplete {
+                found.push(self.unknown_actor(end, &port.actor, place));
+            }
+            return None;
+        }
+        let metadata = self.metadata(&port.actor)?;
+        let (ports, kind) = match end {
+            End::From => (&metadata.outports, "outport"),
+            End::To => (&metadata.inports, "inport"),
+        };
+        let declared = ports.iter().find(|p| p.name == port.port).map(|p| p.port_type);
+        let own = (end == End::From && port.port.as_str() == ERROR_PORT).then_some(Type::Error);
+        let types: Vec<_> = declared.into_iter().chain(own).collect();
+        if !types.is_empty() {
+            return Some(types);
+        }
+        let names = || ports.iter().map(|port| port.name.as_str());
+        let message = format!("`{}` has no {kind} `{}`", port.actor, port.port);
+        let has = match names().count() {
+            0 => format!("it has no {kind}s at all"),
+            1 => format!("its {kind} is {}", list(names())),
+            _ => format!("its {kind}s are {}", list(names())),
+        };
+        let close = similar(port.port.as_str(), names());
+        found.push(
+            Diagnostic::error("E0202", message)
+                .at(&self.part(place, End::To), format!("no such {kind}"))
+                .at_some(self.key(&port.actor, "module"), "the module that it runs")
+                .note(has)
+                .help_some(close.map(|name| format!("did you mean `{}.{name}`?", port.actor))),
+        );
+        None
+    }
+
+    fn unknown_actor(&self, end: End, actor: &ActorName, place: &Place) -> Diagnostic {
+        let places = &self.config.places;
+        let what = if end == End::From { "comes from" } else { "goes to" };
+        let message = format!("this wire {what} `{actor}`, and there is no such actor");
+        let problem =
+            Diagnostic::error("E0201", message).at(&self.part(place, End::From), "no such actor");
+        match similar(actor.as_str(), places.actors.keys().map(ActorName::as_str)) {
+            Some(name) => problem
+                .at_some(places.actors.get(name), "an actor with a similar name")
+                .help(format!("did you mean `{name}`?")),
+            None => problem.help(format!("add `[actors.{actor}]` with its `module`")),
+        }
+    }
+
+    /// The actor's or the port's part of `"actor.port"`: before or after the dot.
+    fn part(&self, place: &Place, end: End) -> Place {
+        let text = self.config.sources.text(&place.file);
+        let quoted = text.get(place.span.clone()).unwrap_or_default();
+        let inner = quoted.get(1..quoted.len().saturating_sub(1)).unwrap_or_default();
+        // Where the string is written with escapes, the whole of it has to do.
+        let Some((actor, port)) =
+            inner.split_once('.').filter(|_| !inner.contains(['\\', '"', '\'']))
+        else {
+            return place.clone();
+        };
+        let start = place.span.start + 1;
+        let span = match end {
+            End::From => start..start + actor.len(),
+            End::To => start + actor.len() + 1..start + actor.len() + 1 + port.len(),
+        };
+        Place { file: place.file.clone(), span }
+    }
+
+    /// Reports cycles on which every mailbox makes its senders wait: once all are full, none ever empties.
+    fn cycles(&self, found: &mut Vec<Diagnostic>) {
+        let mut graph = Graph::default();
+        let mut places: BTreeMap<(&ActorName, &ActorName), &Place> = BTreeMap::new();
+        for (wire, place) in self.wires() {
+            let Some(to) = self.config.flow.actors.get(&wire.to.actor) else { continue };
+            if wire.overflow.unwrap_or(to.settings.overflow) == Overflow::Block {
+                let (from, to) = (&wire.from.actor, &wire.to.actor);
+                graph.entry(from).or_default().insert(to);
+                places.entry((from, to)).or_insert(&place.to);
+            }
+        }
+        for cycle in cycles(&graph) {
+            let way: Vec<_> = cycle.iter().map(|name| name.as_str()).collect();
+            let back = cycle[0];
+            let message =
+                format!("the cycle {} → {back} can come to a standstill", way.join(" → "));
+            let mut problem = Diagnostic::error("E0204", message);
+            let next = cycle.iter().skip(1).chain([&back]);
+            for (i, (from, to)) in cycle.iter().zip(next).enumerate() {
+                let text = if i == 0 { "every mailbox on it waits for the next" } else { "" };
+                problem = problem.at(places[&(*from, *to)], text);
+            }
+            found.push(problem.help("give one of these wires, or one of the actors, `overflow = \"drop-oldest\"` or \"drop-newest\""));
+        }
+    }
+
+    /// Warns of joins that go without an inport that their module calls required.
+    fn joins(&self, found: &mut Vec<Diagnostic>) {
+        let wires = self.config.flow.wires.iter();
+        let wired: BTreeSet<(&ActorName, &PortName)> =
+            wires.map(|wire| (&wire.to.actor, &wire.to.port)).collect();
+        for (actor, spec) in &self.config.flow.actors {
+            if spec.settings.trigger != Trigger::All {
+                continue;
+            }
+            let ports = self.metadata(actor).map_or(&[][..], |metadata| &metadata.inports);
+            let lacks = |port: &&Port| port.required && !wired.contains(&(actor, &port.name));
+            for port in ports.iter().filter(lacks) {
+                let message =
+                    format!("nothing is wired to `{actor}.{}`, which is required", port.name);
+                let place =
+                    self.key(actor, "trigger").or_else(|| self.config.places.actors.get(actor));
+                found.push(
+                    Diagnostic::warning("W0401", message)
+                        .at_some(place, "joins the other inports without it")
+                        .help(format!("add a wire to `{actor}.{}`", port.name)),
+                );
+            }
+        }
+    }
+
+    /// Warns of actors that hold secrets or reach out, and run whatever is in a file.
+    fn pins(&self, found: &mut Vec<Diagnostic>) {
+        for (actor, spec) in &self.config.flow.actors {
+            let (ModuleRef::Stem { pin: None, .. } | ModuleRef::Path { pin: None, .. }) =
+                &spec.module
+            else {
+                continue;
+            };
+            let (what, key) = if self.config.secrets.contains_key(actor) {
+                ("has secrets", "env")
+            } else if !spec.keys.allow_hosts.is_empty() {
+                ("may reach other hosts", "allow_hosts")
+            } else {
+                continue;
+            };
+            let message = format!("`{actor}` {what}, and its module is not pinned");
+            found.push(
+                Diagnostic::warning("W0402", message)
+                    .at_some(self.key(actor, "module"), "whoever may write this file may use them")
+                    .at_some(self.key(actor, key), "")
+                    .help("pin it: `module = { file = \"…\", sha256 = \"…\" }`"),
+            );
+        }
+    }
+}
+
+/// How a module is called at the beginning of a sentence.
+fn title(module: &ModuleRef) -> String {
+    match module {
+        ModuleRef::Stem { stem, .. } => format!("the module `{stem}`"),
+        ModuleRef::Path { path, .. } => format!("the module `{}`", path.display()),
+        ModuleRef::Builtin { name } => format!("the connector `std:{name}`"),
+    }
+}
+
+fn missing(
+    module: &ModuleRef,
+    looked_at: Option<&PathBuf>,
+    names: &[String],
+    place: Option<&Place>,
+) -> Diagnostic {
+    let problem = |text: String| Diagnostic::error("E0205", text).at_some(place, "not found");
+    let names = || names.iter().map(String::as_str);
+    match module {
+        ModuleRef::Stem { stem, .. } => {
+            let mut problem = problem(format!("there is no module `{stem}`"));
+            if let Some(path) = looked_at {
+                problem = problem.note(format!("looked for `{}`", path.display()));
+            }
+            let close = similar(stem, names());
+            problem.help_some(close.map(|name| format!("did you mean `{name}`?")))
+        }
+        ModuleRef::Path { path, .. } => problem(format!("there is no file `{}`", path.display()))
+            .help("a path goes from the folder of the file in which it stands; without `/` and `.wasm` it names a file in the modules folder"),
+        ModuleRef::Builtin { name } => {
+            let problem = problem(format!("there is no connector `std:{name}`"));
+            let all: Vec<_> = names().map(|name| format!("std:{name}")).collect();
+            problem.help(match similar(name, names()) {
+                Some(name) => format!("did you mean `std:{name}`?"),
+                None => format!("the connectors are {}", list(all.iter().map(String::as_str))),
+            })
+        }
+    }
+}
+
+/// Who hands messages to whom, along wires that wait.
+type Graph<'g> = BTreeMap<&'g ActorName, BTreeSet<&'g ActorName>>;
+
+/// Cycles that together go along every edge that is on a cycle, each a shortest one.
+///
+/// Naming every cycle there is would be of no use to anybody: there can be
+/// more of them than messages.
+fn cycles<'g>(graph: &Graph<'g>) -> Vec<Vec<&'g ActorName>> {
+    let mut told: BTreeSet<(&ActorName, &ActorName)> = BTreeSet::new();
+    let mut cycles = Vec::new();
+    for (from, nexts) in graph {
+        for to in nexts {
+            if told.contains(&(*from, *to)) {
+                continue;
+            }
+            let Some(back) = shortest(graph, to, from) else { continue };
+            let mut cycle = vec![*from];
+            cycle.extend(back.into_iter().filter(|name| name != from));
+            let next = cycle.iter().skip(1).chain([from]);
+            told.extend(cycle.iter().copied().zip(next.copied()));
+            cycles.push(cycle);
+        }
+    }
+    cycles
+}
+
+/// A shortest way, both ends included.
+fn shortest<'g>(
+    graph: &Graph<'g>,
+    from: &'g ActorName,
+    to: &'g ActorName,
+) -> Option<Vec<&'g ActorName>> {
+    let mut before: BTreeMap<&ActorName, Option<&'g ActorName>> = BTreeMap::from([(from, None)]);
+    let mut open = VecDeque::from([from]);
+    while let Some(name) = open.pop_front() {
+        if name == to {
+            let mut way = vec![name];
+            while let Some(previous) = before[way[way.len() - 1]] {
+                way.push(previous);
+            }
+            way.reverse();
+            return Some(way);
+        }
+        for next in graph.get(name).into_iter().flatten() {
+            if !before.contains_key(next) {
+                before.insert(next, Some(name));
+                open.push_back(next);
+            }
+        }
+    }
+    None
+}

@@ -1,0 +1,164 @@
+//! The keys of `[daemon]` and `[admin]`.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use super::{
+    environment::{Environment, normal},
+    reader::Table,
+};
+
+/// The keys of the daemon itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct DaemonConfig {
+    /// The watched folder. Absolute.
+    pub(crate) modules: PathBuf,
+    /// Where kept modules, dead letters and snapshots are. Absolute.
+    pub(crate) data: PathBuf,
+    /// Whether a module that no configured actor uses becomes an actor of its own.
+    pub(crate) autostart: bool,
+    /// How long a file must have stood still to count.
+    pub(crate) quiet: Duration,
+    /// How long a stop waits for the flow to empty itself.
+    pub(crate) drain: Duration,
+    /// The time between two looks at the folders when no event asks for one.
+    pub(crate) rescan: Duration,
+    /// How much of what went live is kept.
+    pub(crate) keep: Keep,
+    /// What runs modules.
+    pub(crate) engine: EngineKind,
+    /// Bytes that all queues may hold together; half of what the machine has where it is not set.
+    pub(crate) memory_budget: Option<u64>,
+    /// Whether a folder that others may write to is taken.
+    pub(crate) allow_insecure_dir: bool,
+    /// The largest module, in bytes.
+    pub(crate) module_size: u64,
+}
+
+/// How much of what went live is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Keep {
+    /// Generations of one actor.
+    pub(crate) generations: u64,
+    /// Bytes of modules, all together.
+    pub(crate) bytes: u64,
+}
+
+impl Default for Keep {
+    fn default() -> Self {
+        Self { generations: 5, bytes: 1 << 30 }
+    }
+}
+
+/// What runs modules.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum EngineKind {
+    /// The Extism SDK.
+    #[default]
+    Extism,
+}
+
+/// Where the daemon is talked to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct AdminConfig {
+    /// The Unix socket. Absolute.
+    pub(crate) socket: PathBuf,
+    /// A TCP address on the loopback interface, where one is wanted too.
+    pub(crate) listen: Option<SocketAddr>,
+}
+
+impl DaemonConfig {
+    /// What holds where nothing is written. Folders are taken from `base`.
+    pub(super) fn defaults(base: &Path, environment: &Environment) -> Self {
+        Self {
+            modules: base.join("modules"),
+            data: environment.folder("STATE_DIRECTORY").unwrap_or_else(|| base.join("data")),
+            autostart: true,
+            quiet: Duration::from_millis(100),
+            drain: Duration::from_secs(10),
+            rescan: Duration::from_secs(5),
+            keep: Keep::default(),
+            engine: EngineKind::default(),
+            memory_budget: None,
+            allow_insecure_dir: false,
+            module_size: 32 << 20,
+        }
+    }
+
+    pub(super) fn read(&mut self, mut table: Table<'_>, base: &Path) {
+        set(&mut self.modules, path(&mut table, "modules", base));
+        set(&mut self.data, path(&mut table, "data", base));
+        set(&mut self.autostart, table.boolean("autostart"));
+        set(&mut self.quiet, table.duration("quiet"));
+        set(&mut self.drain, table.duration_from("drain", Duration::ZERO));
+        set(&mut self.rescan, table.duration("rescan"));
+        if let Some(mut keep) = table.table("keep") {
+            set(&mut self.keep.generations, keep.integer("generations", 1..=1000));
+            set(&mut self.keep.bytes, keep.size("bytes", 1..=u64::MAX >> 1));
+            keep.finish();
+        }
+        set(&mut self.engine, table.choice("engine", &[("extism", EngineKind::Extism)]));
+        let budget = table.size("memory_budget", 1 << 20..=u64::MAX >> 1);
+        self.memory_budget = budget.or(self.memory_budget);
+        set(&mut self.allow_insecure_dir, table.boolean("allow_insecure_dir"));
+        set(&mut self.module_size, table.size("module_size", 8..=1 << 32));
+        table.finish();
+    }
+}
+
+impl AdminConfig {
+    pub(super) fn read(&mut self, mut table: Table<'_>, base: &Path) {
+        set(&mut self.socket, path(&mut table, "socket", base));
+        self.listen = listen(&mut table);
+        table.finish();
+    }
+}
+
+/// The socket where none is written: beside what systemd made for the service, else with the data.
+pub(super) fn default_socket(data: &Path, environment: &Environment) -> PathBuf {
+    let folder = environment.folder("RUNTIME_DIRECTORY").unwrap_or_else(|| data.into());
+    folder.join("reflowd.sock")
+}
+
+/// Puts a value where there is one.
+pub(super) fn set<T>(place: &mut T, value: Option<T>) {
+    if let Some(value) = value {
+        *place = value;
+    }
+}
+
+fn path(table: &mut Table<'_>, key: &'static str, base: &Path) -> Option<PathBuf> {
+    let item = table.get(key)?;
+    let text = item.string("a path in quotes")?;
+    if text.is_empty() || text.contains('\0') {
+        return item.refuse("E0104", format!("`{key}` is no path"), |d| {
+            d.at(&item.place, "must name a path")
+        });
+    }
+    Some(normal(&base.join(text)))
+}
+
+fn listen(table: &mut Table<'_>) -> Option<SocketAddr> {
+    let item = table.get("listen")?;
+    let text = item.string("an address with a port, such as \"127.0.0.1:9670\"")?;
+    let Ok(address) = text.parse::<SocketAddr>() else {
+        return item.refuse("E0104", format!("`listen` is no address: `{text}`"), |d| {
+            d.at(&item.place, "not an address with a port")
+                .help("write numbers, such as \"127.0.0.1:9670\" or \"[::1]:9670\"")
+        });
+    };
+    if !address.ip().is_loopback() {
+        let message = format!("`listen` would open the daemon to others on {}", address.ip());
+        return item.refuse("E0104", message, |d| {
+            d.at(&item.place, "not a loopback address")
+                .note("whoever reaches this address may do anything with the daemon")
+                .help(
+                    "listen on 127.0.0.1 or [::1], and put a proxy that asks who is there in front",
+                )
+        });
+    }
+    Some(address)
+}

@@ -1,0 +1,283 @@
+//! The files of a configuration, as one snapshot of their texts.
+//!
+//! Everything after reading works on this value, so that what is checked, what
+//! is shown in an error and what is applied are the same bytes.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::File,
+    io::{self, Read},
+    path::{Component, Path, PathBuf},
+    sync::Arc,
+};
+
+use globset::{GlobBuilder, GlobMatcher};
+use thiserror::Error;
+
+use super::{
+    environment::{Environment, normal},
+    report::Place,
+};
+
+/// The largest configuration file, in bytes.
+const MAX_FILE: u64 = 16 << 20;
+
+/// How many names one include pattern may look at: `/**/*.toml` must not walk the machine every few seconds.
+const MAX_NAMES: usize = 10_000;
+
+/// The texts of the main file and of the files that it includes.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Sources {
+    main: PathBuf,
+    cwd: PathBuf,
+    texts: BTreeMap<PathBuf, Result<Arc<str>, Arc<SourceError>>>,
+    folders: BTreeSet<PathBuf>,
+    too_wide: BTreeSet<String>,
+}
+
+/// Why a file has no text.
+#[derive(Debug, Error)]
+pub(crate) enum SourceError {
+    /// It cannot be opened or read.
+    #[error("{0}")]
+    Read(#[source] io::Error),
+    /// A folder, a pipe or a device.
+    #[error("not a regular file")]
+    NotAFile,
+    /// Larger than a configuration can be.
+    #[error("larger than 16 MiB")]
+    TooLarge,
+    /// Bytes that are no text.
+    #[error("not UTF-8 text: byte {0} is wrong")]
+    NotText(usize),
+}
+
+/// Why text is no include pattern.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("{0}")]
+pub(super) struct PatternError(globset::ErrorKind);
+
+impl Sources {
+    /// Reads the main file and what it includes. A file that cannot be read is part of the result.
+    pub(crate) fn read(main: &Path, environment: &Environment) -> Self {
+        let main = environment.absolute(main);
+        let text = read(&main);
+        let mut sources =
+            Self { cwd: environment.cwd.clone(), main: main.clone(), ..Self::default() };
+        let patterns = text.as_ref().map_or_else(|_| Vec::new(), |text| include_patterns(text));
+        sources.texts.insert(main, text.map_err(Arc::new));
+        for pattern in patterns {
+            // A wrong pattern is reported where it stands, when the file is parsed.
+            let Ok(compiled) = Pattern::new(sources.base(), &pattern) else { continue };
+            let Some(found) = compiled.expand() else {
+                sources.too_wide.insert(pattern);
+                continue;
+            };
+            sources.folders.extend(found.folders);
+            for path in found.files {
+                let text = |path: &PathBuf| read(path).map_err(Arc::new);
+                sources.texts.entry(path).or_insert_with_key(text);
+            }
+        }
+        sources
+    }
+
+    /// A main file of that text. For texts that are not in files.
+    pub(crate) fn of_text(main: impl Into<PathBuf>, text: impl Into<Arc<str>>) -> Self {
+        let main = main.into();
+        let cwd = main.parent().unwrap_or(Path::new("/")).into();
+        let texts = BTreeMap::from([(main.clone(), Ok(text.into()))]);
+        Self { main, cwd, texts, ..Self::default() }
+    }
+
+    /// The same, with another file of that text.
+    pub(crate) fn with(mut self, path: impl Into<PathBuf>, text: impl Into<Arc<str>>) -> Self {
+        self.texts.insert(path.into(), Ok(text.into()));
+        self
+    }
+
+    /// The main file. Absolute.
+    pub(crate) fn main(&self) -> &Path {
+        &self.main
+    }
+
+    /// The folder from which the main file's paths go.
+    pub(crate) fn base(&self) -> &Path {
+        self.main.parent().unwrap_or(Path::new("/"))
+    }
+
+    /// Every file, the main file first.
+    pub(crate) fn files(&self) -> impl Iterator<Item = (&Path, Result<&str, &SourceError>)> {
+        let (main, others): (Vec<_>, Vec<_>) =
+            self.texts.iter().partition(|(path, _)| **path == self.main);
+        main.into_iter().chain(others).map(|(path, text)| (&**path, outcome(text)))
+    }
+
+    /// What became of one file. `None` where nothing names it.
+    pub(crate) fn get(&self, path: &Path) -> Option<Result<&str, &SourceError>> {
+        self.texts.get(path).map(outcome)
+    }
+
+    /// The folders in which an include pattern looks for files.
+    pub(crate) fn folders(&self) -> &BTreeSet<PathBuf> {
+        &self.folders
+    }
+
+    /// Whether an include pattern was given up, because it looks at more than 10,000 names.
+    pub(super) fn is_too_wide(&self, pattern: &str) -> bool {
+        self.too_wide.contains(pattern)
+    }
+
+    /// The text of a file; empty where it has none.
+    pub(super) fn text(&self, file: &Path) -> &str {
+        self.get(file).and_then(Result::ok).unwrap_or_default()
+    }
+
+    /// How a file is called in messages: from the working directory where it is below that.
+    pub(super) fn shown(&self, file: &Path) -> String {
+        let below =
+            if self.cwd == Path::new("/") { None } else { file.strip_prefix(&self.cwd).ok() };
+        below.unwrap_or(file).display().to_string()
+    }
+
+    /// Where a file comes among the others.
+    pub(super) fn order(&self, file: &Path) -> (bool, PathBuf) {
+        (*file != self.main, file.to_path_buf())
+    }
+
+    /// Line and column of a place, both from 1, the column in characters.
+    pub(super) fn position(&self, place: &Place) -> (usize, usize) {
+        let text = self.text(&place.file);
+        let mut end = place.span.start.min(text.len());
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        let before = &text[..end];
+        let line = before.bytes().filter(|b| *b == b'\n').count() + 1;
+        let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+        (line, column)
+    }
+
+    /// `file:line` of a place.
+    pub(super) fn origin(&self, place: &Place) -> String {
+        format!("{}:{}", self.shown(&place.file), self.position(place).0)
+    }
+}
+
+fn outcome(text: &Result<Arc<str>, Arc<SourceError>>) -> Result<&str, &SourceError> {
+    text.as_ref().map(|text| &**text).map_err(|error| &**error)
+}
+
+fn read(path: &Path) -> Result<Arc<str>, SourceError> {
+    // Opening a pipe waits for its writer, so look before opening.
+    if !path.metadata().map_err(SourceError::Read)?.is_file() {
+        return Err(SourceError::NotAFile);
+    }
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(SourceError::Read)?;
+    file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(SourceError::Read)?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(SourceError::TooLarge);
+    }
+    let text = String::from_utf8(bytes)
+        .map_err(|error| SourceError::NotText(error.utf8_error().valid_up_to()))?;
+    Ok(text.into())
+}
+
+/// The include patterns of a text, as far as they can be made out.
+fn include_patterns(text: &str) -> Vec<String> {
+    let (table, _) = toml::de::DeTable::parse_recoverable(text);
+    let patterns = table.get_ref().get("include").and_then(|v| v.get_ref().as_array());
+    let patterns = patterns.into_iter().flatten();
+    patterns.filter_map(|v| v.get_ref().as_str().map(str::to_owned)).collect()
+}
+
+/// What a pattern found.
+#[derive(Default)]
+struct Found {
+    files: BTreeSet<PathBuf>,
+    folders: BTreeSet<PathBuf>,
+}
+
+/// An include pattern: a folder to start from, and what the paths below it must look like.
+pub(super) struct Pattern {
+    root: PathBuf,
+    /// `None` where the pattern is just a path.
+    rest: Option<GlobMatcher>,
+    depth: usize,
+}
+
+impl Pattern {
+    /// `pattern`, taken from the folder `base`.
+    ///
+    /// # Errors
+    /// The pattern is not one, for example for an open bracket.
+    pub(super) fn new(base: &Path, pattern: &str) -> Result<Self, PatternError> {
+        let whole = base.join(pattern);
+        let special = |part: &Component<'_>| {
+            part.as_os_str().to_string_lossy().contains(['*', '?', '[', ']', '{', '}'])
+        };
+        // The base is a folder's name and not a pattern, whatever is in it.
+        let fixed = if Path::new(pattern).is_absolute() { 0 } else { base.components().count() };
+        let plain = whole.components().enumerate().take_while(|(i, p)| *i < fixed || !special(p));
+        let root: PathBuf = plain.map(|(_, part)| part).collect();
+        let rest: PathBuf = whole.components().skip(root.components().count()).collect();
+        let root = normal(&root);
+        if rest.as_os_str().is_empty() {
+            return Ok(Self { root, rest: None, depth: 0 });
+        }
+        let depth = if rest.components().any(|part| part.as_os_str() == "**") {
+            usize::MAX
+        } else {
+            rest.components().count()
+        };
+        let glob = GlobBuilder::new(&rest.to_string_lossy()).literal_separator(true).build();
+        let glob = glob.map_err(|error| PatternError(error.kind().clone()))?;
+        Ok(Self { root, rest: Some(glob.compile_matcher()), depth })
+    }
+
+    /// Whether the pattern means that file. Absolute.
+    pub(super) fn is_match(&self, path: &Path) -> bool {
+        match &self.rest {
+            None => path == self.root,
+            Some(rest) => path.strip_prefix(&self.root).is_ok_and(|below| rest.is_match(below)),
+        }
+    }
+
+    /// The files that are there. Names that start with a dot are left out.
+    /// `None` where there are too many to look at.
+    fn expand(&self) -> Option<Found> {
+        let mut found = Found::default();
+        if self.rest.is_none() {
+            found.files.insert(self.root.clone());
+            found.folders.extend(self.root.parent().map(Path::to_path_buf));
+            return Some(found);
+        }
+        let mut names = 0;
+        let mut open = vec![(self.root.clone(), 1)];
+        while let Some((folder, depth)) = open.pop() {
+            // A folder that is not there yet may come.
+            let entries = std::fs::read_dir(&folder).into_iter().flatten().flatten();
+            for entry in entries {
+                names += 1;
+                if names > MAX_NAMES {
+                    return None;
+                }
+                let path = entry.path();
+                if entry.file_name().as_encoded_bytes().starts_with(b".") {
+                    continue;
+                }
+                // Links to folders are not followed, so a loop of them has no end to find.
+                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    if depth < self.depth {
+                        open.push((path, depth + 1));
+                    }
+                } else if self.is_match(&path) {
+                    found.files.insert(path);
+                }
+            }
+            found.folders.insert(folder);
+        }
+        Some(found)
+    }
+}
