@@ -12,6 +12,8 @@ use std::{collections::BTreeMap, time::Duration};
 use reflowd_runtime::Digest;
 use tokio::time::Instant;
 
+use crate::ChangePlan;
+
 /// Pauses before a module that ran out of time is tried again; the last repeats.
 const RETRIES: [Duration; 3] =
     [Duration::from_secs(60), Duration::from_secs(600), Duration::from_secs(3600)];
@@ -87,8 +89,47 @@ impl Refusals {
     }
 }
 
+/// Changes that were refused for their surroundings: ports that do not fit, a
+/// configuration that the module does not take.
+///
+/// The same change in the same surroundings gets the same verdict, so it is not
+/// prepared again at each look. [`ChangePlan::around`] makes any difference on
+/// either side a different change.
+#[derive(Debug, Default)]
+pub struct RefusedChanges {
+    refused: Vec<(ChangePlan, String)>,
+}
+
+impl RefusedChanges {
+    /// Remembers that the change was refused.
+    pub fn refuse(&mut self, change: ChangePlan, why: impl Into<String>) {
+        self.refused.retain(|(refused, _)| *refused != change);
+        self.refused.push((change, why.into()));
+    }
+
+    /// Why the change must not be tried again, if so.
+    #[must_use]
+    pub fn standing(&self, change: &ChangePlan) -> Option<&str> {
+        let refused = self.refused.iter().find(|(refused, _)| refused == change);
+        refused.map(|(_, why)| why.as_str())
+    }
+
+    /// Forgets the changes that are not asked for any more: the next plan is
+    /// the only one that can ask again.
+    pub fn keep_only(&mut self, changes: &[ChangePlan]) {
+        self.refused.retain(|(refused, _)| changes.contains(refused));
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        self.refused.clear();
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use reflowd_runtime::Generation;
+
     use super::*;
 
     const DIGEST: Digest = Digest::new([1; 32]);
@@ -138,5 +179,20 @@ mod tests {
         refusals.forget(&DIGEST);
         refusals.refuse(DIGEST, Fault::Timeout, "slow", now);
         assert_eq!(refusals.next_retry(now), Some(now + minutes(1)));
+    }
+
+    #[test]
+    fn a_refused_change_is_judged_anew_in_other_surroundings() {
+        let change = |generation| ChangePlan {
+            around: [("b".parse().unwrap(), (DIGEST, generation))].into(),
+            ..ChangePlan::default()
+        };
+        let first = change(Generation::FIRST);
+        let mut refused = RefusedChanges::default();
+        refused.refuse(first.clone(), "no such port");
+        assert_eq!(refused.standing(&first), Some("no such port"));
+        assert_eq!(refused.standing(&change(Generation::FIRST.next())), None);
+        refused.keep_only(&[]);
+        assert_eq!(refused.standing(&first), None);
     }
 }
