@@ -756,3 +756,70 @@ fn map<T, U>(sight: Sight<T>, with: impl FnOnce(T) -> U) -> Sight<U> {
         Sight::Unknown(trouble) => Sight::Unknown(trouble),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+
+    /// One module, seen and settled.
+    fn settled() -> (TempDir, Scanner, Look, Moment) {
+        let folder = TempDir::new().unwrap();
+        fs::write(folder.path().join("a.wasm"), "old").unwrap();
+        let look = Look { modules: folder.path().into(), ..Look::default() };
+        let mut scanner = Scanner::new(ScanOptions::default());
+        let mut now = Moment::now();
+        scanner.scan(&look, &BTreeSet::new(), Depth::Changed, now);
+        now.mono += Duration::from_secs(1);
+        let snapshot = scanner.scan(&look, &BTreeSet::new(), Depth::Changed, now);
+        assert_eq!(snapshot.stem("a"), Sight::Present(digest_of(b"old")));
+        (folder, scanner, look, now)
+    }
+
+    /// Makes the scanner remember other content than the file has, as if the
+    /// file had been written through a memory map after it was read.
+    fn misremember(scanner: &mut Scanner) {
+        let seen = scanner.files.values_mut().next().expect("there is one file");
+        seen.content.as_mut().expect("it was read").0.digest = Digest::new([0; 32]);
+    }
+
+    #[test]
+    fn a_file_is_read_once_more_when_it_has_stood_still_for_long() {
+        let (_folder, mut scanner, look, mut now) = settled();
+        misremember(&mut scanner);
+        let mut sight = |after: Duration| {
+            now.mono += after;
+            scanner.scan(&look, &BTreeSet::new(), Depth::Changed, now).stem("a")
+        };
+        let (wrong, right) = (Digest::new([0; 32]), digest_of(b"old"));
+        assert_eq!(sight(Duration::from_secs(30)), Sight::Present(wrong));
+        assert_eq!(sight(Duration::from_secs(30)), Sight::Present(right));
+        misremember(&mut scanner);
+        now.mono += Duration::from_secs(3600);
+        let snapshot = scanner.scan(&look, &BTreeSet::new(), Depth::Changed, now);
+        assert_eq!(snapshot.stem("a"), Sight::Present(wrong), "it is read once more, not for ever");
+    }
+
+    #[test]
+    fn a_look_on_demand_reads_everything() {
+        let (_folder, mut scanner, look, now) = settled();
+        misremember(&mut scanner);
+        let snapshot = scanner.scan(&look, &BTreeSet::new(), Depth::Everything, now);
+        assert_eq!(snapshot.stem("a"), Sight::Present(digest_of(b"old")));
+    }
+
+    #[test]
+    fn a_folder_on_another_device_says_nothing() {
+        let (folder, mut scanner, look, now) = settled();
+        let device = scanner.devices.get_mut(folder.path()).expect("it was looked at");
+        *device += 1;
+        fs::remove_file(folder.path().join("a.wasm")).unwrap();
+        let snapshot = scanner.scan(&look, &BTreeSet::new(), Depth::Changed, now);
+        assert_eq!(snapshot.stem("a"), Sight::Unknown(Trouble::OtherDevice));
+        assert_eq!(snapshot.modules_trouble, Some(Trouble::OtherDevice));
+        scanner.forget_devices();
+        let snapshot = scanner.scan(&look, &BTreeSet::new(), Depth::Changed, now);
+        assert_eq!(snapshot.stem("a"), Sight::Missing);
+    }
+}

@@ -361,3 +361,65 @@ fn folder_id(path: &Path) -> Option<(u64, u64)> {
     let metadata = fs::metadata(path).ok()?;
     metadata.is_dir().then(|| (metadata.dev(), metadata.ino()))
 }
+
+#[cfg(test)]
+mod tests {
+    use notify::event::{AccessMode, CreateKind, Flag, ModifyKind, RenameMode};
+
+    use super::*;
+
+    #[track_caller]
+    fn check(kind: EventKind, path: &str, concerns: bool) {
+        let watches = Watches {
+            roots: BTreeMap::from([("/srv/modules".into(), (1, 2))]),
+            anchors: BTreeMap::from([("/srv".into(), (1, 1))]),
+            names: BTreeSet::from(["/srv/modules".into(), "/srv/flows".into()]),
+        };
+        let event = Event::new(kind).add_path(path.into());
+        assert_eq!(watches.concerns(&event), concerns, "{event:?}");
+    }
+
+    #[test]
+    fn reading_is_no_reason_to_look() {
+        let path = "/srv/modules/a.wasm";
+        check(EventKind::Access(AccessKind::Open(AccessMode::Any)), path, false);
+        check(EventKind::Access(AccessKind::Close(AccessMode::Read)), path, false);
+        check(EventKind::Access(AccessKind::Any), path, false);
+        check(EventKind::Access(AccessKind::Close(AccessMode::Write)), path, true);
+    }
+
+    #[test]
+    fn kinds_of_writing_make_no_difference() {
+        let path = "/srv/modules/a.wasm";
+        check(EventKind::Create(CreateKind::File), path, true);
+        check(EventKind::Modify(ModifyKind::Any), path, true);
+        check(EventKind::Modify(ModifyKind::Name(RenameMode::To)), path, true);
+        check(EventKind::Any, path, true);
+        check(EventKind::Other, path, true);
+    }
+
+    #[test]
+    fn the_folder_above_is_watched_for_the_root_alone() {
+        check(EventKind::Any, "/srv/modules", true);
+        check(EventKind::Any, "/srv/flows", true);
+        check(EventKind::Any, "/srv/else", false);
+        check(EventKind::Any, "/srv", false);
+    }
+
+    #[test]
+    fn an_event_that_says_others_were_lost_always_counts() {
+        let watches = Watches::default();
+        assert!(watches.concerns(&Event::new(EventKind::Other)));
+        let lost = Event::new(EventKind::Other).add_path("/x".into()).set_flag(Flag::Rescan);
+        assert!(watches.concerns(&lost));
+    }
+
+    #[test]
+    fn a_root_that_is_missing_is_awaited_in_the_nearest_folder() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let watches = Watches::of(&BTreeSet::from([folder.path().join("a/b/c")]));
+        assert!(watches.roots.is_empty());
+        assert_eq!(watches.names, BTreeSet::from([folder.path().join("a")]));
+        assert!(watches.anchors.contains_key(folder.path()));
+    }
+}

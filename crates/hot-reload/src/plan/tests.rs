@@ -513,27 +513,32 @@ fn actors_that_give_way_are_no_removals() {
     check(&rig, &["+x -a", "+y -b", "+z -c"]);
 }
 
-/// Any few actors, files and wires.
-fn any_rig() -> impl Strategy<Value = (Vec<(u8, u8)>, Vec<(u8, u8, bool)>, Vec<(u8, u8)>)> {
+/// A disk of few files, actors and wires, so that they meet.
+#[derive(Clone, Debug)]
+struct Disk {
+    /// Stem and module.
+    files: Vec<(u8, u8)>,
+    /// Name, stem, and whether the name is that of a file.
+    actors: Vec<(u8, u8, bool)>,
+    wires: Vec<(u8, u8)>,
+}
+
+fn any_disk() -> impl Strategy<Value = Disk> {
     let files = prop::collection::vec((0..5_u8, 1..4_u8), 0..5);
     let actors = prop::collection::vec((0..5_u8, 0..5_u8, any::<bool>()), 0..5);
     let wires = prop::collection::vec((0..5_u8, 0..5_u8), 0..5);
-    (files, actors, wires)
+    (files, actors, wires).prop_map(|(files, actors, wires)| Disk { files, actors, wires })
 }
 
 impl Rig {
     /// Replaces disk, leaving alone what runs.
-    fn disk(
-        mut self,
-        (files, actors, wires): (Vec<(u8, u8)>, Vec<(u8, u8, bool)>, Vec<(u8, u8)>),
-    ) -> Self {
+    fn disk(mut self, Disk { files, actors, wires }: Disk) -> Self {
         self.snapshot = Snapshot::default();
         self.flow = Flow::default();
         for (stem, number) in files {
             self = self.file(&format!("m{stem}"), number);
         }
         for (actor, stem, clash) in actors {
-            // Some have the name of a file.
             let actor = if clash { format!("m{actor}") } else { format!("a{actor}") };
             self = self.actor(&actor, &format!("m{stem}"));
         }
@@ -551,7 +556,7 @@ impl Rig {
 
 proptest! {
     #[test]
-    fn a_plan_carried_out_leaves_nothing_to_do(first in any_rig(), second in any_rig()) {
+    fn a_plan_carried_out_leaves_nothing_to_do(first in any_disk(), second in any_disk()) {
         let mut rig = Rig::new();
         rig.removals = Removals::Allowed;
         let rig = rig.disk(first).run().disk(second).run();
@@ -564,7 +569,7 @@ proptest! {
     }
 
     #[test]
-    fn every_actor_is_changed_once(first in any_rig(), second in any_rig()) {
+    fn every_actor_is_changed_once(first in any_disk(), second in any_disk()) {
         let mut rig = Rig::new();
         rig.removals = Removals::Allowed;
         let plan = rig.disk(first).run().disk(second).plan();
