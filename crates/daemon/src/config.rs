@@ -205,17 +205,7 @@ impl Parsing<'_> {
         if !errors.is_empty() {
             // What was recovered has holes, and problems around them would be made up.
             self.config.places.incomplete = true;
-            let mut told = None;
-            for error in errors {
-                let span = error.span().unwrap_or_default();
-                let place = Place { file: Arc::clone(file), span };
-                // One slip sets the rest of its line wrong.
-                let line = self.sources.position(&place).0;
-                if told.replace(line) != Some(line) {
-                    let message = format!("this is not TOML: {}", error.message());
-                    self.problems.add(Diagnostic::error("E0002", message).at(&place, ""));
-                }
-            }
+            self.not_toml(file, text, table.get_ref(), &errors);
             return;
         }
         let mut top = Table::top(Arc::clone(file), table.get_ref(), self.problems);
@@ -242,6 +232,42 @@ impl Parsing<'_> {
         self.actors(&mut top);
         self.wires(&mut top);
         top.finish();
+    }
+
+    /// Reports what the parser says: one problem a line, since one slip sets the rest of its line wrong.
+    fn not_toml(
+        &self,
+        file: &Arc<Path>,
+        text: &str,
+        recovered: &DeTable<'_>,
+        errors: &[toml::de::Error],
+    ) {
+        let mut told = None;
+        let mut doubled_until = 0;
+        for error in errors {
+            let place = Place { file: Arc::clone(file), span: error.span().unwrap_or_default() };
+            let is_double = error.message() == "duplicate key";
+            // The keys of a table that is there twice are no further mistakes.
+            if is_double && place.span.start < doubled_until {
+                continue;
+            }
+            let line = self.sources.position(&place).0;
+            if told.replace(line) == Some(line) {
+                continue;
+            }
+            let name = text.get(place.span.clone()).unwrap_or_default();
+            let actors = recovered.get("actors").and_then(|value| value.get_ref().as_table());
+            let first = actors.and_then(|actors| actors.get_key_value(name));
+            if let (true, Some((first, _))) = (is_double, first) {
+                let rest = &text[place.span.end..];
+                doubled_until = place.span.end + rest.find("\n[").unwrap_or(rest.len());
+                let first = Place { file: Arc::clone(file), span: first.span() };
+                self.problems.add(actor::defined_twice(name, &place, &first));
+            } else {
+                let message = format!("this is not TOML: {}", error.message());
+                self.problems.add(Diagnostic::error("E0002", message).at(&place, ""));
+            }
+        }
     }
 
     fn remember(&mut self, table: &Table<'_>) {

@@ -15,7 +15,7 @@ use super::{
     daemon::set,
     environment::normal,
     reader::{Item, Table},
-    report::Diagnostic,
+    report::{Diagnostic, Place},
     wire::OVERFLOW,
 };
 
@@ -128,11 +128,7 @@ impl Parsing<'_> {
             }
         };
         if let Some(first) = self.config.places.actors.get(&name) {
-            item.refuse::<()>("E0107", format!("the actor `{name}` is defined twice"), |d| {
-                d.at(&item.key_place, "here again")
-                    .at(first, "first here")
-                    .help("remove one of them, or give it another name")
-            });
+            self.problems.add(defined_twice(&item.key, &item.key_place, first));
             return;
         }
         self.config.places.actors.insert(name.clone(), item.key_place.clone());
@@ -335,6 +331,14 @@ impl Parsing<'_> {
             }
         }
     }
+}
+
+/// The problem of an actor that is defined in two places.
+pub(super) fn defined_twice(name: &str, again: &Place, first: &Place) -> Diagnostic {
+    Diagnostic::error("E0107", format!("the actor `{name}` is defined twice"))
+        .at(again, "here again")
+        .at(first, "first here")
+        .help("remove one of them, or give it another name")
 }
 
 fn from_url<T>(item: &Item<'_>) -> Option<T> {

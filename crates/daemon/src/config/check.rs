@@ -21,6 +21,9 @@ use super::{
 /// The outport by which an actor's own errors leave, declared or not.
 const ERROR_PORT: &str = "error";
 
+/// How many actors of a cycle are named: a reader finds the rest from these.
+const MAX_SHOWN: usize = 10;
+
 /// What is known of a module.
 pub(crate) enum Lookup {
     /// It can be loaded, and says this of itself.
@@ -215,13 +218,10 @@ impl<'c> Check<'c> {
             }
         }
         for cycle in cycles(&graph) {
-            let way: Vec<_> = cycle.iter().map(|name| name.as_str()).collect();
-            let back = cycle[0];
-            let message =
-                format!("the cycle {} → {back} can come to a standstill", way.join(" → "));
+            let message = format!("the cycle {} can come to a standstill", way(&cycle));
             let mut problem = Diagnostic::error("E0204", message);
-            let next = cycle.iter().skip(1).chain([&back]);
-            for (i, (from, to)) in cycle.iter().zip(next).enumerate() {
+            let next = cycle.iter().skip(1).chain([&cycle[0]]);
+            for (i, (from, to)) in cycle.iter().zip(next).enumerate().take(MAX_SHOWN) {
                 let text = if i == 0 { "every mailbox on it waits for the next" } else { "" };
                 problem = problem.at(places[&(*from, *to)], text);
             }
@@ -319,6 +319,16 @@ fn missing(
     }
 }
 
+/// `a → b → a`.
+fn way(cycle: &[&ActorName]) -> String {
+    let mut names: Vec<_> = cycle.iter().take(MAX_SHOWN).map(ToString::to_string).collect();
+    if cycle.len() > MAX_SHOWN {
+        names.push(format!("({} more)", cycle.len() - MAX_SHOWN));
+    }
+    names.push(cycle[0].to_string());
+    names.join(" → ")
+}
+
 /// Who hands messages to whom, along wires that wait.
 type Graph<'g> = BTreeMap<&'g ActorName, BTreeSet<&'g ActorName>>;
 
@@ -327,6 +337,8 @@ type Graph<'g> = BTreeMap<&'g ActorName, BTreeSet<&'g ActorName>>;
 /// Naming every cycle there is would be of no use to anybody: there can be
 /// more of them than messages.
 fn cycles<'g>(graph: &Graph<'g>) -> Vec<Vec<&'g ActorName>> {
+    // Both ends cut off, so that long chains are not searched from each of their actors.
+    let graph = &cut(&reversed(&cut(&reversed(graph))));
     let mut told: BTreeSet<(&ActorName, &ActorName)> = BTreeSet::new();
     let mut cycles = Vec::new();
     for (from, nexts) in graph {
@@ -343,6 +355,40 @@ fn cycles<'g>(graph: &Graph<'g>) -> Vec<Vec<&'g ActorName>> {
         }
     }
     cycles
+}
+
+/// The graph without what no cycle leads to.
+fn cut<'g>(graph: &Graph<'g>) -> Graph<'g> {
+    let mut incoming: BTreeMap<&ActorName, usize> = BTreeMap::new();
+    for (from, nexts) in graph {
+        incoming.entry(from).or_default();
+        for to in nexts {
+            *incoming.entry(to).or_default() += 1;
+        }
+    }
+    let first = incoming.iter().filter(|(_, count)| **count == 0);
+    let mut open: Vec<_> = first.map(|(name, _)| *name).collect();
+    let mut rest = graph.clone();
+    while let Some(name) = open.pop() {
+        for next in rest.remove(name).unwrap_or_default() {
+            let count = incoming.get_mut(next).expect("every end of an edge was counted");
+            *count -= 1;
+            if *count == 0 {
+                open.push(next);
+            }
+        }
+    }
+    rest
+}
+
+fn reversed<'g>(graph: &Graph<'g>) -> Graph<'g> {
+    let mut reversed = Graph::new();
+    for (from, nexts) in graph {
+        for to in nexts {
+            reversed.entry(*to).or_default().insert(*from);
+        }
+    }
+    reversed
 }
 
 /// A shortest way, both ends included.

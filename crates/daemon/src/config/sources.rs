@@ -30,9 +30,25 @@ const MAX_NAMES: usize = 10_000;
 pub(crate) struct Sources {
     main: PathBuf,
     cwd: PathBuf,
-    texts: BTreeMap<PathBuf, Result<Arc<str>, Arc<SourceError>>>,
+    texts: BTreeMap<PathBuf, Result<Arc<Text>, Arc<SourceError>>>,
     folders: BTreeSet<PathBuf>,
     too_wide: BTreeSet<String>,
+}
+
+/// A text that knows its lines.
+#[derive(Debug)]
+struct Text {
+    text: String,
+    /// Where each line starts.
+    lines: Vec<usize>,
+}
+
+impl Text {
+    fn new(text: String) -> Arc<Self> {
+        let lines = text.match_indices('\n').map(|(at, _)| at + 1);
+        let lines = [0].into_iter().chain(lines).collect();
+        Arc::new(Self { text, lines })
+    }
 }
 
 /// Why a file has no text.
@@ -64,7 +80,8 @@ impl Sources {
         let text = read(&main);
         let mut sources =
             Self { cwd: environment.cwd.clone(), main: main.clone(), ..Self::default() };
-        let patterns = text.as_ref().map_or_else(|_| Vec::new(), |text| include_patterns(text));
+        let patterns =
+            text.as_ref().map_or_else(|_| Vec::new(), |text| include_patterns(&text.text));
         sources.texts.insert(main, text.map_err(Arc::new));
         for pattern in patterns {
             // A wrong pattern is reported where it stands, when the file is parsed.
@@ -83,16 +100,16 @@ impl Sources {
     }
 
     /// A main file of that text. For texts that are not in files.
-    pub(crate) fn of_text(main: impl Into<PathBuf>, text: impl Into<Arc<str>>) -> Self {
+    pub(crate) fn of_text(main: impl Into<PathBuf>, text: impl Into<String>) -> Self {
         let main = main.into();
         let cwd = main.parent().unwrap_or(Path::new("/")).into();
-        let texts = BTreeMap::from([(main.clone(), Ok(text.into()))]);
+        let texts = BTreeMap::from([(main.clone(), Ok(Text::new(text.into())))]);
         Self { main, cwd, texts, ..Self::default() }
     }
 
     /// The same, with another file of that text.
-    pub(crate) fn with(mut self, path: impl Into<PathBuf>, text: impl Into<Arc<str>>) -> Self {
-        self.texts.insert(path.into(), Ok(text.into()));
+    pub(crate) fn with(mut self, path: impl Into<PathBuf>, text: impl Into<String>) -> Self {
+        self.texts.insert(path.into(), Ok(Text::new(text.into())));
         self
     }
 
@@ -147,14 +164,10 @@ impl Sources {
 
     /// Line and column of a place, both from 1, the column in characters.
     pub(super) fn position(&self, place: &Place) -> (usize, usize) {
-        let text = self.text(&place.file);
-        let mut end = place.span.start.min(text.len());
-        while !text.is_char_boundary(end) {
-            end -= 1;
-        }
-        let before = &text[..end];
-        let line = before.bytes().filter(|b| *b == b'\n').count() + 1;
-        let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+        let Some(Ok(text)) = self.texts.get(&*place.file) else { return (1, 1) };
+        let line = text.lines.partition_point(|start| *start <= place.span.start).max(1);
+        let before = text.text.get(text.lines[line - 1]..place.span.start).unwrap_or_default();
+        let column = before.chars().count() + 1;
         (line, column)
     }
 
@@ -164,11 +177,11 @@ impl Sources {
     }
 }
 
-fn outcome(text: &Result<Arc<str>, Arc<SourceError>>) -> Result<&str, &SourceError> {
-    text.as_ref().map(|text| &**text).map_err(|error| &**error)
+fn outcome(text: &Result<Arc<Text>, Arc<SourceError>>) -> Result<&str, &SourceError> {
+    text.as_ref().map(|text| &*text.text).map_err(|error| &**error)
 }
 
-fn read(path: &Path) -> Result<Arc<str>, SourceError> {
+fn read(path: &Path) -> Result<Arc<Text>, SourceError> {
     // Opening a pipe waits for its writer, so look before opening.
     if !path.metadata().map_err(SourceError::Read)?.is_file() {
         return Err(SourceError::NotAFile);
@@ -181,15 +194,17 @@ fn read(path: &Path) -> Result<Arc<str>, SourceError> {
     }
     let text = String::from_utf8(bytes)
         .map_err(|error| SourceError::NotText(error.utf8_error().valid_up_to()))?;
-    Ok(text.into())
+    Ok(Text::new(text))
 }
 
 /// The include patterns of a text, as far as they can be made out.
 fn include_patterns(text: &str) -> Vec<String> {
     let (table, _) = toml::de::DeTable::parse_recoverable(text);
-    let patterns = table.get_ref().get("include").and_then(|v| v.get_ref().as_array());
-    let patterns = patterns.into_iter().flatten();
-    patterns.filter_map(|v| v.get_ref().as_str().map(str::to_owned)).collect()
+    let Some(value) = table.get_ref().get("include") else { return Vec::new() };
+    let listed = value.get_ref().as_array().into_iter().flatten();
+    let texts =
+        value.get_ref().as_str().into_iter().chain(listed.filter_map(|v| v.get_ref().as_str()));
+    texts.map(str::to_owned).collect()
 }
 
 /// What a pattern found.
