@@ -76,6 +76,11 @@ pub(super) struct PatternError(globset::ErrorKind);
 impl Sources {
     /// Reads the main file and what it includes. A file that cannot be read is part of the result.
     pub(crate) fn read(main: &Path, environment: &Environment) -> Self {
+        Self::read_within(MAX_NAMES, main, environment)
+    }
+
+    /// The same, where each include pattern may look at so many names.
+    pub(super) fn read_within(max_names: usize, main: &Path, environment: &Environment) -> Self {
         let main = environment.absolute(main);
         let text = read(&main);
         let mut sources =
@@ -86,7 +91,7 @@ impl Sources {
         for pattern in patterns {
             // A wrong pattern is reported where it stands, when the file is parsed.
             let Ok(compiled) = Pattern::new(sources.base(), &pattern) else { continue };
-            let Some(found) = compiled.expand() else {
+            let Some(found) = compiled.expand(max_names) else {
                 sources.too_wide.insert(pattern);
                 continue;
             };
@@ -261,7 +266,7 @@ impl Pattern {
 
     /// The files that are there. Names that start with a dot are left out.
     /// `None` where there are too many to look at.
-    fn expand(&self) -> Option<Found> {
+    fn expand(&self, max_names: usize) -> Option<Found> {
         let mut found = Found::default();
         if self.rest.is_none() {
             found.files.insert(self.root.clone());
@@ -275,7 +280,7 @@ impl Pattern {
             let entries = std::fs::read_dir(&folder).into_iter().flatten().flatten();
             for entry in entries {
                 names += 1;
-                if names > MAX_NAMES {
+                if names > max_names {
                     return None;
                 }
                 let path = entry.path();
