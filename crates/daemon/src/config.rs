@@ -21,11 +21,12 @@ mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    error::Error as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use reflowd_hot_reload::Flow;
+use reflowd_hot_reload::{Flow, Include, IncludeError, Template};
 use reflowd_runtime::ActorName;
 use toml::de::DeTable;
 
@@ -38,7 +39,7 @@ pub(crate) use restart::restart_only;
 pub(crate) use sources::Sources;
 
 use reader::{Item, Problems, Table};
-use sources::Pattern;
+use sources::Included;
 
 /// Where the configuration is looked for when nobody says where it is.
 const USUAL_PATHS: [&str; 2] = ["config/reflowd.toml", "/etc/reflowd/reflowd.toml"];
@@ -55,10 +56,14 @@ pub(crate) struct Config {
     pub(crate) admin: AdminConfig,
     /// Actors and wires.
     pub(crate) flow: Flow,
-    /// Every file that was read, secrets included: when one changes, the configuration may have.
+    /// What an actor gets that no configuration names: `[defaults]`.
+    pub(crate) template: Template,
+    /// The files that must be there: the main file, and what it includes by name.
     pub(crate) files: BTreeSet<PathBuf>,
-    /// The folders in which a new file may be one more to include.
-    pub(crate) include_folders: BTreeSet<PathBuf>,
+    /// The files that count where they are there.
+    pub(crate) includes: Vec<Include>,
+    /// The files that `env` values come from: when one changes, so does the configuration.
+    pub(crate) secret_files: BTreeSet<PathBuf>,
     /// The names of the `env` values that must never be shown, by actor.
     pub(crate) secrets: BTreeMap<ActorName, BTreeSet<String>>,
     /// Where everything stands.
@@ -152,8 +157,10 @@ pub(crate) fn parse(sources: Sources, environment: &Environment) -> (Config, Rep
         daemon: DaemonConfig::defaults(sources.base(), environment),
         admin: AdminConfig::default(),
         flow: Flow::default(),
-        files: sources.files().map(|(path, _)| path.to_path_buf()).collect(),
-        include_folders: sources.folders().clone(),
+        template: Template::default(),
+        files: BTreeSet::from([sources.main().to_path_buf()]),
+        includes: Vec::new(),
+        secret_files: BTreeSet::new(),
         secrets: BTreeMap::new(),
         places: Places::default(),
         sources: Arc::clone(&sources),
@@ -221,6 +228,7 @@ impl Parsing<'_> {
             }
             if let Some(table) = top.table("defaults") {
                 self.defaults.read(table);
+                self.config.template = self.defaults.0.clone();
             }
         } else {
             for key in ["include", "daemon", "admin", "defaults"] {
@@ -291,24 +299,27 @@ impl Parsing<'_> {
             let add = |message: String, label: &str| {
                 self.problems.add(Diagnostic::error("E0003", message).at(&item.place, label));
             };
-            let compiled = match Pattern::new(self.sources.base(), pattern) {
-                Ok(compiled) => compiled,
-                Err(error) => {
-                    add(format!("`{pattern}` is no pattern for files"), &error.to_string());
+            let included = match Included::new(self.sources.base(), pattern) {
+                Ok(included) => included,
+                Err(error @ IncludeError::Folder(_)) => {
+                    add(error.to_string(), "not in a folder's name");
+                    continue;
+                }
+                Err(error @ IncludeError::Pattern { .. }) => {
+                    let why = error.source().map(ToString::to_string).unwrap_or_default();
+                    add(error.to_string(), &why);
                     continue;
                 }
             };
-            if self.sources.is_too_wide(pattern) {
-                let label = "there are more than 10,000 files and folders to look at";
-                add(format!("`{pattern}` takes in too much"), label);
-            }
-            for (path, text) in self.sources.files().filter(|(path, _)| compiled.is_match(path)) {
+            for (path, text) in self.sources.files().filter(|(path, _)| included.is_match(path)) {
                 if let Err(error) = text {
-                    add(
-                        format!("cannot read `{}`: {error}", self.sources.shown(path)),
-                        "included here",
-                    );
+                    let message = format!("cannot read `{}`: {error}", self.sources.shown(path));
+                    add(message, "included here");
                 }
+            }
+            match included {
+                Included::File(path) => _ = self.config.files.insert(path),
+                Included::Files(include) => self.config.includes.push(include),
             }
         }
     }

@@ -5,8 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use reflowd_hot_reload::{ActorSpec, GenerationKeys, ModuleRef};
-use reflowd_runtime::{ActorName, Digest, EnginePer, Persistence, Send, Settings, Trigger};
+use reflowd_hot_reload::{ActorSpec, ModuleRef, Template};
+use reflowd_runtime::{ActorName, Digest, EnginePer, Persistence, Send, Trigger};
 use serde_json::{Map, Value};
 use toml::de::DeValue;
 
@@ -24,10 +24,7 @@ const OWN_KEYS: [&str; 5] = ["module", "version", "config", "env", "was"];
 
 /// What `[defaults]` says, and each actor starts from.
 #[derive(Clone, Default)]
-pub(super) struct Defaults {
-    settings: Settings,
-    keys: GenerationKeys,
-}
+pub(super) struct Defaults(pub(super) Template);
 
 impl Defaults {
     /// Reads `[defaults]`.
@@ -46,7 +43,7 @@ impl Defaults {
 
     /// Reads the keys that `[defaults]` and an actor have in common.
     fn shared(&mut self, table: &mut Table<'_>) {
-        let Self { settings, keys } = self;
+        let Template { settings, keys } = &mut self.0;
         set(&mut settings.timeout, table.duration("timeout"));
         if let Some(messages) = table.integer("mailbox", 1..=1 << 24) {
             settings.mailbox = usize::try_from(messages).expect("at most 2^24");
@@ -142,7 +139,7 @@ impl Parsing<'_> {
 
         let mut own = self.defaults.clone();
         own.shared(&mut table);
-        let Defaults { settings, mut keys } = own;
+        let Defaults(Template { settings, mut keys }) = own;
         let module = match table.get("module") {
             Some(module) => self.module(&module),
             None => item.refuse("E0105", format!("the actor `{name}` has no `module`"), |d| {
@@ -295,7 +292,7 @@ impl Parsing<'_> {
 
     fn secret_file(&mut self, item: &Item<'_>, path: PathBuf) -> Option<String> {
         let read = self.environment.read_secret(&path);
-        self.config.files.insert(path);
+        self.config.secret_files.insert(path);
         match read {
             Ok(text) => Some(text),
             Err(error) => {

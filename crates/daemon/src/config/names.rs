@@ -1,7 +1,7 @@
 //! Names that somebody may have meant.
 
 /// How alike two names must be for one to be offered for the other, from 0 to 1.
-const LIKENESS: f64 = 0.7;
+const LIKENESS: f64 = 0.8;
 
 /// The name among `known` that is most like `name`, where one is like it at all.
 pub(crate) fn similar<'k>(name: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
@@ -41,6 +41,7 @@ mod tests {
         check("Timeout", &["timeout"], Some("timeout"));
         check("incremnt", &["reset", "increment"], Some("increment"));
         check("colour", &["mailbox", "timeout", "trigger"], None);
+        check("x", &["max_hops"], None);
         check("x", &[], None);
     }
 

@@ -4,14 +4,14 @@
 //! is shown in an error and what is applied are the same bytes.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fs::File,
     io::{self, Read},
-    path::{Component, Path, PathBuf},
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
-use globset::{GlobBuilder, GlobMatcher};
+use reflowd_hot_reload::{Include, IncludeError};
 use thiserror::Error;
 
 use super::{
@@ -20,10 +20,7 @@ use super::{
 };
 
 /// The largest configuration file, in bytes.
-const MAX_FILE: u64 = 16 << 20;
-
-/// How many names one include pattern may look at: `/**/*.toml` must not walk the machine every few seconds.
-const MAX_NAMES: usize = 10_000;
+const MAX_FILE: u64 = 4 << 20;
 
 /// The texts of the main file and of the files that it includes.
 #[derive(Clone, Debug, Default)]
@@ -31,8 +28,6 @@ pub(crate) struct Sources {
     main: PathBuf,
     cwd: PathBuf,
     texts: BTreeMap<PathBuf, Result<Arc<Text>, Arc<SourceError>>>,
-    folders: BTreeSet<PathBuf>,
-    too_wide: BTreeSet<String>,
 }
 
 /// A text that knows its lines.
@@ -61,26 +56,61 @@ pub(crate) enum SourceError {
     #[error("not a regular file")]
     NotAFile,
     /// Larger than a configuration can be.
-    #[error("larger than 16 MiB")]
+    #[error("larger than 4 MiB")]
     TooLarge,
     /// Bytes that are no text.
     #[error("not UTF-8 text: byte {0} is wrong")]
     NotText(usize),
 }
 
-/// Why text is no include pattern.
-#[derive(Debug, Error, PartialEq, Eq)]
-#[error("{0}")]
-pub(super) struct PatternError(globset::ErrorKind);
+/// What an include names.
+pub(super) enum Included {
+    /// One file, which must be there.
+    File(PathBuf),
+    /// The files of a folder that fit, be there any or none.
+    Files(Include),
+}
+
+impl Included {
+    /// `pattern`, taken from the folder `base`.
+    ///
+    /// # Errors
+    /// The pattern is not one, for example for an open bracket.
+    pub(super) fn new(base: &Path, pattern: &str) -> Result<Self, IncludeError> {
+        if pattern.contains(['*', '?', '[', ']', '{', '}']) {
+            Include::new(base, pattern).map(Self::Files)
+        } else {
+            Ok(Self::File(normal(&base.join(pattern))))
+        }
+    }
+
+    /// Whether that file is meant. Absolute.
+    pub(super) fn is_match(&self, path: &Path) -> bool {
+        match self {
+            Self::File(file) => path == file,
+            Self::Files(include) => {
+                path.parent() == Some(include.folder())
+                    && path.file_name().is_some_and(|name| include.matches(name))
+            }
+        }
+    }
+
+    /// The files that are meant and, of a folder, there.
+    fn paths(&self) -> Vec<PathBuf> {
+        match self {
+            Self::File(file) => vec![file.clone()],
+            Self::Files(include) => {
+                // A folder that is not there yet may come.
+                let entries = std::fs::read_dir(include.folder()).into_iter().flatten().flatten();
+                entries.map(|entry| entry.path()).filter(|path| self.is_match(path)).collect()
+            }
+        }
+    }
+}
 
 impl Sources {
     /// Reads the main file and what it includes. A file that cannot be read is part of the result.
     pub(crate) fn read(main: &Path, environment: &Environment) -> Self {
-        Self::read_within(MAX_NAMES, main, environment)
-    }
-
-    /// The same, where each include pattern may look at so many names.
-    pub(super) fn read_within(max_names: usize, main: &Path, environment: &Environment) -> Self {
         let main = environment.absolute(main);
         let text = read(&main);
         let mut sources =
@@ -90,13 +120,8 @@ impl Sources {
         sources.texts.insert(main, text.map_err(Arc::new));
         for pattern in patterns {
             // A wrong pattern is reported where it stands, when the file is parsed.
-            let Ok(compiled) = Pattern::new(sources.base(), &pattern) else { continue };
-            let Some(found) = compiled.expand(max_names) else {
-                sources.too_wide.insert(pattern);
-                continue;
-            };
-            sources.folders.extend(found.folders);
-            for path in found.files {
+            let included = Included::new(sources.base(), &pattern);
+            for path in included.iter().flat_map(Included::paths) {
                 let text = |path: &PathBuf| read(path).map_err(Arc::new);
                 sources.texts.entry(path).or_insert_with_key(text);
             }
@@ -104,12 +129,23 @@ impl Sources {
         sources
     }
 
+    /// Texts that somebody else has read: the main file's and those of what it includes.
+    pub(crate) fn of_texts<'t>(
+        main: &Path,
+        texts: impl IntoIterator<Item = (&'t Path, &'t str)>,
+        environment: &Environment,
+    ) -> Self {
+        let texts = texts.into_iter().map(|(path, text)| (path.into(), Ok(Text::new(text.into()))));
+        let (main, cwd) = (main.into(), environment.cwd.clone());
+        Self { main, cwd, texts: texts.collect() }
+    }
+
     /// A main file of that text. For texts that are not in files.
     pub(crate) fn of_text(main: impl Into<PathBuf>, text: impl Into<String>) -> Self {
         let main = main.into();
         let cwd = main.parent().unwrap_or(Path::new("/")).into();
         let texts = BTreeMap::from([(main.clone(), Ok(Text::new(text.into())))]);
-        Self { main, cwd, texts, ..Self::default() }
+        Self { main, cwd, texts }
     }
 
     /// The same, with another file of that text.
@@ -138,16 +174,6 @@ impl Sources {
     /// What became of one file. `None` where nothing names it.
     pub(crate) fn get(&self, path: &Path) -> Option<Result<&str, &SourceError>> {
         self.texts.get(path).map(outcome)
-    }
-
-    /// The folders in which an include pattern looks for files.
-    pub(crate) fn folders(&self) -> &BTreeSet<PathBuf> {
-        &self.folders
-    }
-
-    /// Whether an include pattern was given up, because it looks at more than 10,000 names.
-    pub(super) fn is_too_wide(&self, pattern: &str) -> bool {
-        self.too_wide.contains(pattern)
     }
 
     /// The text of a file; empty where it has none.
@@ -210,94 +236,4 @@ fn include_patterns(text: &str) -> Vec<String> {
     let texts =
         value.get_ref().as_str().into_iter().chain(listed.filter_map(|v| v.get_ref().as_str()));
     texts.map(str::to_owned).collect()
-}
-
-/// What a pattern found.
-#[derive(Default)]
-struct Found {
-    files: BTreeSet<PathBuf>,
-    folders: BTreeSet<PathBuf>,
-}
-
-/// An include pattern: a folder to start from, and what the paths below it must look like.
-pub(super) struct Pattern {
-    root: PathBuf,
-    /// `None` where the pattern is just a path.
-    rest: Option<GlobMatcher>,
-    depth: usize,
-}
-
-impl Pattern {
-    /// `pattern`, taken from the folder `base`.
-    ///
-    /// # Errors
-    /// The pattern is not one, for example for an open bracket.
-    pub(super) fn new(base: &Path, pattern: &str) -> Result<Self, PatternError> {
-        let whole = base.join(pattern);
-        let special = |part: &Component<'_>| {
-            part.as_os_str().to_string_lossy().contains(['*', '?', '[', ']', '{', '}'])
-        };
-        // The base is a folder's name and not a pattern, whatever is in it.
-        let fixed = if Path::new(pattern).is_absolute() { 0 } else { base.components().count() };
-        let plain = whole.components().enumerate().take_while(|(i, p)| *i < fixed || !special(p));
-        let root: PathBuf = plain.map(|(_, part)| part).collect();
-        let rest: PathBuf = whole.components().skip(root.components().count()).collect();
-        let root = normal(&root);
-        if rest.as_os_str().is_empty() {
-            return Ok(Self { root, rest: None, depth: 0 });
-        }
-        let depth = if rest.components().any(|part| part.as_os_str() == "**") {
-            usize::MAX
-        } else {
-            rest.components().count()
-        };
-        let glob = GlobBuilder::new(&rest.to_string_lossy()).literal_separator(true).build();
-        let glob = glob.map_err(|error| PatternError(error.kind().clone()))?;
-        Ok(Self { root, rest: Some(glob.compile_matcher()), depth })
-    }
-
-    /// Whether the pattern means that file. Absolute.
-    pub(super) fn is_match(&self, path: &Path) -> bool {
-        match &self.rest {
-            None => path == self.root,
-            Some(rest) => path.strip_prefix(&self.root).is_ok_and(|below| rest.is_match(below)),
-        }
-    }
-
-    /// The files that are there. Names that start with a dot are left out.
-    /// `None` where there are too many to look at.
-    fn expand(&self, max_names: usize) -> Option<Found> {
-        let mut found = Found::default();
-        if self.rest.is_none() {
-            found.files.insert(self.root.clone());
-            found.folders.extend(self.root.parent().map(Path::to_path_buf));
-            return Some(found);
-        }
-        let mut names = 0;
-        let mut open = vec![(self.root.clone(), 1)];
-        while let Some((folder, depth)) = open.pop() {
-            // A folder that is not there yet may come.
-            let entries = std::fs::read_dir(&folder).into_iter().flatten().flatten();
-            for entry in entries {
-                names += 1;
-                if names > max_names {
-                    return None;
-                }
-                let path = entry.path();
-                if entry.file_name().as_encoded_bytes().starts_with(b".") {
-                    continue;
-                }
-                // Links to folders are not followed, so a loop of them has no end to find.
-                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                    if depth < self.depth {
-                        open.push((path, depth + 1));
-                    }
-                } else if self.is_match(&path) {
-                    found.files.insert(path);
-                }
-            }
-            found.folders.insert(folder);
-        }
-        Some(found)
-    }
 }
