@@ -43,12 +43,15 @@ pub(crate) enum Lookup {
 }
 
 /// Checks modules, ports, types and cycles. Empty where everything fits.
-pub(crate) fn check_flow(config: &Config, lookup: &dyn Fn(&ModuleRef) -> Lookup) -> Report {
+pub(crate) fn check_flow<'c>(
+    config: &'c Config,
+    lookup: &'c dyn Fn(&ModuleRef) -> Lookup,
+) -> Report {
     let mut modules: BTreeMap<&ModuleRef, Lookup> = BTreeMap::new();
     for spec in config.flow.actors.values() {
         modules.entry(&spec.module).or_insert_with(|| lookup(&spec.module));
     }
-    let check = Check { config, modules };
+    let check = Check { config, modules, lookup };
     let mut found = Vec::new();
     check.modules(&mut found);
     for (wire, place) in check.wires() {
@@ -65,6 +68,7 @@ pub(crate) fn check_flow(config: &Config, lookup: &dyn Fn(&ModuleRef) -> Lookup)
 struct Check<'c> {
     config: &'c Config,
     modules: BTreeMap<&'c ModuleRef, Lookup>,
+    lookup: &'c dyn Fn(&ModuleRef) -> Lookup,
 }
 
 /// One end of a wire.
@@ -182,7 +186,20 @@ impl<'c> Check<'c> {
             Some(name) => problem
                 .at_some(places.actors.get(name), "an actor with a similar name")
                 .help(format!("did you mean `{name}`?")),
-            None => problem.help(format!("add `[actors.{actor}]` with its `module`")),
+            None => problem.help(self.how_to_add(actor)),
+        }
+    }
+
+    /// A module that was dropped in starts an actor by itself, which can be wired once it is written down.
+    fn how_to_add(&self, actor: &ActorName) -> String {
+        let module = ModuleRef::Stem { stem: actor.to_string(), pin: None };
+        match (self.lookup)(&module) {
+            Lookup::Known(_) => format!(
+                "there is a module `{actor}`: to wire its actor, add `[actors.{actor}]` with `module = \"{actor}\"`"
+            ),
+            Lookup::Missing { .. } | Lookup::Broken { .. } => {
+                format!("add `[actors.{actor}]` with its `module`")
+            }
         }
     }
 

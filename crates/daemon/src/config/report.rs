@@ -150,6 +150,11 @@ impl Report {
         &self.diagnostics
     }
 
+    /// The problems, for another report.
+    pub(crate) fn into_diagnostics(self) -> Vec<Diagnostic> {
+        self.diagnostics
+    }
+
     /// How many of them are errors.
     pub(crate) fn errors(&self) -> usize {
         self.count(Severity::Error)

@@ -60,9 +60,7 @@ fn modules(module: &ModuleRef) -> Lookup {
 
 /// Everything that is wrong with these files.
 fn report_of(sources: Sources, environment: &Environment) -> Report {
-    let (config, mut report) = parse(sources, environment);
-    report.extend(check_flow(&config, &modules).diagnostics().to_vec());
-    report
+    check(sources, environment, &modules).1
 }
 
 /// What is shown for the main file `text` when it stands in `reflowd.toml`.
@@ -755,6 +753,28 @@ fn the_flow_is_held_against_its_modules() {
         "[actors.b]\nmodule = 3\n[actors.a]\nmodule = 'counter'\n[[wires]]\nfrom = 'a.count'\nto = 'b.in'",
         "2:10 E0103",
     );
+}
+
+#[test]
+fn a_wire_to_a_module_that_is_no_actor_yet_says_what_to_add() {
+    shows(
+        "[actors.a]\nmodule = 'counter'\n[[wires]]\nfrom = 'a.count'\nto = 'bytes.in'\n",
+        r#"
+error[E0201]: this wire goes to `bytes`, and there is no such actor
+ --> reflowd.toml:5:7
+  |
+5 | to = 'bytes.in'
+  |       ^^^^^ no such actor
+  |
+  = help: there is a module `bytes`: to wire its actor, add `[actors.bytes]` with `module = "bytes"`
+"#,
+    );
+}
+
+#[test]
+fn windows_ends_of_lines_and_byte_order_marks_move_nothing() {
+    finds("\u{feff}[actors.a]\r\nmodule = 'counter'\r\ntimout = 1\r\n", "3:1 E0101");
+    finds("\u{feff}x = 1", "1:2 E0101");
 }
 
 #[test]
