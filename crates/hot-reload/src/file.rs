@@ -195,7 +195,10 @@ mod tests {
         fs::write(&path, "old").unwrap();
         let Found::File { stamp, .. } = find(&path).unwrap() else { panic!("it is a file") };
         assert!(matches!(read(&path, &stamp).unwrap(), ReadFile::Whole(bytes) if bytes == "old"));
-        fs::write(&path, "newer").unwrap();
+        // Of the same length, so that only the stamp tells.
+        let other = folder.path().join("other");
+        fs::write(&other, "new").unwrap();
+        fs::rename(other, &path).unwrap();
         assert!(matches!(read(&path, &stamp).unwrap(), ReadFile::Moving));
     }
 
