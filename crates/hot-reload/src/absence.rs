@@ -6,7 +6,7 @@
 //!
 //! Pure: it is told the time, and never sleeps.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{borrow::Borrow, collections::BTreeMap, time::Duration};
 
 use tokio::time::Instant;
 
@@ -40,7 +40,10 @@ impl<K: Ord> Absence<K> {
 
     /// A look has found the file, or could not have found it: the folder was
     /// not readable, which says nothing about what is in it.
-    pub fn forget(&mut self, file: &K) {
+    pub fn forget<Q: Ord + ?Sized>(&mut self, file: &Q)
+    where
+        K: Borrow<Q>,
+    {
         self.missed.remove(file);
     }
 
@@ -80,7 +83,7 @@ mod tests {
             last = match look {
                 Misses => Some(absence.miss("a", now)),
                 Finds | CannotTell => {
-                    absence.forget(&"a");
+                    absence.forget("a");
                     None
                 }
             };

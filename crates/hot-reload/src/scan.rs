@@ -217,8 +217,9 @@ pub struct Scanner {
     files: HashMap<PathBuf, Seen>,
     absence: Absence<PathBuf>,
     devices: HashMap<PathBuf, u64>,
-    odd: BTreeMap<PathBuf, Oddity>,
-    looked: bool,
+    odd: HashMap<PathBuf, Odd>,
+    /// Looks so far, for telling what the last one has come across.
+    looks: u64,
 }
 
 /// A file as earlier looks have seen it.
@@ -229,6 +230,16 @@ struct Seen {
     since: Instant,
     /// What it held, and when it was read.
     content: Option<(Content, Instant)>,
+    /// The look that came across it last.
+    visited: u64,
+}
+
+/// Something that has the name of a file and is none.
+#[derive(Debug)]
+struct Odd {
+    oddity: Oddity,
+    /// The look that came across it last.
+    visited: u64,
 }
 
 /// What a file holds.
@@ -253,8 +264,6 @@ struct Pass<'a> {
     now: Moment,
     carried: u64,
     snapshot: Snapshot,
-    /// What this look has come across, for forgetting the rest.
-    visited: BTreeSet<PathBuf>,
 }
 
 impl Moment {
@@ -338,8 +347,8 @@ impl Scanner {
             files: HashMap::new(),
             absence: Absence::new(),
             devices: HashMap::new(),
-            odd: BTreeMap::new(),
-            looked: false,
+            odd: HashMap::new(),
+            looks: 0,
         }
     }
 
@@ -362,15 +371,9 @@ impl Scanner {
         depth: Depth,
         now: Moment,
     ) -> Snapshot {
-        let mut pass = Pass {
-            scanner: self,
-            has,
-            depth,
-            now,
-            carried: 0,
-            snapshot: Snapshot::default(),
-            visited: BTreeSet::new(),
-        };
+        self.looks += 1;
+        let mut pass =
+            Pass { scanner: self, has, depth, now, carried: 0, snapshot: Snapshot::default() };
         pass.modules(&look.modules);
         for path in &look.paths {
             pass.path(path);
@@ -381,10 +384,10 @@ impl Scanner {
         for include in &look.includes {
             pass.include(include);
         }
-        let Pass { snapshot, visited, .. } = pass;
-        self.files.retain(|path, _| visited.contains(path));
-        self.odd.retain(|path, _| visited.contains(path));
-        self.looked = true;
+        let snapshot = pass.snapshot;
+        let this = self.looks;
+        self.files.retain(|_, seen| seen.visited == this);
+        self.odd.retain(|_, odd| odd.visited == this);
         snapshot
     }
 
@@ -512,8 +515,7 @@ impl Pass<'_> {
     fn cannot_tell(&mut self, folder: &Path, counts: impl Fn(&OsStr) -> bool) -> Vec<OsString> {
         let names = self.remembered(folder, counts);
         for path in names.iter().map(|name| folder.join(name)) {
-            self.scanner.absence.forget(&path);
-            self.visited.insert(path);
+            self.present(&path);
         }
         names
     }
@@ -545,8 +547,7 @@ impl Pass<'_> {
             // A file of that folder may have been looked at already.
             Ok(_) => self.known(path, kind).unwrap_or(Sight::Gone),
             Err(trouble) => {
-                self.scanner.absence.forget(&path.to_owned());
-                self.visited.insert(path.to_owned());
+                self.present(path);
                 self.trouble(folder, trouble.clone());
                 Sight::Unknown(trouble)
             }
@@ -558,8 +559,9 @@ impl Pass<'_> {
     fn known(&mut self, path: &Path, kind: Kind) -> Option<Sight<Content>> {
         let found = file::find(path);
         if let Ok(Found::Oddity(oddity)) = found {
-            self.visited.insert(path.to_owned());
-            if self.scanner.odd.insert(path.to_owned(), oddity) != Some(oddity) {
+            let odd = Odd { oddity, visited: self.scanner.looks };
+            let before = self.scanner.odd.insert(path.to_owned(), odd);
+            if before.is_none_or(|before| before.oddity != oddity) {
                 warn!(path = %path.display(), "ignored: this is {}", oddity.words());
             }
         } else {
@@ -567,8 +569,7 @@ impl Pass<'_> {
         }
         match found {
             Ok(Found::File { stamp, writable_by_all }) => {
-                self.visited.insert(path.to_owned());
-                self.scanner.absence.forget(&path.to_owned());
+                self.present(path);
                 if writable_by_all && !self.scanner.options.allow_insecure {
                     return Some(Sight::Unknown(Trouble::Insecure(path.to_owned())));
                 }
@@ -576,26 +577,32 @@ impl Pass<'_> {
             }
             Ok(Found::Nothing | Found::Oddity(_)) => self.missing(path),
             Err(error) => {
-                self.visited.insert(path.to_owned());
-                self.scanner.absence.forget(&path.to_owned());
+                self.present(path);
                 Some(Sight::Unknown(unreadable(error)))
             }
         }
     }
 
+    /// The file is there, or may be: what is known of it stays known.
+    fn present(&mut self, path: &Path) {
+        self.scanner.absence.forget(path);
+        let this = self.scanner.looks;
+        if let Some(seen) = self.scanner.files.get_mut(path) {
+            seen.visited = this;
+        }
+    }
+
     /// A file that was there is not, in a folder that can be read.
     fn missing(&mut self, path: &Path) -> Option<Sight<Content>> {
-        if !self.scanner.files.contains_key(path) {
-            return None;
-        }
+        let this = self.scanner.looks;
+        self.scanner.files.get_mut(path)?.visited = this;
         Some(match self.scanner.absence.miss(path.to_owned(), self.now.mono) {
             Missing::Until(at) => {
-                self.visited.insert(path.to_owned());
                 self.again(at);
                 Sight::Missing
             }
             Missing::Gone => {
-                self.scanner.absence.forget(&path.to_owned());
+                self.scanner.absence.forget(path);
                 self.scanner.files.remove(path);
                 Sight::Gone
             }
@@ -613,7 +620,7 @@ impl Pass<'_> {
             Some(seen) if seen.stamp == stamp => seen.since,
             _ => {
                 let since = self.first_seen(&stamp);
-                let seen = Seen { stamp, since, content: None };
+                let seen = Seen { stamp, since, content: None, visited: self.scanner.looks };
                 self.scanner.files.insert(path.to_owned(), seen);
                 since
             }
@@ -653,7 +660,7 @@ impl Pass<'_> {
     /// that a start does not wait for files that have been there for weeks.
     fn first_seen(&self, stamp: &Stamp) -> Instant {
         let Moment { mono, wall } = self.now;
-        let age = stamp.age(wall).filter(|_| !self.scanner.looked).unwrap_or_default();
+        let age = stamp.age(wall).filter(|_| self.scanner.looks == 1).unwrap_or_default();
         mono.checked_sub(age.saturating_sub(COARSE).min(REREAD)).unwrap_or(mono)
     }
 

@@ -334,6 +334,21 @@ fn a_folder_that_is_away_says_nothing_of_its_files() {
 }
 
 #[test]
+fn a_folder_that_is_away_stops_the_grace_of_a_missing_file() {
+    let mut rig = Rig::new();
+    rig.write("a.wasm", "one");
+    rig.settle();
+    fs::remove_file(rig.path("a.wasm")).unwrap();
+    assert_eq!(a(&rig.look()), Sight::Missing);
+    let away = rig.root.path().join("away");
+    fs::rename(&rig.look.modules, &away).unwrap();
+    rig.after(1000);
+    fs::rename(&away, &rig.look.modules).unwrap();
+    assert_eq!(a(&rig.after(1000)), Sight::Missing);
+    assert_eq!(a(&rig.after(2000)), Sight::Gone);
+}
+
+#[test]
 fn a_folder_that_is_no_folder_says_nothing() {
     let mut rig = Rig::new();
     rig.write("a.wasm", "one");
