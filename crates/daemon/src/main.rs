@@ -1,6 +1,28 @@
-//! The binary `reflowd`.
+//! `reflowd`: a daemon that runs WebAssembly actors from a folder, and the
+//! command line that talks to it.
 
+mod cli;
 #[allow(dead_code, unused_imports, reason = "the commands that use it are not there yet")]
 mod config;
+#[allow(dead_code, reason = "the daemon's start, which serves it, is not wired yet")]
+mod admin;
+#[allow(dead_code, reason = "the daemon's start, which serves it, is not wired yet")]
+mod metrics;
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use crate::cli::Cli;
+
+fn main() -> ExitCode {
+    match cli::dispatch(Cli::parse()) {
+        Ok(exit) => exit.into(),
+        Err(stop) => {
+            if let Some(error) = stop.error {
+                cli::note(&format!("error: {error:#}"));
+            }
+            stop.exit.into()
+        }
+    }
+}

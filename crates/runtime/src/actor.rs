@@ -74,6 +74,25 @@ pub enum ActorState {
     Stopped,
 }
 
+impl ActorState {
+    /// One word, as it is serialized.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Loading => "loading",
+            Self::Validating => "validating",
+            Self::Initializing => "initializing",
+            Self::Active => "active",
+            Self::Blocked => "blocked",
+            Self::Resting => "resting",
+            Self::Failed => "failed",
+            Self::Paused => "paused",
+            Self::Draining => "draining",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
 /// Counts the modules and keys that have run under one actor's name. Only grows,
 /// so "is this newer?" is one `<`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]

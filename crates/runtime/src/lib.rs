@@ -36,6 +36,6 @@ pub use module::{
 pub use name::{ActorName, ActorNameError, PortName, PortNameError, PortRef, PortRefError};
 pub use settings::{Inport, Overflow, Persistence, Send, Settings, Trigger};
 pub use source::{Emitter, Source, SourceError};
-pub use system::{Actor, Books, Change, Changed, Ready, SendError, Start, System, WireDef};
+pub use system::{Actor, Books, Change, Changed, Ledger, Ready, SendError, Start, System, WireDef};
 pub use waits::Answer;
 pub use wire::{Routes, Wire, WireCounts};

@@ -169,6 +169,19 @@ pub(crate) enum PushError {
     Closed(Envelope),
 }
 
+/// A place in the line of senders that wait for room, given back when dropped,
+/// whether the wait ended or was given up.
+pub(crate) struct InLine<'a> {
+    pub(crate) mailbox: &'a Mailbox,
+    pub(crate) port: PortName,
+}
+
+impl Drop for InLine<'_> {
+    fn drop(&mut self) {
+        self.mailbox.unblock(&self.port);
+    }
+}
+
 /// What a turn is about to work on.
 #[derive(Debug)]
 pub(crate) struct Taken {
@@ -249,11 +262,11 @@ impl Mailbox {
     /// gives up; room that it does not use goes to the next in line.
     pub(crate) fn unblock(&self, port: &PortName) {
         let mut inner = self.inner.lock();
-        let bounds = inner.bounds;
+        let (bounds, closed) = (inner.bounds, inner.closed);
         let lane = inner.lane_for(port);
         let lane = &mut inner.lanes[lane];
         lane.blocked = lane.blocked.saturating_sub(1);
-        if lane.blocked > 0 && lane.has_room(bounds, 0) {
+        if lane.blocked > 0 && (closed || lane.has_room(bounds, 0)) {
             lane.room.notify_one();
         }
     }

@@ -20,7 +20,7 @@ use serde::Serialize;
 use thiserror::Error;
 use tokio::{
     runtime::Handle,
-    sync::{mpsc, oneshot, watch},
+    sync::{Notify, mpsc, oneshot, watch},
     time::{self, Instant},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -33,7 +33,7 @@ use crate::{
     actor::{ActorTask, Command, MAX_COMMANDS, Shared, Swap, Swapped, bounds_of},
     dead_letter::Reason,
     envelope::unix_millis,
-    mailbox::PushError,
+    mailbox::{InLine, PushError},
     source::{SourceSwap, SourceTask},
     waits::Waits,
     wire::{Sinks, WireTarget},
@@ -110,6 +110,28 @@ impl Books {
         let by_wire = self.deliveries.accepted[Entry::Wire as usize]
             + self.deliveries.accepted[Entry::Connector as usize];
         self.deliveries.balanced() && self.wires.balanced() && self.wires.accepted == by_wire
+    }
+}
+
+/// The books one by one. None of them is missing or twice there, whatever
+/// starts and stops meanwhile.
+pub struct Ledger {
+    /// The actors that are there, by name, with the books of their mailboxes.
+    pub actors: Vec<(Arc<Actor>, Counts)>,
+    /// The wires that are there, by their ends, with their books.
+    pub wires: Vec<(Arc<Wire>, WireCounts)>,
+    /// What actors and wires that are gone have left.
+    pub gone: Books,
+}
+
+impl Ledger {
+    /// The books of the whole system.
+    #[must_use]
+    pub fn total(&self) -> Books {
+        let mut books = self.gone;
+        self.actors.iter().for_each(|(_, counts)| books.deliveries.add(counts));
+        self.wires.iter().for_each(|(_, counts)| books.wires.add(counts));
+        books
     }
 }
 
@@ -315,26 +337,26 @@ impl System {
     /// by itself at every moment.
     #[must_use]
     pub fn books(&self) -> Books {
-        let past = self.0.past.lock();
-        let mut books = past.books;
-        for actor in self.actors() {
-            books.deliveries.add(&actor.mailbox().counts());
-        }
-        for wire in self.wires().iter().chain(&past.retiring) {
-            books.wires.add(&wire.counts());
-        }
-        books
+        self.ledger().total()
     }
 
-    /// The books of what is gone, for a metric that must not fall.
+    /// The books of each actor and wire, and of what is gone, read together.
     #[must_use]
-    pub fn past_books(&self) -> Books {
+    pub fn ledger(&self) -> Ledger {
         let past = self.0.past.lock();
-        let mut books = past.books;
+        let mut gone = past.books;
         for wire in &past.retiring {
-            books.wires.add(&wire.counts());
+            gone.wires.add(&wire.counts());
         }
-        books
+        let actors = self.actors().into_iter().map(|actor| {
+            let counts = actor.mailbox().counts();
+            (actor, counts)
+        });
+        let wires = self.wires().into_iter().map(|wire| {
+            let counts = wire.counts();
+            (wire, counts)
+        });
+        Ledger { actors: actors.collect(), wires: wires.collect(), gone }
     }
 
     /// Sends a message to an actor from outside.
@@ -350,6 +372,36 @@ impl System {
         let (actor, envelope) = self.enter(to, message, traceparent)?;
         let id = envelope.id;
         self.deliver(&actor, envelope).map(|()| id)
+    }
+
+    /// Sends a message to an actor from outside, and waits for room where its mailbox is full.
+    ///
+    /// Cancel at will: a message is taken or it is not.
+    ///
+    /// # Errors
+    /// The message was not taken, and why. Full is a mailbox only where its rule is to drop.
+    pub async fn send_waiting(
+        &self,
+        to: &PortRef,
+        message: Message,
+        traceparent: Option<Arc<str>>,
+    ) -> Result<MessageId, SendError> {
+        let (actor, mut envelope) = self.enter(to, message, traceparent)?;
+        let id = envelope.id;
+        while let Some((back, room)) = self.offer(&actor, envelope)? {
+            envelope = back;
+            let line = InLine { mailbox: actor.mailbox(), port: envelope.port.clone() };
+            tokio::select! {
+                () = room.notified() => {}
+                () = self.0.kill.cancelled() => {}
+            }
+            drop(line);
+            if self.0.closed.load(Ordering::Acquire) || self.0.kill.is_cancelled() {
+                let actor = to.actor.clone();
+                return Err(SendError::Draining { actor, message: envelope.message });
+            }
+        }
+        Ok(id)
     }
 
     /// Sends a message and gives a receiver for what comes out of `answer` for it.
@@ -389,7 +441,8 @@ impl System {
         let Some(actor) = self.actor(to.actor.as_str()) else {
             return Err(SendError::NoActor { actor: to.actor.clone(), message });
         };
-        if self.0.closed.load(Ordering::Acquire) || actor.status().state == ActorState::Draining {
+        let draining = actor.shared.status.borrow().state == ActorState::Draining;
+        if draining || self.0.closed.load(Ordering::Acquire) {
             return Err(SendError::Draining { actor: to.actor.clone(), message });
         }
         let metadata = actor.metadata();
@@ -411,6 +464,22 @@ impl System {
     }
 
     fn deliver(&self, actor: &Actor, envelope: Envelope) -> Result<(), SendError> {
+        match self.offer(actor, envelope)? {
+            None => Ok(()),
+            Some((envelope, _)) => {
+                actor.mailbox().unblock(&envelope.port);
+                Err(SendError::Full { actor: actor.name().clone(), message: envelope.message })
+            }
+        }
+    }
+
+    /// Gives a message to a mailbox. Where that is full and senders are to wait,
+    /// the message comes back with what tells when to try again.
+    fn offer(
+        &self,
+        actor: &Actor,
+        envelope: Envelope,
+    ) -> Result<Option<(Envelope, Arc<Notify>)>, SendError> {
         let name = actor.name().clone();
         let correlation = envelope.correlation;
         match actor.mailbox().push(envelope, None, Entry::Api) {
@@ -419,12 +488,9 @@ impl System {
                     self.0.sinks.dead.dropped(&name, &dropped);
                     self.0.sinks.waits.died(dropped.correlation, &Reason::Overflow);
                 }
-                Ok(())
+                Ok(None)
             }
-            Err(PushError::Full(envelope, _)) => {
-                actor.mailbox().unblock(&envelope.port);
-                Err(SendError::Full { actor: name, message: envelope.message })
-            }
+            Err(PushError::Full(envelope, room)) => Ok(Some((envelope, room))),
             Err(PushError::Dropped(envelope)) => {
                 self.0.sinks.dead.dropped(&name, &envelope);
                 self.0.sinks.waits.died(correlation, &Reason::Overflow);

@@ -16,7 +16,7 @@ use serde::Serialize;
 use crate::{
     Entry, Envelope, Mailbox, Overflow, PortName, PortRef,
     dead_letter::{DeadLetters, Reason},
-    mailbox::PushError,
+    mailbox::{InLine, PushError},
     waits::Waits,
 };
 
@@ -168,14 +168,6 @@ impl Wire {
 
     /// Returns when nothing waits on the wire. Cancel at will: nothing is lost.
     pub(crate) async fn drain(&self) {
-        /// Gives the place in the line back, whether the wait ended or was given up.
-        struct InLine<'a>(&'a Mailbox, PortName);
-        impl Drop for InLine<'_> {
-            fn drop(&mut self) {
-                self.0.unblock(&self.1);
-            }
-        }
-
         loop {
             let (room, line) = {
                 let mut flow = self.flow.lock();
@@ -185,7 +177,7 @@ impl Wire {
                     Some((envelope, room)) => {
                         let port = envelope.port.clone();
                         flow.pending.push_front(envelope);
-                        (room, InLine(&self.target.mailbox, port))
+                        (room, InLine { mailbox: &self.target.mailbox, port })
                     }
                 }
             };

@@ -1,0 +1,149 @@
+//! The admin API: what the command line, scripts and scrapers talk to.
+//!
+//! Every handler reads from, or asks something of, the [`System`] and the one
+//! that looks at disk; none of them keeps anything. The same routes are served
+//! on a Unix socket and, where that is configured, on a loopback address.
+
+mod actors;
+mod intake;
+mod lines;
+mod reload;
+mod events;
+mod health;
+mod guard;
+mod problem;
+mod listen;
+
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+
+use axum::{
+    Router,
+    http::{Method, StatusCode, Uri},
+    middleware,
+    routing::{get, post},
+};
+use futures_util::future::BoxFuture;
+use reflowd_hot_reload::{ReloadOptions, Report, View};
+use reflowd_runtime::{ActorName, Digest, System};
+use serde::{Deserialize, Deserializer, Serialize};
+use tokio::sync::watch;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+pub(crate) use actors::ActorSummary;
+pub(crate) use guard::Via;
+#[allow(unused_imports, reason = "the daemon's start, which serves it, is not wired yet")]
+pub(crate) use listen::{ListenError, Socket, bind_loopback, bind_socket, serve};
+pub(crate) use problem::Problem;
+
+/// What the handlers work on. Clones are the same.
+#[derive(Clone)]
+pub(crate) struct Admin {
+    /// The actors and wires.
+    pub(crate) system: System,
+    /// Looks at disk.
+    pub(crate) reloader: Arc<dyn Reload>,
+    /// How far the daemon is.
+    pub(crate) phase: watch::Receiver<Phase>,
+    /// Ends streams that would go on for ever, so that the server can stop.
+    pub(crate) stopping: CancellationToken,
+    /// Work that goes on when whoever asked for it hangs up.
+    pub(crate) tasks: TaskTracker,
+}
+
+/// How far the daemon is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// The first actors are being loaded.
+    Starting,
+    /// All that disk asks for has been tried once.
+    Ready,
+    /// No more messages are taken, and what is queued is worked off.
+    Draining,
+}
+
+/// What the API asks of the part that looks at disk.
+pub(crate) trait Reload: Send + Sync {
+    /// Looks at disk now, does what follows, and tells what that was.
+    fn reload(&self, options: ReloadOptions) -> BoxFuture<'_, Report>;
+
+    /// How each actor stands to what is on disk.
+    fn view(&self) -> View;
+
+    /// The modules that are known, by file.
+    fn modules(&self) -> Vec<ModuleView>;
+
+    /// How many modules have been refused since the start, by reason.
+    fn refusals(&self) -> BTreeMap<String, u64>;
+}
+
+/// One module file and what is known of it.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct ModuleView {
+    /// The file.
+    pub(crate) file: PathBuf,
+    /// Its digest, where it was read.
+    pub(crate) digest: Option<Digest>,
+    /// Its size in bytes, where it was read.
+    pub(crate) size: Option<u64>,
+    /// `loaded`, `refused`, `unused`, `gone` …
+    pub(crate) state: String,
+    /// Why, where there is more to say.
+    pub(crate) why: Option<String>,
+    /// Actors that run it.
+    pub(crate) actors: Vec<ActorName>,
+}
+
+/// All routes, as they are served to callers that come `via` that way.
+pub(crate) fn router(admin: Admin, via: Via) -> Router {
+    Router::new()
+        .route("/v1/actors", get(actors::list))
+        .route("/v1/actors/{actor}", get(actors::show))
+        .route("/v1/actors/{actor}/pause", post(actors::pause))
+        .route("/v1/actors/{actor}/resume", post(actors::resume))
+        .route("/v1/actors/{actor}/retry", post(actors::retry))
+        .route("/v1/actors/{actor}/ports/{port}", post(intake::take))
+        .route("/v1/modules", get(reload::modules))
+        .route("/v1/reload", post(reload::reload))
+        .route("/v1/events", get(events::events))
+        .route("/v1/dead-letters", get(events::dead_letters))
+        .route("/livez", get(health::live))
+        .route("/readyz", get(health::ready))
+        .route("/metrics", get(health::metrics))
+        .fallback(no_route)
+        .method_not_allowed_fallback(no_method)
+        .layer(middleware::from_fn_with_state(via, guard::guard))
+        .with_state(admin)
+}
+
+async fn no_route(uri: Uri) -> Problem {
+    Problem::not_found("no-route", "no such route", format!("there is nothing at {}", uri.path()))
+}
+
+async fn no_method(method: Method, uri: Uri) -> Problem {
+    let detail = format!("{} does not take {method}", uri.path());
+    let status = StatusCode::METHOD_NOT_ALLOWED;
+    Problem::new(status, "no-method", "no such method", detail)
+}
+
+/// What a query says, or the problem with it.
+fn query<Q: for<'de> Deserialize<'de>>(uri: &Uri) -> Result<Q, Problem> {
+    axum::extract::Query::try_from_uri(uri).map(|axum::extract::Query(query)| query).map_err(
+        |rejection| {
+            use std::error::Error as _;
+            let why = rejection.source().map_or_else(|| rejection.to_string(), ToString::to_string);
+            Problem::bad_request("query", "bad query", why)
+        },
+    )
+}
+
+/// `?flag`, `?flag=true` or `?flag=false`.
+fn flag<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    match &*std::borrow::Cow::<'de, str>::deserialize(deserializer)? {
+        "" | "true" | "1" => Ok(true),
+        "false" | "0" => Ok(false),
+        other => Err(serde::de::Error::custom(format!("`{other}` is neither true nor false"))),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,245 @@
+//! Actors as they are now, and the words that an operator has for them.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use axum::{
+    Json,
+    extract::{Path, State},
+    http::StatusCode,
+};
+use reflowd_hot_reload::ActorView;
+use reflowd_runtime::{Actor, ActorName, Counts, Metadata, Settings, WireCounts};
+use serde::{Deserialize, Serialize};
+
+use super::{Admin, Problem};
+
+/// One actor at a glance, as `ps` shows it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct ActorSummary {
+    pub(crate) name: String,
+    pub(crate) state: String,
+    /// Milliseconds since the Unix epoch at which it came into this state.
+    pub(crate) since: Option<u64>,
+    pub(crate) why: Option<String>,
+    /// Nothing where it does not run yet, as with everything that follows from running.
+    pub(crate) generation: Option<u64>,
+    /// What it runs, as the configuration writes it.
+    pub(crate) module: Option<String>,
+    pub(crate) component: Option<String>,
+    pub(crate) digest: Option<String>,
+    pub(crate) version: Option<String>,
+    pub(crate) source: bool,
+    pub(crate) autostarted: bool,
+    pub(crate) queued: u64,
+    pub(crate) in_flight: u64,
+    pub(crate) mailbox_bytes: u64,
+    pub(crate) mailbox: usize,
+    pub(crate) turns: u64,
+    pub(crate) failures: u64,
+    pub(crate) restarts: u64,
+    pub(crate) swaps: u64,
+    pub(crate) memory_bytes: u64,
+    /// Milliseconds since the Unix epoch.
+    pub(crate) started: Option<u64>,
+    /// What disk asks it to run.
+    pub(crate) wanted: Option<String>,
+    /// Whether what disk asks for is what runs, where that is known.
+    pub(crate) in_sync: Option<bool>,
+    pub(crate) file_gone: bool,
+}
+
+/// One actor with all that is known of it, but its environment, which may be secret.
+#[derive(Serialize)]
+pub(super) struct ActorDetail {
+    #[serde(flatten)]
+    summary: ActorSummary,
+    metadata: Option<Metadata>,
+    settings: Option<Settings>,
+    books: Option<Counts>,
+    queued_by_port: BTreeMap<String, usize>,
+    wires: Vec<WireSummary>,
+}
+
+#[derive(Serialize)]
+struct WireSummary {
+    from: String,
+    to: String,
+    books: WireCounts,
+}
+
+/// `GET /v1/actors`: those that run, and those that disk asks for and that do not run yet.
+pub(super) async fn list(State(admin): State<Admin>) -> Json<Vec<ActorSummary>> {
+    let view = admin.reloader.view();
+    let running = admin.system.actors();
+    let mut summaries: Vec<_> =
+        running.iter().map(|actor| summary(actor, view.get(actor.name().as_str()))).collect();
+    let is_running = |name: &ActorName| running.iter().any(|actor| actor.name() == name);
+    let not_yet = view.iter().filter(|(name, _)| !is_running(name));
+    summaries.extend(not_yet.map(|(name, view)| pending(name, view)));
+    summaries.sort_by(|a, b| a.name.cmp(&b.name));
+    Json(summaries)
+}
+
+/// `GET /v1/actors/{actor}`.
+pub(super) async fn show(
+    State(admin): State<Admin>,
+    Path(name): Path<String>,
+) -> Result<Json<ActorDetail>, Problem> {
+    let view = admin.reloader.view();
+    let Some(actor) = admin.system.actor(&name) else {
+        let (name, view) =
+            view.get_key_value(name.as_str()).ok_or_else(|| no_actor(&admin, &name))?;
+        return Ok(Json(ActorDetail {
+            summary: pending(name, view),
+            metadata: None,
+            settings: None,
+            books: None,
+            queued_by_port: BTreeMap::new(),
+            wires: Vec::new(),
+        }));
+    };
+    let wires = admin
+        .system
+        .wires()
+        .into_iter()
+        .filter(|wire| wire.from().actor == *actor.name() || wire.to().actor == *actor.name());
+    let wires = wires.map(|wire| WireSummary {
+        from: wire.from().to_string(),
+        to: wire.to().to_string(),
+        books: wire.counts(),
+    });
+    let queued = actor.mailbox().queued_by_port();
+    Ok(Json(ActorDetail {
+        summary: summary(&actor, view.get(actor.name())),
+        metadata: Some((*actor.metadata()).clone()),
+        settings: Some((*actor.settings()).clone()),
+        books: Some(actor.mailbox().counts()),
+        queued_by_port: queued.into_iter().map(|(port, n)| (port.to_string(), n)).collect(),
+        wires: wires.collect(),
+    }))
+}
+
+/// `POST /v1/actors/{actor}/pause`.
+pub(super) async fn pause(
+    State(admin): State<Admin>,
+    Path(name): Path<String>,
+) -> Result<StatusCode, Problem> {
+    running(&admin, &name)?.pause().await;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// `POST /v1/actors/{actor}/resume`.
+pub(super) async fn resume(
+    State(admin): State<Admin>,
+    Path(name): Path<String>,
+) -> Result<StatusCode, Problem> {
+    running(&admin, &name)?.resume().await;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// `POST /v1/actors/{actor}/retry`.
+pub(super) async fn retry(
+    State(admin): State<Admin>,
+    Path(name): Path<String>,
+) -> Result<StatusCode, Problem> {
+    running(&admin, &name)?.retry().await;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// The running actor of that name.
+pub(super) fn running(admin: &Admin, name: &str) -> Result<Arc<Actor>, Problem> {
+    admin.system.actor(name).ok_or_else(|| no_actor(admin, name))
+}
+
+/// There is no such actor, but perhaps a similar one.
+pub(super) fn no_actor(admin: &Admin, name: &str) -> Problem {
+    let view = admin.reloader.view();
+    if let Some(ActorView { pending: Some((state, why)), .. }) = view.get(name) {
+        let detail = format!("the actor `{name}` does not run yet: {why}");
+        let problem = Problem::new(StatusCode::CONFLICT, "not-running", "not running", detail);
+        return problem.with("actor", name).with("state", state.name());
+    }
+    let names: Vec<String> = admin.system.actors().iter().map(|a| a.name().to_string()).collect();
+    let detail = match nearest(name, names.iter().map(String::as_str)) {
+        Some(similar) => format!("there is no actor `{name}`; did you mean `{similar}`?"),
+        None => format!("there is no actor `{name}`; `reflowd ps` lists those that there are"),
+    };
+    Problem::not_found("no-actor", "no such actor", detail)
+        .with("actor", name)
+        .with("actors", names)
+}
+
+/// The name that somebody may have meant.
+fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    /// How alike two names must be, of 1.
+    const ALIKE: f64 = 0.8;
+    names
+        .map(|known| (strsim::jaro_winkler(name, known), known))
+        .filter(|(alike, _)| *alike >= ALIKE)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, known)| known)
+}
+
+fn summary(actor: &Actor, view: Option<&ActorView>) -> ActorSummary {
+    let (status, counts, meters) = (actor.status(), actor.mailbox().counts(), actor.meters());
+    ActorSummary {
+        name: actor.name().to_string(),
+        state: status.state.name().into(),
+        since: Some(status.since),
+        why: status.why,
+        generation: Some(status.generation.number()),
+        module: view.map(|view| view.module.clone()),
+        component: Some(status.component),
+        digest: Some(status.digest.to_string()),
+        version: status.version,
+        source: actor.is_source(),
+        autostarted: view.is_some_and(|view| view.autostarted),
+        queued: counts.queued,
+        in_flight: counts.in_flight,
+        mailbox_bytes: counts.bytes,
+        mailbox: actor.settings().mailbox,
+        turns: meters.turns_ok.get() + meters.failures(),
+        failures: meters.failures(),
+        restarts: meters.restarts.get(),
+        swaps: meters.swaps.get(),
+        memory_bytes: actor.memory_bytes(),
+        started: Some(actor.started()),
+        wanted: view.and_then(|view| view.wanted).map(|digest| digest.to_string()),
+        in_sync: view.map(|view| view.in_sync),
+        file_gone: view.is_some_and(|view| view.file_gone),
+    }
+}
+
+/// An actor that disk asks for and that does not run yet.
+fn pending(name: &ActorName, view: &ActorView) -> ActorSummary {
+    let (state, why) = match &view.pending {
+        Some((state, why)) => (state.name().to_owned(), Some(why.clone())),
+        None => ("stopped".into(), None),
+    };
+    ActorSummary {
+        name: name.to_string(),
+        state,
+        since: None,
+        why,
+        generation: None,
+        module: Some(view.module.clone()),
+        component: None,
+        digest: None,
+        version: None,
+        source: false,
+        autostarted: view.autostarted,
+        queued: 0,
+        in_flight: 0,
+        mailbox_bytes: 0,
+        mailbox: 0,
+        turns: 0,
+        failures: 0,
+        restarts: 0,
+        swaps: 0,
+        memory_bytes: 0,
+        started: None,
+        wanted: view.wanted.map(|digest| digest.to_string()),
+        in_sync: Some(view.in_sync),
+        file_gone: view.file_gone,
+    }
+}

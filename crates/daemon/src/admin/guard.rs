@@ -1,0 +1,109 @@
+//! Keeps web pages from driving the API through somebody's browser.
+//!
+//! A page can make a browser send requests to loopback, directly or by a name
+//! that it lets resolve there. It cannot hide where it comes from (`Origin`)
+//! nor which name it used (`Host`), so both are looked at.
+
+use axum::{
+    extract::{Request, State},
+    http::{HeaderMap, HeaderName, StatusCode, header},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+
+use super::Problem;
+
+/// The way that callers come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Via {
+    /// The Unix socket, which has no host name of its own.
+    Socket,
+    /// A loopback address.
+    Tcp,
+}
+
+/// Lets a request pass if its `Host` and `Origin` are ours.
+pub(super) async fn guard(State(via): State<Via>, request: Request, next: Next) -> Response {
+    match check(via, request.headers()) {
+        Ok(()) => next.run(request).await,
+        Err(why) => Problem::new(StatusCode::FORBIDDEN, "foreign", "refused", why).into_response(),
+    }
+}
+
+fn check(via: Via, headers: &HeaderMap) -> Result<(), String> {
+    let text = |name: &HeaderName| match headers.get(name) {
+        None => Ok(""),
+        Some(value) => value.to_str().map_err(|_| format!("`{name}` is no text")),
+    };
+    let host = text(&header::HOST)?;
+    let name = without_port(host);
+    let ours = match via {
+        Via::Socket => matches!(name, "" | "localhost" | "reflowd"),
+        // A tunnel may end at another port of ours; what counts is that the name
+        // cannot be somebody else's.
+        Via::Tcp => matches!(name, "localhost" | "127.0.0.1" | "[::1]"),
+    };
+    if !ours {
+        return Err(format!("the host `{host}` is not this daemon; call it `localhost`"));
+    }
+    if headers.contains_key(header::ORIGIN) {
+        let origin = text(&header::ORIGIN)?;
+        if host.is_empty() || origin.strip_prefix("http://") != Some(host) {
+            return Err(format!("requests from pages of `{origin}` are refused"));
+        }
+    }
+    Ok(())
+}
+
+/// `localhost` of `localhost:9670`; an IPv6 address keeps its brackets.
+fn without_port(host: &str) -> &str {
+    match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
+        _ => host,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(via: Via, host: Option<&str>, origin: Option<&str>, passes: bool) {
+        let mut headers = HeaderMap::new();
+        if let Some(host) = host {
+            headers.insert(header::HOST, host.parse().unwrap());
+        }
+        if let Some(origin) = origin {
+            headers.insert(header::ORIGIN, origin.parse().unwrap());
+        }
+        let result = super::check(via, &headers);
+        assert_eq!(result.is_ok(), passes, "{via:?} {host:?} {origin:?}: {result:?}");
+    }
+
+    #[test]
+    fn only_our_own_names_pass() {
+        check(Via::Socket, None, None, true);
+        check(Via::Socket, Some(""), None, true);
+        check(Via::Socket, Some("localhost"), None, true);
+        check(Via::Socket, Some("reflowd"), None, true);
+        check(Via::Socket, Some("example.com"), None, false);
+        check(Via::Tcp, Some("localhost:9670"), None, true);
+        check(Via::Tcp, Some("127.0.0.1:9670"), None, true);
+        check(Via::Tcp, Some("[::1]:9670"), None, true);
+        check(Via::Tcp, Some("[::1]"), None, true);
+        check(Via::Tcp, Some("localhost.example.com:9670"), None, false);
+        check(Via::Tcp, Some("reflowd"), None, false);
+        check(Via::Tcp, None, None, false);
+    }
+
+    #[test]
+    fn only_our_own_pages_pass() {
+        check(Via::Tcp, Some("localhost:9670"), Some("http://localhost:9670"), true);
+        check(Via::Tcp, Some("localhost:9670"), Some("http://localhost:3000"), false);
+        check(Via::Tcp, Some("localhost:9670"), Some("https://example.com"), false);
+        check(Via::Tcp, Some("localhost:9670"), Some("null"), false);
+        check(Via::Socket, Some("localhost"), Some("http://localhost"), true);
+        check(Via::Socket, Some("localhost"), Some("https://example.com"), false);
+        check(Via::Socket, None, Some("http://"), false);
+    }
+}

@@ -1,0 +1,451 @@
+//! Messages that come in over the API.
+//!
+//! One message, or a stream of them as JSON lines. A stream is taken line by
+//! line as it arrives: it is never held as a whole, and where the caller asks
+//! for it, a full mailbox makes the stream wait, so that pressure reaches the
+//! caller through its own socket.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Json,
+    body::Body,
+    extract::{Path, State},
+    http::{HeaderMap, StatusCode, Uri, header},
+    response::{IntoResponse, Response},
+};
+use bytes::Bytes;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use reflowd_runtime::{
+    Actor, Answer, ERROR_PORT, Message, MessageError, MessageId, PortName, PortRef, SendError,
+    System, Type,
+};
+use serde::Deserialize;
+use serde_json::json;
+use tokio::{task::coop, time};
+
+use super::{
+    Admin, Problem, actors, flag,
+    lines::{Line, Lines, TooLong},
+    query,
+};
+
+/// The largest message, in bytes: as much as one turn may put out.
+const MAX_MESSAGE: usize = 16 << 20;
+
+/// How long a caller waits for an answer unless it says otherwise.
+const DEFAULT_WAIT: Duration = Duration::from_secs(30);
+
+/// The longest that a caller may wait for an answer.
+const LONGEST_WAIT: Duration = Duration::from_secs(3600);
+
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Wanted {
+    /// The data is plain, of this type.
+    r#type: Option<String>,
+    /// The data is plain, of the type that its port declares or that it looks like.
+    #[serde(deserialize_with = "flag")]
+    plain: bool,
+    /// Wait for room rather than answer that there is none.
+    #[serde(deserialize_with = "flag")]
+    block: bool,
+    /// Wait for what comes out of this port for the message.
+    wait: Option<String>,
+    /// How long: `10s`.
+    timeout: Option<String>,
+}
+
+/// `POST /v1/actors/{actor}/ports/{port}`.
+pub(super) async fn take(
+    State(admin): State<Admin>,
+    Path((actor, port)): Path<(String, String)>,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let wanted: Wanted = query(&uri)?;
+    let actor = actors::running(&admin, &actor)?;
+    let to = PortRef {
+        actor: actor.name().clone(),
+        port: port
+            .parse()
+            .map_err(|_| Problem::bad_request("port", "bad port", "a port's name is empty"))?,
+    };
+    let reading = Reading::new(&wanted, declared(&actor, &to)?)?;
+    let intake = Intake { to, reading, block: wanted.block, trace: traceparent(&headers), admin };
+    match (content(&headers)?, wanted.wait.as_deref()) {
+        (Content::Lines, None) => intake.lines(body).await,
+        (Content::Lines, Some(_)) => Err(cannot("one waits for the answer to one message only")),
+        (Content::One, Some(_)) if wanted.block => {
+            Err(cannot("`wait` and `block` do not go together"))
+        }
+        (Content::One, Some(port)) => {
+            let port = answer_port(&intake.admin, &actor, port)?;
+            let timeout = timeout(wanted.timeout.as_deref())?;
+            let message = intake.one(body).await?;
+            intake.ask(message, port, timeout).await
+        }
+        (Content::One, None) => {
+            let message = intake.one(body).await?;
+            let id = intake.send(message).await.map_err(refused)?;
+            Ok((StatusCode::ACCEPTED, Json(json!({ "id": id }))).into_response())
+        }
+    }
+}
+
+/// One request with messages for one port.
+struct Intake {
+    admin: Admin,
+    to: PortRef,
+    reading: Reading,
+    block: bool,
+    trace: Option<Arc<str>>,
+}
+
+impl Intake {
+    async fn send(&self, message: Message) -> Result<MessageId, SendError> {
+        if self.block {
+            self.admin.system.send_waiting(&self.to, message, self.trace.clone()).await
+        } else {
+            self.admin.system.send(&self.to, message, self.trace.clone())
+        }
+    }
+
+    /// The body as one message.
+    async fn one(&self, body: Body) -> Result<Message, Problem> {
+        let bytes = Limited::new(body, MAX_MESSAGE).collect().await.map_err(|error| {
+            if error.is::<LengthLimitError>() {
+                too_large("the message")
+            } else {
+                Problem::bad_request("body", "broken body", error.to_string())
+            }
+        })?;
+        let bytes = bytes.to_bytes();
+        self.reading.message(&bytes, &bytes).map_err(|error| unread(&error))
+    }
+
+    /// The body as messages, one a line, until one is not accepted.
+    async fn lines(&self, mut body: Body) -> Result<Response, Problem> {
+        let mut lines = Lines::new(MAX_MESSAGE);
+        let mut accepted = 0u64;
+        while let Some(frame) = body.frame().await {
+            let broken = |error: axum::Error| {
+                Problem::bad_request("body", "broken body", error.to_string())
+                    .with("accepted", accepted)
+            };
+            let Ok(piece) = frame.map_err(broken)?.into_data() else { continue };
+            lines.feed(piece);
+            let long = |TooLong { number }, accepted: u64| {
+                too_large("a line").with("accepted", accepted).with("line", number)
+            };
+            while let Some(line) = lines.next().map_err(|error| long(error, accepted))? {
+                accepted += self.line(&line, accepted).await?;
+            }
+            // A sender whose lines never run out must not keep the thread to itself.
+            coop::consume_budget().await;
+        }
+        if let Some(line) = lines.last() {
+            accepted += self.line(&line, accepted).await?;
+        }
+        Ok((StatusCode::ACCEPTED, Json(json!({ "accepted": accepted }))).into_response())
+    }
+
+    /// How many messages came of a line: one, or none where it is empty.
+    async fn line(&self, line: &Line, accepted: u64) -> Result<u64, Problem> {
+        let text = line.text();
+        if text.is_empty() {
+            return Ok(0);
+        }
+        let at = |problem: Problem| problem.with("accepted", accepted).with("line", line.number);
+        let message =
+            self.reading.message(&line.whole, text).map_err(|error| at(unread(&error)))?;
+        self.send(message).await.map_err(|error| at(refused(error)))?;
+        Ok(1)
+    }
+
+    /// Sends a message and waits for what comes out of `port` for it.
+    async fn ask(
+        &self,
+        message: Message,
+        port: PortRef,
+        timeout: Duration,
+    ) -> Result<Response, Problem> {
+        /// Whoever asked may hang up; then nobody waits any more.
+        struct Waiting<'a>(&'a System, MessageId);
+        impl Drop for Waiting<'_> {
+            fn drop(&mut self) {
+                self.0.forget(self.1);
+            }
+        }
+
+        let system = &self.admin.system;
+        let (id, answer) =
+            system.ask(&self.to, message, self.trace.clone(), port.clone()).map_err(refused)?;
+        let _waiting = Waiting(system, id);
+        let with_id = |problem: Problem| problem.with("id", id.to_string());
+        let answered = tokio::select! {
+            answered = time::timeout(timeout, answer) => answered,
+            () = self.admin.stopping.cancelled() => {
+                let why = "the daemon is stopping; the message was accepted";
+                let status = StatusCode::SERVICE_UNAVAILABLE;
+                return Err(with_id(Problem::new(status, "draining", "stopping", why)));
+            }
+        };
+        match answered {
+            Ok(Ok(Answer::Message(message))) => {
+                let headers = [
+                    (header::CONTENT_TYPE, "application/json".to_owned()),
+                    (header::HeaderName::from_static("reflowd-message-id"), id.to_string()),
+                ];
+                Ok((headers, message.encode()).into_response())
+            }
+            Ok(Ok(Answer::Nothing) | Err(_)) => Ok(StatusCode::NO_CONTENT.into_response()),
+            Ok(Ok(Answer::Died(why))) => {
+                let detail =
+                    format!("the message, or one that it led to, became a dead letter: {why}");
+                let problem = Problem::new(StatusCode::BAD_GATEWAY, "died", "dead letter", detail);
+                Err(with_id(problem.with("reason", why)))
+            }
+            Err(_) => {
+                let detail = format!(
+                    "nothing came out of `{port}` within {}; the message stays accepted",
+                    humantime::format_duration(timeout)
+                );
+                let status = StatusCode::GATEWAY_TIMEOUT;
+                Err(with_id(Problem::new(status, "timeout", "no answer yet", detail)))
+            }
+        }
+    }
+}
+
+/// How bytes become messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reading {
+    /// `{"type": …, "data": …}`.
+    Encoded,
+    /// The data alone, of this type.
+    Of(Type),
+    /// The data alone, for a port of this type.
+    Plain(Type),
+}
+
+impl Reading {
+    fn new(wanted: &Wanted, declared: Type) -> Result<Self, Problem> {
+        match (&wanted.r#type, wanted.plain) {
+            (None, false) => Ok(Self::Encoded),
+            (None, true) => Ok(Self::Plain(declared)),
+            (Some(_), true) => Err(cannot("`type` and `plain` do not go together")),
+            (Some(name), false) => match Type::from_name(name) {
+                Some(ty) => Ok(Self::Of(ty)),
+                None => Err(unread(&MessageError::UnknownType(name.chars().take(40).collect()))),
+            },
+        }
+    }
+
+    /// The message in `part`, which lies within `whole`.
+    fn message(self, whole: &Bytes, part: &[u8]) -> Result<Message, MessageError> {
+        match self {
+            Self::Encoded => Message::from_slice_of(whole, part),
+            Self::Of(ty) => Message::new(ty, Bytes::copy_from_slice(part)),
+            Self::Plain(port) => {
+                let message = Message::from_plain(whole, part)?;
+                if port == Type::Any || message.ty() == port || is_encoded(&message, part) {
+                    return Ok(message);
+                }
+                // What looks like an Integer is a Float to a port that takes Floats.
+                Ok(Message::new(port, message.data().clone()).unwrap_or(message))
+            }
+        }
+    }
+}
+
+/// Whether plain data was a message in full, and so says its type itself.
+fn is_encoded(message: &Message, part: &[u8]) -> bool {
+    message.data().len() != part.trim_ascii().len()
+}
+
+enum Content {
+    One,
+    Lines,
+}
+
+/// A body must say what it is: pages cannot send these types unasked.
+fn content(headers: &HeaderMap) -> Result<Content, Problem> {
+    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let essence = value.unwrap_or("").split(';').next().unwrap_or("").trim().to_ascii_lowercase();
+    match essence.as_str() {
+        "application/json" => Ok(Content::One),
+        "application/x-ndjson" | "application/jsonl" | "application/ndjson" => Ok(Content::Lines),
+        _ => Err(Problem::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "content-type",
+            "unknown content type",
+            "send a message as application/json, or messages as application/x-ndjson",
+        )),
+    }
+}
+
+/// The type of an inport, or the problem that there is no such port.
+fn declared(actor: &Actor, to: &PortRef) -> Result<Type, Problem> {
+    let metadata = actor.metadata();
+    if let Some(port) = metadata.inport(to.port.as_str()) {
+        return Ok(port.port_type);
+    }
+    let names: Vec<_> = metadata.inports.iter().map(|port| port.name.as_str()).collect();
+    let has = match names.join("`, `") {
+        none if none.is_empty() => "takes no messages".to_owned(),
+        names => format!("has `{names}`"),
+    };
+    let detail = format!("`{}` has no inport `{}`; it {has}", to.actor, to.port);
+    let problem = Problem::not_found("no-port", "no such port", detail);
+    Err(problem.with("actor", to.actor.as_str()).with("ports", names))
+}
+
+/// `PORT` or `ACTOR.PORT`: where the answer is to come out.
+fn answer_port(admin: &Admin, actor: &Actor, text: &str) -> Result<PortRef, Problem> {
+    let known = |actor: &Actor, port: &str| {
+        let wired = |wire: &Arc<reflowd_runtime::Wire>| {
+            wire.from().actor == *actor.name() && wire.from().port.as_str() == port
+        };
+        port == ERROR_PORT
+            || actor.metadata().outport(port).is_some()
+            || admin.system.wires().iter().any(wired)
+    };
+    let port: PortName = text
+        .parse()
+        .map_err(|_| Problem::bad_request("port", "bad port", "`wait` names an outport"))?;
+    // A port's own name may have a dot in it.
+    if known(actor, text) {
+        return Ok(PortRef { actor: actor.name().clone(), port });
+    }
+    let other = text.parse::<PortRef>().ok();
+    let other = other.and_then(|port| Some((admin.system.actor(port.actor.as_str())?, port)));
+    let (at, port) = match other {
+        Some((other, port)) if known(&other, port.port.as_str()) => return Ok(port),
+        Some((other, port)) => (Some(other), port.port),
+        None => (None, port),
+    };
+    let at = at.as_deref().unwrap_or(actor);
+    let metadata = at.metadata();
+    let names: Vec<_> = metadata.outports.iter().map(|port| port.name.as_str()).collect();
+    let has = match names.join("`, `") {
+        none if none.is_empty() => "puts nothing out".to_owned(),
+        names => format!("has `{names}`"),
+    };
+    let detail = format!("`{}` has no outport `{port}`; it {has}", at.name());
+    let problem = Problem::not_found("no-port", "no such port", detail);
+    Err(problem.with("actor", at.name().as_str()).with("ports", names))
+}
+
+fn timeout(text: Option<&str>) -> Result<Duration, Problem> {
+    let Some(text) = text else { return Ok(DEFAULT_WAIT) };
+    match humantime::parse_duration(text) {
+        Ok(timeout) if timeout <= LONGEST_WAIT => Ok(timeout),
+        Ok(_) => Err(cannot("`timeout` is an hour at most")),
+        Err(error) => Err(cannot(&format!("`timeout` is a duration such as `10s`: {error}"))),
+    }
+}
+
+/// The W3C trace context, where the caller gives a well-formed one.
+fn traceparent(headers: &HeaderMap) -> Option<Arc<str>> {
+    let text = headers.get("traceparent")?.to_str().ok()?;
+    let hex = |part: &str| part.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+    let lengths: Vec<usize> = text.split('-').map(str::len).collect();
+    (lengths == [2, 32, 16, 2] && text.split('-').all(hex)).then(|| text.into())
+}
+
+fn cannot(why: &str) -> Problem {
+    Problem::bad_request("query", "bad query", why)
+}
+
+fn too_large(what: &str) -> Problem {
+    let detail = format!("{what} is larger than {MAX_MESSAGE} bytes");
+    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", "too large", detail)
+        .with("max", MAX_MESSAGE)
+}
+
+/// The bytes are no message.
+fn unread(error: &MessageError) -> Problem {
+    let status = match error {
+        MessageError::Shape(_) => StatusCode::BAD_REQUEST,
+        MessageError::UnknownType(_) | MessageError::Unfit { .. } => {
+            StatusCode::UNPROCESSABLE_ENTITY
+        }
+    };
+    Problem::new(status, "bad-message", "bad message", error.to_string())
+}
+
+/// The message was not taken.
+fn refused(error: SendError) -> Problem {
+    let detail = error.to_string();
+    match error {
+        SendError::Full { actor, .. } => Problem::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "mailbox-full",
+            "the mailbox is full",
+            detail,
+        )
+        .with("actor", actor.as_str()),
+        SendError::NoActor { actor, .. } => {
+            Problem::not_found("no-actor", "no such actor", detail).with("actor", actor.as_str())
+        }
+        SendError::NoPort { actor, .. } => {
+            Problem::not_found("no-port", "no such port", detail).with("actor", actor.as_str())
+        }
+        SendError::Type { wants, found, .. } => Problem::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "wrong-type",
+            "the port takes another type",
+            detail,
+        )
+        .with("wants", wants.name())
+        .with("found", found.name()),
+        SendError::Draining { actor, .. } => {
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "draining", "stopping", detail)
+                .with("actor", actor.as_str())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(port: Type, text: &str, expected: &str) {
+        let bytes = Bytes::copy_from_slice(text.as_bytes());
+        let message = Reading::Plain(port).message(&bytes, &bytes).unwrap();
+        assert_eq!(message.encode(), expected, "{text} for {port}");
+    }
+
+    #[test]
+    fn plain_data_takes_the_type_of_its_port_where_it_can() {
+        check(Type::Float, "5", r#"{"type":"Float","data":5}"#);
+        check(Type::Integer, "5", r#"{"type":"Integer","data":5}"#);
+        check(Type::Any, "5", r#"{"type":"Integer","data":5}"#);
+        check(Type::Flow, "null", r#"{"type":"Flow","data":null}"#);
+        check(Type::Event, r#"{"a":1}"#, r#"{"type":"Event","data":{"a":1}}"#);
+        check(Type::Stream, " [1,2] ", r#"{"type":"Stream","data":[1,2]}"#);
+        check(Type::Error, r#""x""#, r#"{"type":"Error","data":"x"}"#);
+        // What does not fit keeps its own type, for the port to refuse.
+        check(Type::Integer, r#""x""#, r#"{"type":"String","data":"x"}"#);
+        // What says its type is of that type.
+        check(Type::Event, r#"{"type":"Float","data":1}"#, r#"{"type":"Float","data":1}"#);
+    }
+
+    #[test]
+    fn a_trace_context_is_taken_only_well_formed() {
+        let of = |text: &str| {
+            let headers = HeaderMap::from_iter([(
+                header::HeaderName::from_static("traceparent"),
+                text.parse().unwrap(),
+            )]);
+            traceparent(&headers)
+        };
+        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        assert_eq!(of(good).as_deref(), Some(good));
+        assert_eq!(of(&good.to_uppercase()), None);
+        assert_eq!(of(&good[1..]), None);
+    }
+}

@@ -1,0 +1,77 @@
+//! What the API answers when it does not do what it was asked: RFC 9457.
+
+use axum::{
+    Json,
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde_json::{Map, Value};
+
+/// Seconds after which a caller that was told to come back should do so.
+const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
+
+/// A problem document.
+#[derive(Debug)]
+pub(crate) struct Problem {
+    status: StatusCode,
+    /// The last part of the problem's type: one word for programs.
+    kind: &'static str,
+    title: &'static str,
+    detail: String,
+    fields: Map<String, Value>,
+}
+
+impl Problem {
+    /// A problem of a kind that always has the same title, and what it is this time.
+    pub(crate) fn new(
+        status: StatusCode,
+        kind: &'static str,
+        title: &'static str,
+        detail: impl Into<String>,
+    ) -> Self {
+        Self { status, kind, title, detail: detail.into(), fields: Map::new() }
+    }
+
+    /// The request itself cannot be understood.
+    pub(crate) fn bad_request(
+        kind: &'static str,
+        title: &'static str,
+        detail: impl Into<String>,
+    ) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, kind, title, detail)
+    }
+
+    /// What is asked for is not there.
+    pub(crate) fn not_found(
+        kind: &'static str,
+        title: &'static str,
+        detail: impl Into<String>,
+    ) -> Self {
+        Self::new(StatusCode::NOT_FOUND, kind, title, detail)
+    }
+
+    /// Adds a field for programs.
+    pub(crate) fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
+        self.fields.insert(name.into(), value.into());
+        self
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let mut document = Map::new();
+        document.insert("type".into(), format!("urn:reflowd:problem:{}", self.kind).into());
+        document.insert("title".into(), self.title.into());
+        document.insert("status".into(), self.status.as_u16().into());
+        document.insert("detail".into(), self.detail.into());
+        document.extend(self.fields);
+        let mut response = (self.status, Json(document)).into_response();
+        let headers = response.headers_mut();
+        let problem = HeaderValue::from_static("application/problem+json");
+        headers.insert(header::CONTENT_TYPE, problem);
+        if matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+            headers.insert(header::RETRY_AFTER, RETRY_AFTER);
+        }
+        response
+    }
+}

@@ -1,0 +1,34 @@
+//! What disk asks for: a look at it on demand, and the modules found there.
+
+use axum::{Json, extract::State, http::Uri};
+use reflowd_hot_reload::{ReloadOptions, Report};
+use serde::Deserialize;
+
+use super::{Admin, ModuleView, Problem, flag, query};
+
+#[derive(Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[derive(Default)]
+struct Options {
+    #[serde(deserialize_with = "flag")]
+    dry_run: bool,
+    #[serde(deserialize_with = "flag")]
+    force: bool,
+    #[serde(deserialize_with = "flag")]
+    allow_removal: bool,
+}
+
+/// `POST /v1/reload`: answered when it is done, whatever came of it.
+pub(super) async fn reload(State(admin): State<Admin>, uri: Uri) -> Result<Json<Report>, Problem> {
+    let Options { dry_run, force, allow_removal } = query(&uri)?;
+    let options = ReloadOptions { dry_run, force, allow_removal };
+    // A pass is not left half done because whoever asked for it hangs up.
+    let reloader = admin.reloader;
+    let pass = admin.tasks.spawn(async move { reloader.reload(options).await });
+    Ok(Json(pass.await.expect("a pass does not panic, and nobody aborts it")))
+}
+
+/// `GET /v1/modules`.
+pub(super) async fn modules(State(admin): State<Admin>) -> Json<Vec<ModuleView>> {
+    Json(admin.reloader.modules())
+}

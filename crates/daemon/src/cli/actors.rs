@@ -1,0 +1,124 @@
+//! `reflowd ps`, `pause`, `resume` and `retry`.
+
+use std::time::Duration;
+
+use reflowd_runtime::unix_millis;
+
+use super::{
+    Client, Exit, Outcome,
+    client::escaped,
+    note, print,
+    table::{Cell, Style, Table},
+};
+use crate::admin::ActorSummary;
+
+/// How much of a digest people are shown.
+const DIGEST_SHOWN: usize = 12;
+
+/// Lists the actors.
+pub(super) async fn list(client: &mut Client, json: bool) -> Outcome {
+    if json {
+        let actors: serde_json::Value = client.get("/v1/actors").await?;
+        print(&format!("{actors:#}\n"))?;
+        return Ok(Exit::Done);
+    }
+    let actors: Vec<ActorSummary> = client.get("/v1/actors").await?;
+    if actors.is_empty() {
+        note("no actors: drop a .wasm file into the modules folder, or configure one");
+        return Ok(Exit::Done);
+    }
+    print(&table(&actors, unix_millis()))?;
+    for actor in &actors {
+        if let Some(why) = &actor.why {
+            note(&format!("{}: {why}", actor.name));
+        }
+    }
+    Ok(Exit::Done)
+}
+
+/// Has an actor told `word`.
+pub(super) async fn tell(client: &mut Client, actor: &str, word: &str) -> Outcome {
+    client.post(&format!("/v1/actors/{}/{word}", escaped(actor)), None).await?;
+    Ok(Exit::Done)
+}
+
+fn table(actors: &[ActorSummary], now: u64) -> String {
+    let mut table = Table::new(&[
+        "ACTOR", "STATE", "GEN", "MODULE", "DIGEST", "VERSION", "MAILBOX", "TURNS", "FAILURES",
+        "SINCE", "DISK",
+    ]);
+    for actor in actors {
+        let number = |n: Option<u64>| n.map_or_else(none, |n| n.to_string());
+        let text = |text: &Option<String>| text.clone().unwrap_or_else(none);
+        let digest =
+            actor.digest.as_ref().map(|digest| digest.chars().take(DIGEST_SHOWN).collect());
+        let mailbox = if actor.source || actor.generation.is_none() {
+            none()
+        } else {
+            format!("{}/{}", actor.queued + actor.in_flight, actor.mailbox)
+        };
+        let since = actor.since.map_or_else(none, |since| ago(now.saturating_sub(since)));
+        let failures = if actor.failures > 0 { Style::Odd } else { Style::Plain };
+        table.row([
+            actor.name.as_str().into(),
+            Cell::new(actor.state.as_str(), style(&actor.state)),
+            number(actor.generation).into(),
+            text(&actor.module).into(),
+            text(&digest).into(),
+            text(&actor.version).into(),
+            mailbox.into(),
+            actor.turns.to_string().into(),
+            Cell::new(actor.failures.to_string(), failures),
+            since.into(),
+            disk(actor),
+        ]);
+    }
+    table.text()
+}
+
+fn none() -> String {
+    "-".into()
+}
+
+fn style(state: &str) -> Style {
+    match state {
+        "active" => Style::Good,
+        "failed" | "stopped" => Style::Bad,
+        _ => Style::Odd,
+    }
+}
+
+/// Whether what disk asks for is what runs.
+fn disk(actor: &ActorSummary) -> Cell {
+    match (actor.in_sync, actor.file_gone) {
+        (_, true) => Cell::new("file gone", Style::Odd),
+        (Some(true), false) => "same".into(),
+        (Some(false), false) => Cell::new("differs", Style::Odd),
+        (None, false) => none().into(),
+    }
+}
+
+/// A span in its largest unit, for a column.
+fn ago(millis: u64) -> String {
+    let seconds = Duration::from_millis(millis).as_secs();
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3_600 => format!("{}m", seconds / 60),
+        3_600..86_400 => format!("{}h", seconds / 3_600),
+        _ => format!("{}d", seconds / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_span_is_shown_in_its_largest_unit() {
+        assert_eq!(ago(999), "0s");
+        assert_eq!(ago(59_999), "59s");
+        assert_eq!(ago(60_000), "1m");
+        assert_eq!(ago(7_200_000), "2h");
+        assert_eq!(ago(172_800_000), "2d");
+    }
+}

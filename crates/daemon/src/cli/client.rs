@@ -1,0 +1,279 @@
+//! Talks to a running daemon over its socket.
+
+use std::{
+    convert::Infallible,
+    io,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, anyhow};
+use bytes::{Bytes, BytesMut};
+use http_body_util::{BodyExt as _, Empty, Full, combinators::UnsyncBoxBody};
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::Incoming,
+    client::conn::http1::{self, SendRequest},
+    header,
+};
+use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tokio::{net::UnixStream, task::JoinSet};
+
+use super::{Exit, Stop};
+
+/// Where a service has its socket.
+const SYSTEM_SOCKET: &str = "/run/reflowd/reflowd.sock";
+
+/// What goes to the daemon.
+pub(super) type Body = UnsyncBoxBody<Bytes, io::Error>;
+
+/// Where a daemon's socket may be, in the order in which it is looked for.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Places(Vec<PathBuf>);
+
+impl Places {
+    /// Where the caller says, or else where the configuration and the system say.
+    pub(crate) fn new(given: Option<PathBuf>, _config: Option<&Path>) -> Self {
+        Self::of(given, None)
+    }
+
+    fn of(given: Option<PathBuf>, configured: Option<PathBuf>) -> Self {
+        if let Some(given) = given {
+            // Whoever names a daemon does not mean another one.
+            return Self(vec![given]);
+        }
+        let mut places: Vec<_> = configured.into_iter().collect();
+        if !places.iter().any(|place| place == Path::new(SYSTEM_SOCKET)) {
+            places.push(SYSTEM_SOCKET.into());
+        }
+        Self(places)
+    }
+}
+
+/// A connection to a daemon.
+pub(crate) struct Client {
+    sender: SendRequest<Body>,
+    /// Moves the bytes for as long as the client lives.
+    _connection: JoinSet<()>,
+}
+
+impl Client {
+    /// Connects to the first place where a daemon answers.
+    ///
+    /// # Errors
+    /// [`Exit::NoDaemon`] with the places tried; [`Exit::Permission`] where a
+    /// socket is there and not ours to open.
+    pub(crate) async fn connect(places: &Places) -> Result<Self, Stop> {
+        let mut tried = Vec::new();
+        for place in &places.0 {
+            match UnixStream::connect(place).await {
+                Ok(stream) => return Self::over(stream).await,
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                    let what = format!("cannot open the socket `{}`", place.display());
+                    let error = anyhow::Error::new(error).context(what);
+                    return Err(Stop::new(Exit::Permission, error));
+                }
+                Err(error) => tried.push(format!("\n  {}: {}", place.display(), why(&error))),
+            }
+        }
+        let error = anyhow!(
+            "no daemon answers; start one with `reflowd run`, or name its socket with --socket; tried:{}",
+            tried.concat()
+        );
+        Err(Stop::new(Exit::NoDaemon, error))
+    }
+
+    async fn over(stream: UnixStream) -> Result<Self, Stop> {
+        let (sender, connection) =
+            http1::handshake(TokioIo::new(stream)).await.context("cannot talk to the daemon")?;
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            // Whoever waits for an answer learns of a broken connection from there.
+            _ = connection.await;
+        });
+        Ok(Self { sender, _connection: tasks })
+    }
+
+    /// Asks for something that is JSON.
+    ///
+    /// # Errors
+    /// The daemon's problem, in its words.
+    pub(crate) async fn get<T: DeserializeOwned>(&mut self, path: &str) -> Result<T, Stop> {
+        let response = self.request(Method::GET, path, None, nothing()).await?;
+        json(response).await
+    }
+
+    /// Asks for something and gives the answer as it comes.
+    ///
+    /// # Errors
+    /// The daemon's problem, in its words.
+    pub(crate) async fn stream(&mut self, path: &str) -> Result<Incoming, Stop> {
+        Ok(self.request(Method::GET, path, None, nothing()).await?.into_body())
+    }
+
+    /// Asks for something to be done.
+    ///
+    /// # Errors
+    /// The daemon's problem, in its words.
+    pub(crate) async fn post(
+        &mut self,
+        path: &str,
+        body: Option<(&'static str, Body)>,
+    ) -> Result<Response<Incoming>, Stop> {
+        let (content, body) = match body {
+            Some((content, body)) => (Some(content), body),
+            None => (None, nothing()),
+        };
+        self.request(Method::POST, path, content, body).await
+    }
+
+    async fn request(
+        &mut self,
+        method: Method,
+        path: &str,
+        content: Option<&'static str>,
+        body: Body,
+    ) -> Result<Response<Incoming>, Stop> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, "reflowd")
+            .header(header::USER_AGENT, concat!("reflowd/", env!("CARGO_PKG_VERSION")));
+        if let Some(content) = content {
+            request = request.header(header::CONTENT_TYPE, content);
+        }
+        let request = request.body(body).context("the request cannot be written")?;
+        let response = self.sender.send_request(request).await.context("the daemon hung up")?;
+        if response.status().is_success() { Ok(response) } else { Err(problem(response).await) }
+    }
+}
+
+/// The whole of an answer that is JSON.
+pub(super) async fn json<T: DeserializeOwned>(response: Response<Incoming>) -> Result<T, Stop> {
+    let body = text(response.into_body()).await?;
+    let value = serde_json::from_slice(&body).context(
+        "the daemon's answer is not what this version expects; are both of one version?",
+    )?;
+    Ok(value)
+}
+
+/// The whole of an answer.
+pub(super) async fn text(body: Incoming) -> Result<Bytes, Stop> {
+    Ok(body.collect().await.context("the daemon hung up in the middle of its answer")?.to_bytes())
+}
+
+/// What the daemon says is the matter.
+async fn problem(response: Response<Incoming>) -> Stop {
+    let status = response.status();
+    let body = match text(response.into_body()).await {
+        Ok(body) => body,
+        Err(stop) => return stop,
+    };
+    let document: Value = serde_json::from_slice(&body).unwrap_or_default();
+    let mut words = match document["detail"].as_str() {
+        Some(detail) => detail.to_owned(),
+        None => format!("the daemon answered {status}"),
+    };
+    if let Some(line) = document["line"].as_u64() {
+        words = format!("line {line}: {words}");
+    }
+    if let Some(accepted) = document["accepted"].as_u64() {
+        words = format!("{words} ({accepted} accepted before it)");
+    }
+    if let Some(id) = document["id"].as_str() {
+        words = format!("{words} (message {id})");
+    }
+    Stop::new(exit_of(status), anyhow!(words))
+}
+
+/// The exit code that a problem's status comes to.
+fn exit_of(status: StatusCode) -> Exit {
+    match status {
+        StatusCode::BAD_REQUEST
+        | StatusCode::UNPROCESSABLE_ENTITY
+        | StatusCode::PAYLOAD_TOO_LARGE
+        | StatusCode::UNSUPPORTED_MEDIA_TYPE => Exit::Data,
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => Exit::TryAgain,
+        StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED => Exit::Permission,
+        _ => Exit::Failed,
+    }
+}
+
+/// The few reasons for which nobody answers, in plain words.
+fn why(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::NotFound => "no such socket".into(),
+        io::ErrorKind::ConnectionRefused => "a socket that nobody listens on".into(),
+        _ => error.to_string(),
+    }
+}
+
+fn nothing() -> Body {
+    Empty::new().map_err(never).boxed_unsync()
+}
+
+/// A body that is known as a whole.
+pub(super) fn whole(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into()).map_err(never).boxed_unsync()
+}
+
+fn never(error: Infallible) -> io::Error {
+    match error {}
+}
+
+/// Takes pieces and gives lines, without their ends.
+#[derive(Default)]
+pub(super) struct LineBuffer(BytesMut);
+
+impl LineBuffer {
+    /// Adds a piece.
+    pub(super) fn add(&mut self, piece: &[u8]) {
+        self.0.extend_from_slice(piece);
+    }
+
+    /// The next line whose end has come.
+    pub(super) fn line(&mut self) -> Option<Bytes> {
+        let end = self.0.iter().position(|byte| *byte == b'\n')?;
+        let line = self.0.split_to(end + 1).freeze();
+        Some(line.slice(..end))
+    }
+}
+
+/// A part of a path or a query's value, with everything escaped that has a meaning there.
+pub(super) fn escaped(text: &str) -> String {
+    use std::fmt::Write as _;
+    let mut out = String::new();
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            write!(out, "%{byte:02X}").expect("writing to a string cannot fail");
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_names_a_socket_means_that_one() {
+        let places = |given: Option<&str>, configured: Option<&str>| {
+            let Places(places) =
+                Places::of(given.map(PathBuf::from), configured.map(PathBuf::from));
+            places
+        };
+        assert_eq!(places(Some("/a"), Some("/b")), [Path::new("/a")]);
+        assert_eq!(places(None, Some("/b")), [Path::new("/b"), Path::new(SYSTEM_SOCKET)]);
+        assert_eq!(places(None, Some(SYSTEM_SOCKET)), [Path::new(SYSTEM_SOCKET)]);
+        assert_eq!(places(None, None), [Path::new(SYSTEM_SOCKET)]);
+    }
+
+    #[test]
+    fn a_path_keeps_what_is_put_into_it_together() {
+        assert_eq!(escaped("in-1_a.b~"), "in-1_a.b~");
+        assert_eq!(escaped("a/b?c=d&e ü"), "a%2Fb%3Fc%3Dd%26e%20%C3%BC");
+    }
+}

@@ -1,0 +1,142 @@
+//! `reflowd events`.
+
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context as _;
+use clap::Args;
+use http_body_util::BodyExt as _;
+use serde_json::{Map, Value};
+
+use super::{Client, Exit, Outcome, client::LineBuffer, print, table::Style};
+
+/// Which events, and how.
+#[derive(Debug, Args)]
+pub(crate) struct Events {
+    /// Stay, and tell what happens from now on
+    #[arg(long, short)]
+    follow: bool,
+    /// Only what concerns one actor
+    #[arg(long, value_name = "ACTOR")]
+    actor: Option<String>,
+    /// Only events with greater numbers
+    #[arg(long, default_value_t = 0, value_name = "NUMBER")]
+    after: u64,
+    /// Print JSON lines
+    #[arg(long)]
+    json: bool,
+}
+
+/// Tells what has happened.
+pub(super) async fn events(client: &mut Client, wanted: Events) -> Outcome {
+    let path = format!("/v1/events?after={}&follow={}", wanted.after, wanted.follow);
+    let mut body = client.stream(&path).await?;
+    let mut lines = LineBuffer::default();
+    while let Some(frame) = body.frame().await {
+        let Ok(piece) = frame.context("the daemon hung up")?.into_data() else { continue };
+        lines.add(&piece);
+        while let Some(line) = lines.line() {
+            let event: Map<String, Value> = serde_json::from_slice(&line)
+                .context("the daemon told an event that is no JSON")?;
+            if wanted.actor.as_ref().is_some_and(|actor| !concerns(&event, actor)) {
+                continue;
+            }
+            let line = if wanted.json {
+                format!("{}\n", String::from_utf8_lossy(&line))
+            } else {
+                text(&event)
+            };
+            print(&line)?;
+        }
+    }
+    Ok(Exit::Done)
+}
+
+/// Whether the event names the actor, alone or among others.
+fn concerns(event: &Map<String, Value>, actor: &str) -> bool {
+    event.iter().any(|(key, value)| match (key.as_str(), value) {
+        ("actor", Value::String(name)) => name == actor,
+        ("actors" | "by" | "added" | "changed" | "removed", Value::Array(names)) => {
+            names.iter().any(|name| name == actor)
+        }
+        _ => false,
+    })
+}
+
+/// One line for people: the time, what happened, to whom, and the rest.
+fn text(event: &Map<String, Value>) -> String {
+    let millis = event.get("time").and_then(Value::as_u64).unwrap_or(0);
+    let time = SystemTime::UNIX_EPOCH + Duration::from_millis(millis);
+    let word = event.get("event").and_then(Value::as_str).unwrap_or("?");
+    let style = match word {
+        "started" | "swapped" | "config-applied" | "resumed" => Style::Good,
+        "failed" | "module-refused" | "config-refused" | "change-refused" => Style::Bad,
+        "restarted" | "blocked" | "stalled" | "removal-held" | "file-gone" | "folder-unknown" => {
+            Style::Odd
+        }
+        _ => Style::Plain,
+    };
+    let mut line = format!(
+        "{} {}{}",
+        humantime::format_rfc3339_millis(time),
+        style.paint(word),
+        " ".repeat(15usize.saturating_sub(word.len()))
+    );
+    if let Some(who) = ["actor", "module", "path"].iter().find_map(|key| event.get(*key)?.as_str())
+    {
+        line.push(' ');
+        line.push_str(who);
+    }
+    let mut why = None;
+    for (key, value) in event {
+        match (key.as_str(), value) {
+            ("number" | "time" | "event" | "actor" | "module" | "path", _) | (_, Value::Null) => {}
+            ("why", Value::String(text)) => why = Some(text),
+            ("from" | "digest", Value::String(digest)) => {
+                line.push_str(&format!(" {key}={}", digest.chars().take(12).collect::<String>()));
+            }
+            (_, Value::Array(names)) if names.is_empty() => {}
+            (_, Value::Array(names)) => {
+                let names: Vec<_> = names.iter().filter_map(Value::as_str).collect();
+                line.push_str(&format!(" {key}={}", names.join(",")));
+            }
+            (_, Value::String(text)) => line.push_str(&format!(" {key}={text}")),
+            (_, value) => line.push_str(&format!(" {key}={value}")),
+        }
+    }
+    if let Some(why) = why {
+        // What a reason says on further lines stays with its event.
+        line.push_str(&format!(": {}", why.trim_end().replace('\n', "\n    ")));
+    }
+    line.push('\n');
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(json: &str) -> Map<String, Value> {
+        serde_json::from_str(json).unwrap()
+    }
+
+    #[test]
+    fn an_event_is_one_readable_line() {
+        let swapped = event(
+            r#"{"number":7,"time":1700000000123,"event":"swapped","actor":"a","generation":2,
+                "from":"0123456789abcdef","digest":"fedcba9876543210","queued":5}"#,
+        );
+        let line = anstream::adapter::strip_str(&text(&swapped)).to_string();
+        assert_eq!(
+            line,
+            "2023-11-14T22:13:20.123Z swapped         a digest=fedcba987654 from=0123456789ab \
+             generation=2 queued=5\n"
+        );
+    }
+
+    #[test]
+    fn an_event_concerns_whom_it_names() {
+        assert!(concerns(&event(r#"{"event":"failed","actor":"a"}"#), "a"));
+        assert!(concerns(&event(r#"{"event":"config-applied","added":["b","a"]}"#), "a"));
+        assert!(!concerns(&event(r#"{"event":"failed","actor":"b","why":"a"}"#), "a"));
+    }
+}

@@ -1,0 +1,267 @@
+//! The daemon's figures in Prometheus' text format, read when they are asked for.
+//!
+//! Whatever can be seen is read from where it is: nothing is counted here. So
+//! the books in the metrics are the books, and they balance in every scrape.
+
+use std::{collections::BTreeMap, fmt::Write as _};
+
+use reflowd_hot_reload::View;
+use reflowd_runtime::{Actor, ActorState, Counts, Entry, Histogram, Ledger, System, WireCounts};
+
+/// What the text is, for the header.
+pub(crate) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Stands for all actors that are gone, so that sums over actors do not fall.
+/// No actor can have this name.
+const GONE: &str = "(gone)";
+
+/// All metrics as they are now.
+pub(crate) fn text(system: &System, view: &View, refusals: &BTreeMap<String, u64>) -> String {
+    let ledger = system.ledger();
+    let mut page = Page::default();
+    deliveries(&mut page, &ledger);
+    wires(&mut page, &ledger);
+    actors(&mut page, &ledger);
+    let mut letters = system.dead_letters().totals();
+    letters.sort();
+    let mut family = page.counter("reflowd_dead_letters_total", "Dead letters by reason");
+    for (actor, reason, n) in letters {
+        family.sample(&[("actor", actor.as_str()), ("reason", reason)], n);
+    }
+    let mut family = page.counter("reflowd_modules_refused_total", "Modules refused by reason");
+    for (reason, n) in refusals {
+        family.sample(&[("reason", reason)], *n);
+    }
+    let total = ledger.total();
+    page.gauge("reflowd_books_balanced", "1 while nothing is lost or doubled")
+        .sample(&[], u64::from(total.deliveries.balanced() && total.wires.balanced()));
+    let in_sync = view.values().all(|actor| actor.in_sync && actor.pending.is_none());
+    page.gauge("reflowd_config_in_sync", "1 while what disk asks for is what runs")
+        .sample(&[], u64::from(in_sync));
+    page.gauge("reflowd_build_info", "The daemon's version")
+        .sample(&[("version", env!("CARGO_PKG_VERSION"))], 1);
+    page.text
+}
+
+/// `accepted = completed + dead_lettered + dropped + in_flight + queued`.
+fn deliveries(page: &mut Page, ledger: &Ledger) {
+    let of_actors = ledger.actors.iter().map(|(actor, counts)| (actor.name().as_str(), *counts));
+    let all: Vec<(&str, Counts)> = of_actors.chain([(GONE, ledger.gone.deliveries)]).collect();
+
+    let name = "reflowd_messages_accepted_total";
+    let mut family = page.counter(name, "Deliveries that mailboxes took, by the way they came");
+    for (actor, counts) in &all {
+        for (entry, n) in Entry::ALL.into_iter().zip(counts.accepted) {
+            family.sample(&[("actor", actor), ("by", entry.name())], n);
+        }
+    }
+    let each = |family: &mut Family<'_>, labels: &[(&str, &str)], value: fn(&Counts) -> u64| {
+        for (actor, counts) in &all {
+            let labels: Vec<_> = [("actor", *actor)].iter().chain(labels).copied().collect();
+            family.sample(&labels, value(counts));
+        }
+    };
+    let name = "reflowd_messages_completed_total";
+    each(&mut page.counter(name, "Deliveries whose turn succeeded"), &[], |c| c.completed);
+    let name = "reflowd_messages_dead_lettered_total";
+    each(&mut page.counter(name, "Deliveries that became dead letters"), &[], |c| c.dead_lettered);
+    let name = "reflowd_messages_dropped_total";
+    let labels = [("reason", "overflow")];
+    each(&mut page.counter(name, "Deliveries that newer ones pushed out"), &labels, |c| c.dropped);
+    let name = "reflowd_messages_in_flight";
+    each(&mut page.gauge(name, "Deliveries in hand or in retry"), &[], |c| c.in_flight);
+    let name = "reflowd_messages_queued";
+    each(&mut page.gauge(name, "Deliveries that wait"), &[], |c| c.queued);
+    let name = "reflowd_mailbox_messages";
+    let help = "Messages in a mailbox, in hand or waiting";
+    each(&mut page.gauge(name, help), &[], |c| c.in_flight + c.queued);
+    let name = "reflowd_mailbox_bytes";
+    each(&mut page.gauge(name, "Bytes of messages in a mailbox"), &[], |c| c.bytes);
+}
+
+/// `emitted = accepted + refused + in outboxes`.
+fn wires(page: &mut Page, ledger: &Ledger) {
+    let of_wires = ledger
+        .wires
+        .iter()
+        .map(|(wire, counts)| (wire.from().to_string(), wire.to().to_string(), *counts));
+    let gone = (GONE.to_owned(), GONE.to_owned(), ledger.gone.wires);
+    let all: Vec<(String, String, WireCounts)> = of_wires.chain([gone]).collect();
+    let each = |family: &mut Family<'_>, reason: Option<&str>, value: fn(&WireCounts) -> u64| {
+        for (from, to, counts) in &all {
+            let mut labels = vec![("from", from.as_str()), ("to", to.as_str())];
+            labels.extend(reason.map(|reason| ("reason", reason)));
+            family.sample(&labels, value(counts));
+        }
+    };
+    let name = "reflowd_wire_emitted_total";
+    each(&mut page.counter(name, "Messages that turns put on a wire"), None, |c| c.emitted);
+    let name = "reflowd_wire_messages_total";
+    each(&mut page.counter(name, "Messages that a wire delivered"), None, |c| c.accepted);
+    let mut family =
+        page.counter("reflowd_wire_refused_total", "Messages the far end did not take");
+    each(&mut family, Some("overflow"), |c| c.refused_overflow);
+    each(&mut family, Some("max-hops"), |c| c.refused_hops);
+    each(&mut family, Some("no-target"), |c| c.refused_gone);
+    let name = "reflowd_wire_outbox_messages";
+    each(&mut page.gauge(name, "Messages that wait on a wire"), None, |c| c.pending);
+}
+
+fn actors(page: &mut Page, ledger: &Ledger) {
+    let all: Vec<&Actor> = ledger.actors.iter().map(|(actor, _)| &**actor).collect();
+    let mut family = page.counter("reflowd_turns_total", "Turns by how they ended");
+    for actor in &all {
+        let (name, meters) = (actor.name().as_str(), actor.meters());
+        for (outcome, counter) in [
+            ("ok", &meters.turns_ok),
+            ("trap", &meters.turns_trap),
+            ("timeout", &meters.turns_timeout),
+            ("turn-error", &meters.turns_error),
+            ("guest-error", &meters.turns_guest_error),
+            ("unavailable", &meters.turns_unavailable),
+        ] {
+            family.sample(&[("actor", name), ("outcome", outcome)], counter.get());
+        }
+    }
+    let each = |family: &mut Family<'_>, labels: &[(&str, &str)], value: fn(&Actor) -> u64| {
+        for actor in &all {
+            let name = ("actor", actor.name().as_str());
+            let labels: Vec<_> = [name].iter().chain(labels).copied().collect();
+            family.sample(&labels, value(actor));
+        }
+    };
+    let name = "reflowd_messages_unrouted_total";
+    let help = "Messages that left by a port without a wire";
+    each(&mut page.counter(name, help), &[], |actor| actor.meters().unrouted.get());
+    let mut family = page.counter("reflowd_swaps_total", "Swaps of an actor's engine");
+    each(&mut family, &[("outcome", "swapped")], |actor| actor.meters().swaps.get());
+    let name = "reflowd_restarts_total";
+    let help = "Engines replaced by others of the same generation";
+    each(&mut page.counter(name, help), &[], |actor| actor.meters().restarts.get());
+    let name = "reflowd_generation";
+    each(&mut page.gauge(name, "The generation that an actor runs"), &[], |actor| {
+        actor.status().generation.number()
+    });
+    let name = "reflowd_engine_memory_bytes";
+    let help = "Memory that an engine held after its last turn";
+    each(&mut page.gauge(name, help), &[], Actor::memory_bytes);
+
+    let name = "reflowd_blocked_seconds_total";
+    let mut family = page.counter(name, "Time that an actor waited for full mailboxes");
+    for actor in &all {
+        let seconds = std::time::Duration::from_millis(actor.meters().blocked_millis.get());
+        family.sample(&[("actor", actor.name().as_str())], seconds.as_secs_f64());
+    }
+    let runs = |actor: &&&Actor| {
+        !actor.is_source()
+            && !matches!(actor.status().state, ActorState::Failed | ActorState::Stopped)
+    };
+    let live = all.iter().filter(runs).count();
+    page.gauge("reflowd_engines_live", "Actors that have an engine").sample(&[], live);
+    let mut states: BTreeMap<&str, u64> = BTreeMap::new();
+    for actor in &all {
+        *states.entry(actor.status().state.name()).or_default() += 1;
+    }
+    let mut family = page.gauge("reflowd_actors", "Actors by state");
+    for (state, n) in states {
+        family.sample(&[("state", state)], n);
+    }
+
+    type Read = fn(&Actor) -> &Histogram;
+    let histograms: [(&str, &str, Read); 3] = [
+        ("reflowd_turn_seconds", "Wall clock of a turn", |a| &a.meters().turn_seconds),
+        ("reflowd_mailbox_wait_seconds", "Time from a message's arrival to its turn", |a| {
+            &a.meters().wait_seconds
+        }),
+        ("reflowd_swap_pause_seconds", "Pause that a swap put on waiting messages", |a| {
+            &a.meters().swap_pause_seconds
+        }),
+    ];
+    for (name, help, read) in histograms {
+        let mut family = page.family(name, help, "histogram");
+        for actor in &all {
+            family.histogram(actor.name().as_str(), read(actor));
+        }
+    }
+}
+
+/// The text so far.
+#[derive(Default)]
+struct Page {
+    text: String,
+}
+
+/// One metric, whose samples follow its head.
+struct Family<'a> {
+    text: &'a mut String,
+    name: &'a str,
+}
+
+impl Page {
+    fn counter<'a>(&'a mut self, name: &'a str, help: &str) -> Family<'a> {
+        self.family(name, help, "counter")
+    }
+
+    fn gauge<'a>(&'a mut self, name: &'a str, help: &str) -> Family<'a> {
+        self.family(name, help, "gauge")
+    }
+
+    fn family<'a>(&'a mut self, name: &'a str, help: &str, kind: &str) -> Family<'a> {
+        let text = &mut self.text;
+        put(text, format_args!("# HELP {name} {help}.\n# TYPE {name} {kind}\n"));
+        Family { text, name }
+    }
+}
+
+impl Family<'_> {
+    fn sample(&mut self, labels: &[(&str, &str)], value: impl std::fmt::Display) {
+        self.line("", labels, value);
+    }
+
+    fn histogram(&mut self, actor: &str, histogram: &Histogram) {
+        let mut sum = 0;
+        for (bound, n) in histogram.buckets() {
+            sum += n;
+            let bound = if bound.is_finite() { bound.to_string() } else { "+Inf".into() };
+            self.line("_bucket", &[("actor", actor), ("le", &bound)], sum);
+        }
+        self.line("_sum", &[("actor", actor)], histogram.sum());
+        // Not counted anew: a turn that ends meanwhile would make it exceed the buckets.
+        self.line("_count", &[("actor", actor)], sum);
+    }
+
+    fn line(&mut self, suffix: &str, labels: &[(&str, &str)], value: impl std::fmt::Display) {
+        put(self.text, format_args!("{}{suffix}", self.name));
+        for (at, (label, text)) in labels.iter().enumerate() {
+            let before = if at == 0 { '{' } else { ',' };
+            put(self.text, format_args!("{before}{label}=\"{}\"", escaped(text)));
+        }
+        let after = if labels.is_empty() { "" } else { "}" };
+        put(self.text, format_args!("{after} {value}\n"));
+    }
+}
+
+fn put(text: &mut String, what: std::fmt::Arguments<'_>) {
+    text.write_fmt(what).expect("writing to a string cannot fail");
+}
+
+/// A label's value with what the format gives a meaning escaped.
+fn escaped(text: &str) -> std::borrow::Cow<'_, str> {
+    if !text.contains(['\\', '"', '\n']) {
+        return text.into();
+    }
+    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n").into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_label_cannot_forge_a_sample() {
+        let mut page = Page::default();
+        page.gauge("x", "X").sample(&[("a", "b\"} 1\ny{c=\"\\")], 2);
+        let expected = "# HELP x X.\n# TYPE x gauge\nx{a=\"b\\\"} 1\\ny{c=\\\"\\\\\"} 2\n";
+        assert_eq!(page.text, expected);
+    }
+}
