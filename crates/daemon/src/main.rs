@@ -8,6 +8,14 @@ mod config;
 mod admin;
 #[allow(dead_code, reason = "the daemon's start, which serves it, is not wired yet")]
 mod metrics;
+#[allow(dead_code, reason = "the commands that use it are not there yet")]
+mod connector;
+#[allow(dead_code, reason = "the commands that use it are not there yet")]
+mod data_folder;
+#[allow(dead_code, reason = "the commands that use it are not there yet")]
+mod snapshot;
+#[allow(dead_code, reason = "the commands that use it are not there yet")]
+mod systemd;
 
 use std::process::ExitCode;
 

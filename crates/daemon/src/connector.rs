@@ -1,0 +1,187 @@
+//! Built-in actors that talk to the outside: `std:interval`, `std:file-in`,
+//! `std:file-out` and `std:stdout`.
+//!
+//! A connector that brings messages in is a [`Source`]; one that takes them out
+//! is a [`Program`] whose turn is one write. Both read their configuration into
+//! a struct before anything runs, so a mistake in it is found when the flow is
+//! checked and not when the first message comes.
+
+mod interval;
+mod file_in;
+mod pace;
+mod line_splitter;
+mod sink;
+mod file_out;
+mod stdout;
+
+use std::{path::Path, sync::Arc};
+
+use reflowd_runtime::{Digest, ERROR_PORT, Metadata, Port, PortName, Program, Source, Type};
+use serde::de::DeserializeOwned;
+use sha2::{Digest as _, Sha256};
+use thiserror::Error;
+
+/// How like two names must be for one to be suggested for the other.
+const ALIKE: f64 = 0.6;
+
+/// One of the connectors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Builtin {
+    /// `std:interval`: a tick every so often.
+    Interval,
+    /// `std:file-in`: the lines of a file.
+    FileIn,
+    /// `std:file-out`: a line in a file for each message.
+    FileOut,
+    /// `std:stdout`: a line on standard output for each message.
+    Stdout,
+}
+
+/// A connector with its configuration, ready to run.
+pub(crate) enum Prepared {
+    /// It puts messages out.
+    Source(Arc<dyn Source>),
+    /// It takes messages.
+    Sink(Arc<dyn Program>),
+}
+
+/// A connector cannot be made ready.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub(crate) enum ConnectorError {
+    /// No connector has that name.
+    #[error("there is no connector `{name}`{}; the connectors are {names}", did_you_mean(*.suggestion))]
+    Unknown {
+        /// The name that was asked for.
+        name: String,
+        /// One that is much like it.
+        suggestion: Option<&'static str>,
+        /// All of them.
+        names: String,
+    },
+    /// The actor's `config` does not fit the connector.
+    #[error("the config of `{connector}` does not fit: {why}; write, for example, `{example}`")]
+    Config {
+        /// The connector.
+        connector: &'static str,
+        /// What is wrong.
+        why: String,
+        /// A line that would do.
+        example: &'static str,
+    },
+}
+
+fn did_you_mean(suggestion: Option<&str>) -> String {
+    suggestion.map(|name| format!(": did you mean `{name}`?")).unwrap_or_default()
+}
+
+/// The connector that an actor's `module` names, such as `std:interval`.
+pub(crate) fn find(name: &str) -> Option<Builtin> {
+    Builtin::ALL.into_iter().find(|builtin| builtin.name() == name)
+}
+
+/// What to answer when [`find`] has found nothing.
+pub(crate) fn unknown(name: &str) -> ConnectorError {
+    let likeness = |builtin: &Builtin| strsim::jaro_winkler(tail(builtin.name()), tail(name));
+    let suggestion = Builtin::ALL
+        .into_iter()
+        .filter(|builtin| likeness(builtin) >= ALIKE)
+        .max_by(|a, b| likeness(a).total_cmp(&likeness(b)))
+        .map(Builtin::name);
+    let names: Vec<_> = Builtin::ALL.iter().map(|b| format!("`{}`", b.name())).collect();
+    ConnectorError::Unknown { name: name.into(), suggestion, names: names.join(", ") }
+}
+
+/// A connector's name without the prefix that all of them share.
+fn tail(name: &str) -> &str {
+    name.strip_prefix("std:").unwrap_or(name)
+}
+
+impl Builtin {
+    /// All connectors.
+    pub(crate) const ALL: [Self; 4] = [Self::Interval, Self::FileIn, Self::FileOut, Self::Stdout];
+
+    /// The name by which configurations call it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Interval => "std:interval",
+            Self::FileIn => "std:file-in",
+            Self::FileOut => "std:file-out",
+            Self::Stdout => "std:stdout",
+        }
+    }
+
+    /// What stands for the connector's code: the same in every daemon of its version.
+    pub(crate) fn digest(self) -> Digest {
+        Digest::new(Sha256::digest(format!("{}/1", self.name())).into())
+    }
+
+    /// Its ports and the schema of its configuration.
+    pub(crate) fn metadata(self) -> Metadata {
+        match self {
+            Self::Interval => interval::metadata(),
+            Self::FileIn => file_in::metadata(),
+            Self::FileOut => file_out::metadata(),
+            Self::Stdout => stdout::metadata(),
+        }
+    }
+
+    /// Makes the connector ready for one actor. Opens nothing yet.
+    ///
+    /// Relative paths in `config` are relative to `base_dir`, the folder of the
+    /// configuration file.
+    ///
+    /// # Errors
+    /// The configuration does not fit, and what to write instead.
+    pub(crate) fn prepare(
+        self,
+        config: &serde_json::Map<String, serde_json::Value>,
+        base_dir: &Path,
+    ) -> Result<Prepared, ConnectorError> {
+        let prepared = match self {
+            Self::Interval => interval::prepare(self, self.read(config)?),
+            Self::FileIn => file_in::prepare(self, self.read(config)?, base_dir),
+            Self::FileOut => file_out::prepare(self, self.read(config)?, base_dir),
+            Self::Stdout => stdout::prepare(self, self.read(config)?),
+        };
+        prepared.map_err(|why| self.refuse(why))
+    }
+
+    fn read<T: DeserializeOwned>(
+        self,
+        config: &serde_json::Map<String, serde_json::Value>,
+    ) -> Result<T, ConnectorError> {
+        T::deserialize(serde_json::Value::Object(config.clone()))
+            .map_err(|error| self.refuse(error.to_string()))
+    }
+
+    fn refuse(self, why: String) -> ConnectorError {
+        ConnectorError::Config { connector: self.name(), why, example: self.example() }
+    }
+
+    /// A configuration that works, to be shown beside an error.
+    fn example(self) -> &'static str {
+        match self {
+            Self::Interval => r#"config = { every = "1s" }"#,
+            Self::FileIn => r#"config = { path = "in.jsonl", rate = 200, mode = "repeat" }"#,
+            Self::FileOut => r#"config = { path = "out.jsonl", append = true }"#,
+            Self::Stdout => r#"config = { what = "data" }"#,
+        }
+    }
+}
+
+/// A port of a connector.
+fn port(name: &str, description: &str, port_type: Type) -> Port {
+    Port { name: port_name(name), description: description.into(), port_type, required: false }
+}
+
+fn port_name(name: &str) -> PortName {
+    name.parse().expect("the ports of connectors have names")
+}
+
+/// The outport on which a source tells of what it could not read.
+fn error_port() -> Port {
+    port(ERROR_PORT, "what could not be read, and why", Type::Error)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,326 @@
+//! `std:file-in`: the lines of a file, each a JSON value, as messages.
+//!
+//! The file is read in pieces as the flow takes them, never ahead by more than
+//! one piece. What comes after its end is the `mode`: nothing, the file again, or
+//! whatever is appended to it. A start, and a restart, begins at the first line.
+
+use std::{
+    fs,
+    io::{self, SeekFrom},
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_util::future::BoxFuture;
+use reflowd_runtime::{
+    Digest, ERROR_PORT, Emitter, Message, Metadata, PortName, Source, SourceError, Type,
+};
+use serde::Deserialize;
+use serde_json::json;
+use tokio::{
+    fs::File,
+    io::{AsyncReadExt, AsyncSeekExt},
+    task::coop,
+    time::{self, Instant},
+};
+use tracing::warn;
+
+use super::{
+    Builtin, Prepared, error_port,
+    line_splitter::{Line, LineSplitter},
+    pace::Pace,
+    port, port_name,
+};
+
+/// Bytes read at once.
+const PIECE: usize = 64 << 10;
+
+/// How often a followed file is looked at for more.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
+/// The pause after a repeated file had nothing in it: it must not be read in circles.
+const EMPTY_PAUSE: Duration = Duration::from_secs(1);
+
+/// At most one warning about unreadable lines in this time; it tells how many there were.
+const WARNING_GAP: Duration = Duration::from_secs(1);
+
+/// The highest rate that can be asked for, in messages a second.
+const HIGHEST_RATE: f64 = 1e6;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Config {
+    /// The file; relative to the folder of the configuration.
+    path: PathBuf,
+    /// Messages a second; as fast as they are taken where it is not set.
+    rate: Option<Rate>,
+    /// What follows the end of the file.
+    #[serde(default)]
+    mode: Mode,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "`rate` is messages a second: 200, 0.5 or \"200/s\"")]
+enum Rate {
+    Number(f64),
+    Text(String),
+}
+
+impl Rate {
+    fn per_second(&self) -> Result<f64, String> {
+        let rate = match self {
+            Self::Number(rate) => Some(*rate),
+            Self::Text(text) => text.strip_suffix("/s").unwrap_or(text).trim().parse().ok(),
+        };
+        rate.filter(|rate| *rate > 0.0 && *rate <= HIGHEST_RATE)
+            .ok_or_else(|| format!("`rate` is messages a second, above 0 and up to {HIGHEST_RATE}"))
+    }
+}
+
+/// What follows the end of the file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Mode {
+    /// Nothing: the source is finished.
+    #[default]
+    Once,
+    /// The file again from its first line.
+    Repeat,
+    /// What is appended to it, or the file that takes its place.
+    Follow,
+}
+
+pub(super) fn metadata() -> Metadata {
+    Metadata {
+        component: "std:file-in".into(),
+        description: "puts out each line of a file, a JSON value, as a message".into(),
+        inports: Vec::new(),
+        outports: vec![port("out", "a line's value", Type::Any), error_port()],
+        config_schema: Some(json!({
+            "type": "object",
+            "properties": {
+                "path": { "type": "string", "description": "the file; relative to the configuration's folder" },
+                "rate": {
+                    "type": ["number", "string"],
+                    "description": "messages a second, such as 200 or \"200/s\"; as fast as they are taken where it is not set",
+                },
+                "mode": { "enum": ["once", "repeat", "follow"], "default": "once" },
+            },
+            "required": ["path"],
+            "additionalProperties": false,
+        })),
+        version: None,
+    }
+}
+
+pub(super) fn prepare(
+    builtin: Builtin,
+    config: Config,
+    base_dir: &Path,
+) -> Result<Prepared, String> {
+    if config.path.as_os_str().is_empty() {
+        return Err("`path` is empty".into());
+    }
+    Ok(Prepared::Source(Arc::new(FileIn {
+        digest: builtin.digest(),
+        metadata: metadata(),
+        path: base_dir.join(config.path),
+        rate: config.rate.as_ref().map(Rate::per_second).transpose()?,
+        mode: config.mode,
+    })))
+}
+
+struct FileIn {
+    digest: Digest,
+    metadata: Metadata,
+    path: PathBuf,
+    rate: Option<f64>,
+    mode: Mode,
+}
+
+impl Source for FileIn {
+    fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    fn run(&self, out: Emitter) -> BoxFuture<'_, Result<(), SourceError>> {
+        Box::pin(async move {
+            let mut lines = Lines {
+                path: &self.path,
+                out,
+                out_port: port_name("out"),
+                error_port: port_name(ERROR_PORT),
+                pace: self.rate.map(Pace::new),
+                unreadable: 0,
+                warned: None,
+            };
+            let failed = |source| SourceError { why: explain(&self.path, &source) };
+            match self.mode {
+                Mode::Once => lines.pass().await.map(|_| ()).map_err(failed),
+                Mode::Repeat => loop {
+                    if lines.pass().await.map_err(failed)? == 0 {
+                        time::sleep(EMPTY_PAUSE).await;
+                    }
+                },
+                Mode::Follow => lines.follow().await.map_err(failed),
+            }
+        })
+    }
+}
+
+/// What is wrong with a file, and what to do.
+fn explain(path: &Path, error: &io::Error) -> String {
+    let advice = match error.kind() {
+        io::ErrorKind::NotFound => "put it there, or correct `path`",
+        io::ErrorKind::PermissionDenied => "let the user that runs reflowd read it",
+        _ => "see that it can be read",
+    };
+    format!("cannot read {}: {error}; {advice}", path.display())
+}
+
+/// The way of lines from a file to the wires.
+struct Lines<'a> {
+    path: &'a Path,
+    out: Emitter,
+    out_port: PortName,
+    error_port: PortName,
+    pace: Option<Pace>,
+    /// Lines that were no message, since the last warning.
+    unreadable: u64,
+    warned: Option<Instant>,
+}
+
+impl Lines<'_> {
+    /// Puts out the file from its beginning to its end, and tells how many lines it had.
+    async fn pass(&mut self) -> io::Result<u64> {
+        let mut file = open(self.path).await?;
+        let mut splitter = LineSplitter::default();
+        let mut count = self.read_on(&mut file, &mut splitter).await?;
+        if let Some(line) = splitter.rest() {
+            count += 1;
+            self.put(line).await;
+        }
+        Ok(count)
+    }
+
+    /// Puts out the file and what is appended to it, for ever.
+    async fn follow(&mut self) -> io::Result<()> {
+        let mut file = open(self.path).await?;
+        let mut splitter = LineSplitter::default();
+        loop {
+            self.read_on(&mut file, &mut splitter).await?;
+            match look(&mut file, self.path).await? {
+                Sight::Same => time::sleep(LOOK_AGAIN).await,
+                Sight::Truncated => {
+                    file.seek(SeekFrom::Start(0)).await?;
+                    splitter = LineSplitter::default();
+                }
+                Sight::Replaced => {
+                    // Nothing more is written to the old file once it has lost its
+                    // name and its writer has let go; until then this is its end.
+                    self.read_on(&mut file, &mut splitter).await?;
+                    if let Some(line) = splitter.rest() {
+                        self.put(line).await;
+                    }
+                    match open(self.path).await {
+                        Ok(new) => file = new,
+                        // It has gone again: there will be another.
+                        Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                        Err(error) => return Err(error),
+                    }
+                    splitter = LineSplitter::default();
+                }
+            }
+        }
+    }
+
+    /// Puts out the complete lines up to the present end of the file.
+    async fn read_on(&mut self, file: &mut File, splitter: &mut LineSplitter) -> io::Result<u64> {
+        let mut count = 0;
+        loop {
+            splitter.buffer().reserve(PIECE);
+            if file.read_buf(splitter.buffer()).await? == 0 {
+                return Ok(count);
+            }
+            while let Some(line) = splitter.next() {
+                count += 1;
+                self.put(line).await;
+            }
+        }
+    }
+
+    async fn put(&mut self, line: Line) {
+        let message = match &line.bytes {
+            Some(bytes) if bytes.iter().all(u8::is_ascii_whitespace) => {
+                coop::consume_budget().await;
+                return;
+            }
+            Some(bytes) => Message::from_plain(bytes, bytes).map_err(|error| error.to_string()),
+            None => Err("it is longer than 16 MiB".into()),
+        };
+        if let Some(pace) = &mut self.pace {
+            time::sleep_until(pace.next(Instant::now())).await;
+        }
+        match message {
+            Ok(message) => self.out.emit(&self.out_port, message).await,
+            Err(why) => self.complain(line.number, &why).await,
+        }
+        coop::consume_budget().await;
+    }
+
+    async fn complain(&mut self, number: u64, why: &str) {
+        self.unreadable += 1;
+        let now = Instant::now();
+        if self.warned.is_none_or(|at| now - at >= WARNING_GAP) {
+            self.warned = Some(now);
+            let lines = std::mem::take(&mut self.unreadable);
+            warn!(path = %self.path.display(), line = number, why, lines, "no message on a line");
+        }
+        let text = format!("{}:{number}: no message: {why}", self.path.display());
+        self.out.emit(&self.error_port, Message::error(&text)).await;
+    }
+}
+
+/// What a followed file's path looks like from its end.
+#[derive(Debug, PartialEq, Eq)]
+enum Sight {
+    /// The same file, with nothing new before its end.
+    Same,
+    /// The same file, shorter than what was read of it. One that was cut and has
+    /// grown past that again between two looks cannot be told from one that grew.
+    Truncated,
+    /// Another file.
+    Replaced,
+}
+
+async fn look(file: &mut File, path: &Path) -> io::Result<Sight> {
+    let at = file.stream_position().await?;
+    let here = file.metadata().await?;
+    match tokio::fs::metadata(path).await {
+        Ok(there) if (there.dev(), there.ino()) != (here.dev(), here.ino()) => Ok(Sight::Replaced),
+        // A file without a name may get one again, as when it is rotated.
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ if here.len() < at => Ok(Sight::Truncated),
+        _ => Ok(Sight::Same),
+    }
+}
+
+/// Opens a regular file; anything else could make a reader wait for ever.
+async fn open(path: &Path) -> io::Result<File> {
+    let path = path.to_path_buf();
+    let opened = tokio::task::spawn_blocking(move || {
+        let nonblocking = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+        let file = fs::OpenOptions::new().read(true).custom_flags(nonblocking).open(&path)?;
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::other("it is no regular file"));
+        }
+        Ok(file)
+    });
+    opened.await.expect("opening a file does not panic").map(File::from_std)
+}

@@ -1,0 +1,204 @@
+//! Snapshots of a real system, in real files.
+
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use reflowd_runtime::{
+    ActorLog, Change, Context, Digest, Effects, Engine, InstantiateError, Message, Metadata, Port,
+    PortRef, Program, Ready, Settings, Start, Turn, Type,
+};
+use tempfile::TempDir;
+
+use super::*;
+
+/// An actor whose state is the last message's data.
+struct Keeper(Metadata);
+
+impl Keeper {
+    fn new() -> Self {
+        let name = "in".parse().unwrap();
+        let port =
+            Port { name, description: String::new(), port_type: Type::Object, required: false };
+        Self(Metadata {
+            component: "keeper".into(),
+            description: String::new(),
+            inports: vec![port],
+            outports: Vec::new(),
+            config_schema: None,
+            version: None,
+        })
+    }
+}
+
+impl Program for Keeper {
+    fn digest(&self) -> Digest {
+        Digest::new([1; 32])
+    }
+
+    fn metadata(&self) -> &Metadata {
+        &self.0
+    }
+
+    fn instantiate(&self) -> BoxFuture<'_, Result<Box<dyn Engine>, InstantiateError>> {
+        Box::pin(async { Ok(Box::new(KeeperEngine) as Box<dyn Engine>) })
+    }
+}
+
+struct KeeperEngine;
+
+impl Engine for KeeperEngine {
+    fn turn(self: Box<Self>, context: Context, _: Instant) -> BoxFuture<'static, Turn> {
+        let state = State::new(context.payload[0].1.data().clone()).unwrap();
+        let effects = Effects { state: Some(state), ..Effects::default() };
+        Box::pin(async { Ok((self as Box<dyn Engine>, effects)) })
+    }
+}
+
+struct Rig {
+    system: System,
+    snapshots: Snapshots,
+    folder: TempDir,
+}
+
+impl Rig {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let system = System::new(tokio::runtime::Handle::current());
+        Self { system, snapshots: Snapshots::open(folder.path()), folder }
+    }
+
+    async fn start(&self, name: &str, persistence: Persistence, state: Option<State>) {
+        let name: ActorName = name.parse().unwrap();
+        let program = Arc::new(Keeper::new());
+        let engine = program.instantiate().await.unwrap();
+        let log = ActorLog::new(name.clone(), 1);
+        let settings = Settings { state: persistence, ..Settings::default() };
+        let ready = Ready::Engine { program, engine, version: None, log };
+        let start = Start { name, ready, settings, state, was: None };
+        self.system.apply(Change { start: vec![start], ..Change::default() }).await;
+    }
+
+    /// Gives an actor a state by way of a turn.
+    async fn set(&self, actor: &str, state: &'static str) {
+        let to: PortRef = format!("{actor}.in").parse().unwrap();
+        let message = Message::new(Type::Object, state).unwrap();
+        self.system.send(&to, message, None).unwrap();
+        let soon = Instant::now() + Duration::from_secs(60);
+        assert_eq!(self.system.drained(soon).await, 0);
+    }
+
+    fn round(&self) -> (usize, usize) {
+        let round = self.snapshots.write_changed(&self.system);
+        (round.written, round.failed)
+    }
+
+    fn file(&self, actor: &str) -> PathBuf {
+        self.folder.path().join(format!("{actor}.json"))
+    }
+
+    /// What another daemon on the same folder would start the actor with.
+    fn reloaded(&self, actor: &str) -> Option<String> {
+        let state = Snapshots::open(self.folder.path()).load(&actor.parse().unwrap());
+        state.map(|state| String::from_utf8(state.text().to_vec()).unwrap())
+    }
+}
+
+#[tokio::test]
+async fn a_state_is_written_when_it_has_changed() {
+    let rig = Rig::new();
+    rig.start("a", Persistence::Snapshot, None).await;
+    assert_eq!(rig.round(), (0, 0));
+    assert!(!rig.file("a").exists());
+    rig.set("a", r#"{"n": 1}"#).await;
+    assert_eq!(rig.round(), (1, 0));
+    assert_eq!(rig.round(), (0, 0));
+    rig.set("a", "{}").await;
+    assert_eq!(rig.round(), (1, 0));
+    rig.set("a", r#"{"n":2}"#).await;
+    assert_eq!(rig.round(), (1, 0));
+    assert_eq!(rig.reloaded("a").as_deref(), Some(r#"{"n":2}"#));
+}
+
+#[tokio::test]
+async fn a_state_that_was_read_is_not_written_again() {
+    let rig = Rig::new();
+    fs::write(rig.file("a"), r#"{"n":1}"#).unwrap();
+    let state = rig.snapshots.load(&"a".parse().unwrap());
+    rig.start("a", Persistence::Snapshot, state).await;
+    assert_eq!(rig.system.actor("a").unwrap().state().text(), r#"{"n":1}"#);
+    assert_eq!(rig.round(), (0, 0));
+}
+
+#[tokio::test]
+async fn a_state_that_is_to_stay_in_memory_is_not_written() {
+    let rig = Rig::new();
+    rig.start("a", Persistence::Memory, None).await;
+    rig.set("a", r#"{"n":1}"#).await;
+    assert_eq!(rig.round(), (0, 0));
+    assert_eq!(rig.reloaded("a"), None);
+}
+
+#[tokio::test]
+async fn a_damaged_state_is_moved_aside() {
+    let rig = Rig::new();
+    for damaged in ["", "[1]", r#"{"n":"#, "\u{fffd}"] {
+        fs::write(rig.file("a"), damaged).unwrap();
+        assert_eq!(rig.reloaded("a"), None, "{damaged:?}");
+        assert!(!rig.file("a").exists());
+        let aside = fs::read_to_string(rig.folder.path().join("a.damaged")).unwrap();
+        assert_eq!(aside, damaged);
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_written_is_tried_again() {
+    let rig = Rig::new();
+    rig.start("a", Persistence::Snapshot, None).await;
+    rig.set("a", r#"{"n":1}"#).await;
+    // A folder where the file should be stops every user, root included.
+    fs::create_dir(rig.file("a")).unwrap();
+    assert_eq!(rig.round(), (0, 1));
+    assert_eq!(rig.round(), (0, 1));
+    fs::remove_dir(rig.file("a")).unwrap();
+    assert_eq!(rig.round(), (1, 0));
+}
+
+#[tokio::test]
+async fn the_state_of_an_actor_that_is_gone_is_kept_for_a_week() {
+    let rig = Rig::new();
+    let now = SystemTime::now();
+    let day = Duration::from_secs(24 * 3600);
+    let gone = |name: &str, days: u32| {
+        let file = File::create(rig.file(name)).unwrap();
+        file.set_modified(now - day * days).unwrap();
+    };
+    gone("live", 30);
+    gone("recent", 6);
+    gone("old", 8);
+    let live = BTreeSet::from(["live".parse().unwrap()]);
+    rig.snapshots.sweep(&live, now);
+    assert!(rig.file("live").exists() && rig.file("recent").exists());
+    assert!(!rig.file("old").exists());
+    // The live one has just left.
+    rig.snapshots.sweep(&BTreeSet::new(), now + day);
+    assert!(rig.file("live").exists());
+    rig.snapshots.sweep(&BTreeSet::new(), now + day * 8);
+    assert!(!rig.file("live").exists());
+}
+
+#[tokio::test]
+async fn rounds_are_done_until_the_stop() {
+    let rig = Rig::new();
+    rig.start("a", Persistence::Snapshot, None).await;
+    rig.set("a", r#"{"n":1}"#).await;
+    let stop = CancellationToken::new();
+    let keep = Arc::new(rig.snapshots).keep(rig.system.clone(), stop.clone());
+    let file = rig.folder.path().join("a.json");
+    let seen = async {
+        while !file.exists() {
+            time::sleep(Duration::from_millis(5)).await;
+        }
+        stop.cancel();
+    };
+    time::timeout(Duration::from_secs(60), async { tokio::join!(keep, seen) }).await.unwrap();
+}
