@@ -129,6 +129,8 @@ impl Settle {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     /// Plays events at those milliseconds, looking whenever it is due, and
@@ -213,5 +215,36 @@ mod tests {
         settle.look(now);
         settle.set_pace(Pace { rescan: Duration::from_secs(1), ..Pace::default() }, now);
         assert_eq!(settle.due(now + Duration::from_secs(1)), Some(Wake::Rescan));
+    }
+
+    proptest! {
+        #[test]
+        fn a_look_comes_after_quiet_and_never_late(
+            gaps in prop::collection::vec(0..400_u64, 1..40),
+        ) {
+            let start = Instant::now();
+            let pace = Pace { rescan: Duration::from_secs(3600), ..Pace::default() };
+            let mut settle = Settle::new(pace, start);
+            settle.look(start);
+            let mut events: Vec<Instant> = Vec::new();
+            let mut now = start;
+            for gap in gaps {
+                let event = now + Duration::from_millis(gap);
+                // All looks that are due before the event.
+                while settle.next() < event {
+                    now = settle.next();
+                    prop_assert_eq!(settle.due(now), Some(Wake::Events));
+                    let (first, last) = (events[0], *events.last().expect("it has a first"));
+                    prop_assert!(now == last + pace.quiet || now == first + MAX_BURST);
+                    prop_assert!(now <= last + pace.quiet && now <= first + MAX_BURST);
+                    settle.look(now);
+                    events.clear();
+                }
+                now = event;
+                settle.event(now);
+                events.push(now);
+            }
+            prop_assert!(settle.next() <= now + pace.quiet, "the last event is not forgotten");
+        }
     }
 }

@@ -263,10 +263,11 @@ fn arm(
         drop(armed);
     }
     for _ in 1..ARM_ATTEMPTS {
-        let armed = Armed::new(&watches, signal)?;
+        let armed = Armed::new(&watches, signal);
+        // A folder that vanished in between is no reason to give up events.
         let now = Watches::of(roots);
         if now == watches {
-            return Ok(armed);
+            return armed;
         }
         watches = now;
     }

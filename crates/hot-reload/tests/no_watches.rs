@@ -1,8 +1,6 @@
 //! A system that has run out of what watching takes. Alone in its process,
 //! because it takes away the process's descriptors.
 
-#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
-
 use std::{fs, time::Duration};
 
 use reflowd_hot_reload::{DiskWatcher, Eyes, Pace, Wake, Watching};

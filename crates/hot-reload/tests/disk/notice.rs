@@ -7,6 +7,7 @@ use std::{
     io::Write as _,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
+    process::Command,
     time::Duration,
 };
 
@@ -131,6 +132,31 @@ async fn a_file_unlinked_and_made_again_is_noticed() {
         fs::write(rig.path("a.wasm"), "new").unwrap();
     })
     .await;
+}
+
+/// Runs a command in the rig's root, beside which `built` holds `new`.
+fn run(rig: &Rig, command: &str) {
+    fs::write(rig.root.path().join("built"), "new").unwrap();
+    let status = Command::new("sh").arg("-ec").arg(command).current_dir(&rig.root).status();
+    assert!(status.unwrap().success(), "{command}");
+}
+
+#[tokio::test]
+async fn what_programs_write_is_noticed() {
+    for command in [
+        "cp built modules/a.wasm",
+        "touch -d 1999-01-01 built && cp -p built modules/a.wasm",
+        "mv built modules/a.wasm",
+        "install built modules/a.wasm",
+        "ln -f built modules/a.wasm",
+        "dd if=built of=modules/a.wasm bs=1 status=none",
+        "cp built modules/.a.tmp && mv modules/.a.tmp modules/a.wasm",
+        "sed -i s/old/new/ modules/a.wasm",
+        "cp modules/a.wasm modules/a.wasm~ && cp built modules/a.wasm && rm modules/a.wasm~",
+        "rm -r modules && mkdir modules && cp built modules/a.wasm",
+    ] {
+        check(|rig| run(rig, command)).await;
+    }
 }
 
 #[tokio::test]
