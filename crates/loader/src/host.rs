@@ -1,0 +1,146 @@
+//! What a guest finds around it: its configuration, variables, log and turn.
+//!
+//! An engine translates the ABI's handles into bytes and asks here; nothing here
+//! knows an engine. One [`Host`] lives as long as one engine.
+
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
+
+use bytes::Bytes;
+use reflowd_runtime::{ActorLog, ProgramSpec};
+use serde_json::Value;
+use tracing::Level;
+
+use crate::turn::Side;
+
+/// Bytes that one engine's variables may take, names included.
+const MAX_VARS: usize = 1 << 20;
+
+/// What stays the same for every engine of one program.
+pub(crate) struct Surroundings {
+    /// The `config` object of the context, encoded.
+    pub(crate) context_config: Bytes,
+    /// What `config_get` answers: strings as they are, anything else as JSON.
+    config: BTreeMap<String, String>,
+    allow_hosts: Vec<String>,
+    log: Option<ActorLog>,
+}
+
+impl Surroundings {
+    /// For a module that is only looked at.
+    pub(crate) fn none() -> Self {
+        Self {
+            context_config: Bytes::from_static(b"{}"),
+            config: BTreeMap::new(),
+            allow_hosts: Vec::new(),
+            log: None,
+        }
+    }
+
+    /// For an actor's module, which calls itself `component`.
+    pub(crate) fn of(spec: &ProgramSpec, component: &str) -> Self {
+        let context_config = serde_json::json!({
+            "node_id": spec.actor,
+            "component": component,
+            "resolved_env": spec.env,
+            "config": spec.config,
+            "namespace": null,
+        });
+        let text = |value: &Value| match value {
+            Value::String(text) => text.clone(),
+            other => other.to_string(),
+        };
+        Self {
+            context_config: context_config.to_string().into(),
+            config: spec.config.iter().map(|(key, value)| (key.clone(), text(value))).collect(),
+            allow_hosts: spec.allow_hosts.clone(),
+            log: Some(spec.log.clone()),
+        }
+    }
+}
+
+/// The host of one engine.
+pub(crate) struct Host {
+    pub(crate) around: Arc<Surroundings>,
+    vars: BTreeMap<Vec<u8>, Bytes>,
+    vars_size: usize,
+    /// What the last HTTP request brought.
+    pub(crate) http_status: u16,
+    pub(crate) http_headers: Bytes,
+    /// The turn that goes on; none while the guest is asked about itself.
+    pub(crate) side: Option<Side>,
+    /// When the call that goes on must have ended.
+    pub(crate) deadline: Instant,
+}
+
+impl Host {
+    pub(crate) fn new(around: Arc<Surroundings>) -> Self {
+        Self {
+            around,
+            vars: BTreeMap::new(),
+            vars_size: 0,
+            http_status: 0,
+            http_headers: Bytes::from_static(b"{}"),
+            side: None,
+            deadline: Instant::now(),
+        }
+    }
+
+    pub(crate) fn config(&self, key: &[u8]) -> Option<&str> {
+        self.around.config.get(std::str::from_utf8(key).ok()?).map(String::as_str)
+    }
+
+    pub(crate) fn var(&self, key: &[u8]) -> Option<Bytes> {
+        self.vars.get(key).cloned()
+    }
+
+    /// Sets a variable, or removes it. False: there is no room for it.
+    #[must_use]
+    pub(crate) fn set_var(&mut self, key: &[u8], value: Option<&[u8]>) -> bool {
+        let old = self.vars.get(key).map_or(0, |old| old.len() + key.len());
+        let new = value.map_or(0, |new| new.len() + key.len());
+        let size = self.vars_size - old + new;
+        if size > MAX_VARS {
+            return false;
+        }
+        self.vars_size = size;
+        match value {
+            Some(value) => self.vars.insert(key.into(), Bytes::copy_from_slice(value)),
+            None => self.vars.remove(key),
+        };
+        true
+    }
+
+    pub(crate) fn log(&self, level: Level, text: &[u8]) {
+        if let Some(log) = &self.around.log {
+            log.line(level, &String::from_utf8_lossy(text));
+        }
+    }
+
+    /// An HTTP request. Without an allowed host it is not made, which the guest
+    /// is told as status 0 and an empty body.
+    pub(crate) fn http(&mut self, request: &[u8], body: &[u8]) -> Bytes {
+        let _ = (request, body, &self.around.allow_hosts);
+        self.http_status = 0;
+        self.http_headers = Bytes::from_static(b"{}");
+        self.log(Level::WARN, b"http_request refused: no host is allowed");
+        Bytes::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_have_a_bound() {
+        let mut host = Host::new(Arc::new(Surroundings::none()));
+        let half = vec![0; MAX_VARS / 2];
+        assert!(host.set_var(b"a", Some(&half)));
+        assert!(!host.set_var(b"b", Some(&half)));
+        assert!(host.set_var(b"a", Some(&half)), "replacing takes no more room");
+        assert!(host.set_var(b"a", None));
+        assert!(host.set_var(b"b", Some(&half)));
+        assert_eq!((host.var(b"a"), host.var(b"b")), (None, Some(half.into())));
+        assert_eq!(host.vars_size, MAX_VARS / 2 + 1);
+    }
+}

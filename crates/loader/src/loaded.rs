@@ -1,0 +1,185 @@
+//! A loaded module, and how it is made ready for an actor.
+
+use std::{sync::Arc, time::Instant};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
+use reflowd_runtime::{
+    Digest, InstantiateError, Metadata, Module, PrepareError, Program, ProgramSpec, excerpt,
+};
+use semver::{Version, VersionReq};
+use serde_json::Value;
+use tokio::task::spawn_blocking;
+
+use crate::{
+    binary::{Binary, ItemType},
+    extism_engine::{Code, Ended, ExtismProgram, Instance, Made},
+    host::Surroundings,
+    loader::{Limits, compile},
+    metadata,
+    signature::Signature,
+};
+
+/// The export that takes turns, unless the actor names another.
+const ENTRY_POINT: &str = "process";
+
+/// A module that has passed every step of loading.
+pub struct LoadedModule {
+    loaded: Loaded,
+    /// The code with which it was loaded, for the first actor that needs the same.
+    first: Mutex<Option<Code>>,
+}
+
+/// What is known of a loaded module.
+pub(crate) struct Loaded {
+    pub(crate) digest: Digest,
+    pub(crate) bytes: Bytes,
+    pub(crate) binary: Binary,
+    pub(crate) metadata: Metadata,
+    pub(crate) version: Option<String>,
+    pub(crate) limits: Limits,
+}
+
+impl LoadedModule {
+    pub(crate) fn new(loaded: Loaded, code: Option<Code>) -> Self {
+        Self { loaded, first: Mutex::new(code) }
+    }
+
+    /// The bytes from which it was loaded.
+    #[must_use]
+    pub fn bytes(&self) -> &Bytes {
+        &self.loaded.bytes
+    }
+
+    /// What its bytes declare.
+    #[must_use]
+    pub fn binary(&self) -> &Binary {
+        &self.loaded.binary
+    }
+
+    async fn make(&self, spec: ProgramSpec) -> Result<Arc<dyn Program>, PrepareError> {
+        let Loaded { digest, bytes, binary, metadata, version, limits } = &self.loaded;
+        let entry_point = spec.entry_point.clone().unwrap_or_else(|| ENTRY_POINT.into());
+        check_entry_point(binary, &entry_point)?;
+        check_version(version.as_deref(), spec.version.as_deref())?;
+        check_memory(binary, spec.memory)?;
+        check_config(metadata, &spec)?;
+
+        let failed = |why: String| PrepareError::from(InstantiateError { why });
+        let first = (spec.memory == limits.memory).then(|| self.first.lock().take()).flatten();
+        let code = match first {
+            Some(code) => code,
+            None => {
+                let compiling =
+                    compile(bytes.clone(), binary.clone(), spec.memory, limits.compile_timeout);
+                compiling.await.map_err(failed)?
+            }
+        };
+
+        let around = Arc::new(Surroundings::of(&spec, &metadata.component));
+        let validates = binary.has_turn("validate_config");
+        let (engine_per, timeout) = (spec.engine_per, limits.metadata_timeout);
+        let surroundings = around.clone();
+        let proving = spawn_blocking(move || {
+            let mut instance = code.instantiate(&surroundings).map_err(failed)?;
+            if validates {
+                let config = serde_json::to_vec(&spec.config).expect("JSON can be written");
+                validate(&mut instance, &config, Instant::now() + timeout)?;
+            }
+            Ok::<_, PrepareError>((code, instance))
+        });
+        let patience = timeout * 2;
+        let (code, instance) = match tokio::time::timeout(patience, proving).await {
+            Ok(Ok(proven)) => proven?,
+            Ok(Err(panic)) => return Err(failed(panic.to_string())),
+            Err(_) => return Err(failed(format!("it takes more than {patience:?}"))),
+        };
+        Ok(Arc::new(ExtismProgram::new(Made {
+            digest: *digest,
+            metadata: metadata.clone(),
+            code,
+            around,
+            entry_point,
+            engine_per,
+            patience,
+            proven: Mutex::new(Some(instance)),
+        })))
+    }
+}
+
+impl Module for LoadedModule {
+    fn digest(&self) -> Digest {
+        self.loaded.digest
+    }
+
+    fn metadata(&self) -> &Metadata {
+        &self.loaded.metadata
+    }
+
+    fn version(&self) -> Option<&str> {
+        self.loaded.version.as_deref()
+    }
+
+    fn prepare(&self, spec: ProgramSpec) -> BoxFuture<'_, Result<Arc<dyn Program>, PrepareError>> {
+        Box::pin(self.make(spec))
+    }
+}
+
+fn check_entry_point(binary: &Binary, name: &str) -> Result<(), PrepareError> {
+    match binary.export(name) {
+        Some(ItemType::Function(ty)) if *ty == Signature::turn() => Ok(()),
+        Some(ty) => Err(PrepareError::WrongExportType { name: name.into(), found: ty.to_string() }),
+        None => Err(PrepareError::MissingExport {
+            name: name.into(),
+            exports: binary.exported_functions(),
+        }),
+    }
+}
+
+fn check_version(version: Option<&str>, wanted: Option<&str>) -> Result<(), PrepareError> {
+    let Some(wanted) = wanted else { return Ok(()) };
+    let mismatch =
+        |found: &str, wanted: String| PrepareError::VersionMismatch { wanted, found: found.into() };
+    let requirement = VersionReq::parse(wanted).map_err(|error| {
+        mismatch(version.unwrap_or("none"), format!("{wanted} ({error}; write `>=1.2, <2`)"))
+    })?;
+    let found = version.and_then(|version| Version::parse(version).ok());
+    if found.is_some_and(|found| requirement.matches(&found)) {
+        Ok(())
+    } else {
+        Err(mismatch(version.unwrap_or("none"), wanted.into()))
+    }
+}
+
+fn check_memory(binary: &Binary, limit: u64) -> Result<(), PrepareError> {
+    let needed = binary.memory.map_or(0, |memory| memory.min);
+    if needed > limit { Err(PrepareError::MemoryTooSmall { needed, limit }) } else { Ok(()) }
+}
+
+fn check_config(metadata: &Metadata, spec: &ProgramSpec) -> Result<(), PrepareError> {
+    let Some(schema) = &metadata.config_schema else { return Ok(()) };
+    let violations = metadata::violations(schema, &Value::Object(spec.config.clone()));
+    if violations.is_empty() {
+        Ok(())
+    } else {
+        Err(PrepareError::ConfigRejected { why: violations.join("; ") })
+    }
+}
+
+fn validate(instance: &mut Instance, config: &[u8], deadline: Instant) -> Result<(), PrepareError> {
+    let rejected = |why: String| Err(PrepareError::ConfigRejected { why });
+    match instance.ask("validate_config", config, deadline) {
+        Ended::Answer(answer) => match serde_json::from_slice::<bool>(&answer) {
+            Ok(true) => Ok(()),
+            Ok(false) => rejected("`validate_config` said false".into()),
+            Err(_) => rejected(format!(
+                "`validate_config` answered {}, not true or false",
+                excerpt(&answer)
+            )),
+        },
+        Ended::Guest(error) => rejected(error),
+        Ended::Bad(why) | Ended::Trap(why) => rejected(format!("`validate_config` broke: {why}")),
+        Ended::Timeout => rejected("`validate_config` does not answer in time".into()),
+    }
+}

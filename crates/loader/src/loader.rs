@@ -1,0 +1,534 @@
+//! The way from a source to a module, step by step.
+//!
+//! Every step has its own error, and nothing later runs when one fails. The steps
+//! fill an [`Inspection`] as they go, so that a refused module can be shown.
+
+use std::{
+    collections::HashMap,
+    io::Read,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use reflowd_runtime::{Digest, Metadata, Module, excerpt};
+use semver::Version;
+use serde::Serialize;
+use sha2::Digest as _;
+use thiserror::Error;
+use tokio::{sync::Semaphore, task::spawn_blocking};
+
+use crate::{
+    binary::{Binary, Export, Import, InvalidBinary, ItemType, Memory},
+    extism_engine::{Code, Ended},
+    host::Surroundings,
+    loaded::{Loaded, LoadedModule},
+    metadata::{self, InvalidMetadata, unwrap_base64},
+    signature::{Signature, host_function},
+};
+
+/// Compilers hold much memory and both cores; one at a time is enough.
+static COMPILING: Semaphore = Semaphore::const_new(1);
+
+/// Where a module comes from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// A file. It is read once.
+    File(PathBuf),
+    /// Bytes in memory.
+    Bytes {
+        /// What messages call them.
+        name: String,
+        /// The module.
+        bytes: Bytes,
+    },
+}
+
+/// What a module may take while it is loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of a module.
+    pub module_size: u64,
+    /// Bytes of linear memory, while it is asked about itself.
+    pub memory: u64,
+    /// Time for each question that it is asked.
+    pub metadata_timeout: Duration,
+    /// Time for compiling.
+    pub compile_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            module_size: 32 << 20,
+            memory: 100 << 20,
+            metadata_timeout: Duration::from_secs(5),
+            compile_timeout: Duration::from_secs(120),
+        }
+    }
+}
+
+/// Loads modules, and keeps what it has loaded by digest. Clones share what is kept.
+#[derive(Clone)]
+pub struct Loader {
+    limits: Limits,
+    loaded: Arc<Mutex<HashMap<Digest, Arc<LoadedModule>>>>,
+}
+
+impl Loader {
+    /// A loader that has loaded nothing.
+    #[must_use]
+    pub fn new(limits: Limits) -> Self {
+        Self { limits, loaded: Arc::default() }
+    }
+
+    /// Loads a module, or finds it among those loaded.
+    ///
+    /// # Errors
+    /// The step that failed, with the module's path or name and what to do.
+    pub async fn load(&self, source: Source) -> Result<Arc<LoadedModule>, LoadError> {
+        let name = source.name();
+        let bytes = self.read(source).await.map_err(|kind| LoadError::new(&name, None, kind))?;
+        self.load_bytes(&name, bytes).await
+    }
+
+    /// Loads a module from bytes; `name` is what messages call it.
+    ///
+    /// # Errors
+    /// As [`Loader::load`].
+    pub async fn load_bytes(
+        &self,
+        name: &str,
+        bytes: Bytes,
+    ) -> Result<Arc<LoadedModule>, LoadError> {
+        self.run(bytes, &mut Inspection::default())
+            .await
+            .map_err(|(digest, kind)| LoadError::new(name, digest, kind))
+    }
+
+    /// Says whether a module could be loaded, and keeps nothing.
+    ///
+    /// # Errors
+    /// As [`Loader::load`].
+    pub async fn validate(&self, source: Source) -> Result<(), LoadError> {
+        Self::new(self.limits).load(source).await.map(|_| ())
+    }
+
+    /// The module of that digest, if it is loaded.
+    #[must_use]
+    pub fn get(&self, digest: &Digest) -> Option<Arc<dyn Module>> {
+        self.loaded.lock().get(digest).map(|module| module.clone() as Arc<dyn Module>)
+    }
+
+    /// Lets go of a module. Actors that run it go on.
+    pub fn forget(&self, digest: &Digest) {
+        self.loaded.lock().remove(digest);
+    }
+
+    /// All that can be told about a module, whether it can be loaded or not.
+    pub async fn inspect(&self, source: Source) -> Inspection {
+        let mut inspection = Inspection { module: source.name(), ..Inspection::default() };
+        let result = match self.read(source).await {
+            Ok(bytes) => Self::new(self.limits).run(bytes, &mut inspection).await.map(|_| ()),
+            Err(kind) => Err((None, kind)),
+        };
+        inspection.problem = result.err().map(|(_, kind)| kind.to_string());
+        inspection
+    }
+
+    async fn read(&self, source: Source) -> Result<Bytes, LoadErrorKind> {
+        let max = self.limits.module_size;
+        match source {
+            Source::Bytes { bytes, .. } => Ok(bytes),
+            Source::File(path) => {
+                let reading = spawn_blocking(move || read_file(&path, max));
+                reading.await.expect("reading does not panic")
+            }
+        }
+    }
+
+    /// All steps after reading.
+    async fn run(
+        &self,
+        bytes: Bytes,
+        inspection: &mut Inspection,
+    ) -> Result<Arc<LoadedModule>, (Option<Digest>, LoadErrorKind)> {
+        let (size, max) = (bytes.len() as u64, self.limits.module_size);
+        inspection.size = Some(size);
+        if size > max {
+            return Err((None, LoadErrorKind::TooLarge { size, max }));
+        }
+        let digest = Digest::new(sha2::Sha256::digest(&bytes).into());
+        inspection.digest = Some(digest);
+        if let Some(module) = self.loaded.lock().get(&digest) {
+            return Ok(module.clone());
+        }
+        let loaded = self.steps(digest, bytes, inspection).await.map_err(|e| (Some(digest), e))?;
+        self.loaded.lock().insert(digest, loaded.clone());
+        Ok(loaded)
+    }
+
+    async fn steps(
+        &self,
+        digest: Digest,
+        bytes: Bytes,
+        inspection: &mut Inspection,
+    ) -> Result<Arc<LoadedModule>, LoadErrorKind> {
+        let surveyed = bytes.clone();
+        let (binary, valid) = spawn_blocking(move || Binary::read(&surveyed))
+            .await
+            .expect("reading a binary does not panic");
+        inspection.show(&binary);
+        valid?;
+        check_exports(&binary)?;
+        check_imports(&binary)?;
+        check_memory(&binary, self.limits.memory)?;
+
+        let limits = self.limits;
+        let permit = COMPILING.acquire().await.expect("the semaphore is never closed");
+        // Another task may have loaded the same bytes while this one waited.
+        if let Some(module) = self.loaded.lock().get(&digest) {
+            return Ok(module.clone());
+        }
+        let (asked, code_bytes) = (binary.clone(), bytes.clone());
+        let compiling = spawn_blocking(move || {
+            // Whoever waits may give up; the next compilation still has to wait.
+            let _permit = permit;
+            if asked.runs_at_instantiation() {
+                Code::compile_with_fuel(&code_bytes, &asked, limits.memory)
+            } else {
+                Code::compile(&code_bytes, &asked, limits.memory)
+            }
+        });
+        let code = match tokio::time::timeout(limits.compile_timeout, compiling).await {
+            Ok(Ok(code)) => code.map_err(LoadErrorKind::Compile)?,
+            Ok(Err(panic)) => return Err(LoadErrorKind::Compile(panic.to_string())),
+            Err(_) => return Err(LoadErrorKind::CompileTimeout(limits.compile_timeout)),
+        };
+
+        let asked = binary.clone();
+        let asking = spawn_blocking(move || {
+            let said = ask(&code, &asked, limits.metadata_timeout);
+            (code, said)
+        });
+        // Each question has its own deadline; this one is for what no deadline reaches.
+        let patience = limits.metadata_timeout * 4;
+        let (code, said) = match tokio::time::timeout(patience, asking).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(panic)) => return Err(LoadErrorKind::InitFailed(panic.to_string())),
+            Err(_) => return Err(LoadErrorKind::MetadataTimeout(patience)),
+        };
+        let said = said?;
+        let metadata = metadata::read(&said.metadata)?;
+        inspection.metadata = Some(metadata.clone());
+        let version = match said.version {
+            Some(answer) => Some(version_of(&answer)?),
+            None => metadata.version.clone(),
+        };
+        inspection.version.clone_from(&version);
+        if let Some(version) = &version {
+            check_version(version)?;
+        }
+        // Code that counts fuel is slower and could run out of it in a turn.
+        let code = (!binary.runs_at_instantiation()).then_some(code);
+        Ok(Arc::new(LoadedModule::new(
+            Loaded { digest, bytes, binary, metadata, version, limits },
+            code,
+        )))
+    }
+}
+
+impl Source {
+    fn name(&self) -> String {
+        match self {
+            Self::File(path) => path.display().to_string(),
+            Self::Bytes { name, .. } => name.clone(),
+        }
+    }
+}
+
+/// One compilation after the other, here for an actor.
+///
+/// # Errors
+/// What the compiler said, or that it took too long.
+pub(crate) async fn compile(
+    bytes: Bytes,
+    binary: Binary,
+    memory: u64,
+    timeout: Duration,
+) -> Result<Code, String> {
+    let permit = COMPILING.acquire().await.expect("the semaphore is never closed");
+    let compiling = spawn_blocking(move || {
+        let _permit = permit;
+        Code::compile(&bytes, &binary, memory)
+    });
+    match tokio::time::timeout(timeout, compiling).await {
+        Ok(Ok(code)) => code,
+        Ok(Err(panic)) => Err(panic.to_string()),
+        Err(_) => Err(format!("compiling it takes more than {timeout:?}")),
+    }
+}
+
+fn read_file(path: &Path, max: u64) -> Result<Bytes, LoadErrorKind> {
+    let failed = |source: std::io::Error| LoadErrorKind::Read(source.to_string());
+    // Opening a FIFO would wait for a writer.
+    let is_file = std::fs::metadata(path).map_err(failed)?.is_file();
+    if !is_file {
+        return Err(LoadErrorKind::Read("it is no regular file".into()));
+    }
+    let file = std::fs::File::open(path).map_err(failed)?;
+    let size = file.metadata().map_err(failed)?.len();
+    if size > max {
+        return Err(LoadErrorKind::TooLarge { size, max });
+    }
+    let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
+    // One byte more than allowed tells a file that has grown since.
+    file.take(max + 1).read_to_end(&mut bytes).map_err(failed)?;
+    Ok(bytes.into())
+}
+
+fn check_exports(binary: &Binary) -> Result<(), LoadErrorKind> {
+    const ABI: [&str; 4] = ["get_metadata", "get_version", "validate_config", "migrate_state"];
+    for name in ABI {
+        match binary.export(name) {
+            None if name == "get_metadata" => {
+                let exports = binary.exported_functions();
+                return Err(LoadErrorKind::MissingExport { name: name.into(), exports });
+            }
+            Some(ty) if *ty != ItemType::Function(Signature::turn()) => {
+                let found = ty.to_string();
+                return Err(LoadErrorKind::WrongExportType { name: name.into(), found });
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn check_imports(binary: &Binary) -> Result<(), LoadErrorKind> {
+    for Import { module, name, ty } in &binary.imports {
+        let (module, name, wants) = (module.clone(), name.clone(), ty.to_string());
+        match host_function(&module, &name) {
+            None => return Err(LoadErrorKind::UnknownImport { module, name, wants }),
+            Some(has) if *ty != ItemType::Function(has.clone()) => {
+                let has = has.to_string();
+                return Err(LoadErrorKind::WrongImportType { module, name, wants, has });
+            }
+            Some(_) => {}
+        }
+    }
+    Ok(())
+}
+
+fn check_memory(binary: &Binary, limit: u64) -> Result<(), LoadErrorKind> {
+    let needed = binary.memory.map_or(0, |memory| memory.min);
+    if needed > limit { Err(LoadErrorKind::MemoryTooSmall { needed, limit }) } else { Ok(()) }
+}
+
+/// What a module answered when it was asked about itself.
+struct Said {
+    metadata: Bytes,
+    version: Option<Bytes>,
+}
+
+fn ask(code: &Code, binary: &Binary, timeout: Duration) -> Result<Said, LoadErrorKind> {
+    let around = Arc::new(Surroundings::none());
+    let mut instance = code.instantiate(&around).map_err(LoadErrorKind::InitFailed)?;
+    let mut answer = |export: &'static str| {
+        let failed = |why: String| LoadErrorKind::AskFailed { export, why };
+        match instance.ask(export, &[], Instant::now() + timeout) {
+            Ended::Answer(bytes) => Ok(bytes),
+            Ended::Guest(error) => Err(failed(format!("returned an error: {error}"))),
+            Ended::Bad(why) => Err(failed(format!("gave {why}"))),
+            Ended::Trap(why) => Err(failed(format!("trapped: {why}"))),
+            Ended::Timeout => Err(LoadErrorKind::MetadataTimeout(timeout)),
+        }
+    };
+    let metadata = answer("get_metadata")?;
+    let version = if binary.has_turn("get_version") { Some(answer("get_version")?) } else { None };
+    Ok(Said { metadata, version })
+}
+
+fn version_of(answer: &[u8]) -> Result<String, LoadErrorKind> {
+    serde_json::from_slice(answer)
+        .or_else(|_| serde_json::from_slice(&unwrap_base64(answer)))
+        .map_err(|_| LoadErrorKind::VersionInvalid(excerpt(answer)))
+}
+
+fn check_version(version: &str) -> Result<(), LoadErrorKind> {
+    match Version::parse(version) {
+        Ok(_) => Ok(()),
+        Err(_) => Err(LoadErrorKind::VersionInvalid(excerpt(version.as_bytes()))),
+    }
+}
+
+/// What can be told about a module. Absent is what the failed step would have told.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Inspection {
+    /// Its path or name.
+    pub module: String,
+    /// The SHA-256 of its bytes.
+    pub digest: Option<Digest>,
+    /// Its bytes.
+    pub size: Option<u64>,
+    /// The name that it gives itself, its ports and so on.
+    pub metadata: Option<Metadata>,
+    /// Its semantic version.
+    pub version: Option<String>,
+    /// What it exports.
+    pub exports: Vec<Export>,
+    /// What it imports.
+    pub imports: Vec<Import>,
+    /// Its linear memory, in bytes.
+    pub memory: Option<Memory>,
+    /// Whether it imports WASI.
+    pub wasi: bool,
+    /// Whether it has a start function.
+    pub start: bool,
+    /// Why it cannot be loaded.
+    pub problem: Option<String>,
+}
+
+impl Inspection {
+    fn show(&mut self, binary: &Binary) {
+        self.exports.clone_from(&binary.exports);
+        self.imports.clone_from(&binary.imports);
+        self.memory = binary.memory;
+        self.wasi = binary.needs_wasi();
+        self.start = binary.start;
+    }
+}
+
+/// A module that cannot be loaded.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[error("{module}: {kind}")]
+pub struct LoadError {
+    /// Its path or name.
+    pub module: String,
+    /// What its bytes are, where they could be read.
+    pub digest: Option<Digest>,
+    /// What went wrong.
+    pub kind: LoadErrorKind,
+}
+
+impl LoadError {
+    fn new(module: &str, digest: Option<Digest>, kind: LoadErrorKind) -> Self {
+        Self { module: module.into(), digest, kind }
+    }
+
+    /// Whether the bytes themselves are wrong, so that trying them again is useless.
+    #[must_use]
+    pub fn is_intrinsic(&self) -> bool {
+        !self.is_timeout() && !matches!(self.kind, LoadErrorKind::Read(_))
+    }
+
+    /// Whether it took too long, which a quieter machine may mend.
+    #[must_use]
+    pub fn is_timeout(&self) -> bool {
+        use LoadErrorKind::{CompileTimeout, MetadataTimeout};
+        matches!(self.kind, CompileTimeout(_) | MetadataTimeout(_))
+    }
+}
+
+/// What went wrong with a module.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum LoadErrorKind {
+    /// The file cannot be read.
+    #[error("cannot read the module: {0}")]
+    Read(String),
+    /// Over the limit.
+    #[error(
+        "the module has {size} bytes, and `module_size` allows {max}; strip it, or raise `module_size`"
+    )]
+    TooLarge {
+        /// Its bytes.
+        size: u64,
+        /// The limit.
+        max: u64,
+    },
+    /// Not a module that can run here.
+    #[error(transparent)]
+    InvalidBinary(#[from] InvalidBinary),
+    /// An export of the ABI is not there.
+    #[error("the module does not export `{name}`; it exports {exports}")]
+    MissingExport {
+        /// The export.
+        name: String,
+        /// What it exports.
+        exports: String,
+    },
+    /// An export of the ABI has another type.
+    #[error("the export `{name}` has type {found}, and the plug-in ABI wants () -> i32")]
+    WrongExportType {
+        /// The export.
+        name: String,
+        /// Its type.
+        found: String,
+    },
+    /// The host has no such function.
+    #[error(
+        "the module imports `{name}` from `{module}` as {wants}, which this host does not offer; was it built for another host?"
+    )]
+    UnknownImport {
+        /// The namespace.
+        module: String,
+        /// The name.
+        name: String,
+        /// The type that the module wants.
+        wants: String,
+    },
+    /// The host's function has another type.
+    #[error(
+        "the module imports `{name}` from `{module}` as {wants}, and the host has {has}; correct the declaration"
+    )]
+    WrongImportType {
+        /// The namespace.
+        module: String,
+        /// The name.
+        name: String,
+        /// The type that the module wants.
+        wants: String,
+        /// The type that the host has.
+        has: String,
+    },
+    /// The memory that it declares is over the limit.
+    #[error(
+        "the module needs {needed} bytes of memory from the start, and `memory` allows {limit}; raise `memory`"
+    )]
+    MemoryTooSmall {
+        /// Bytes that it declares.
+        needed: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// The compiler refused it.
+    #[error("the module cannot be compiled: {0}")]
+    Compile(String),
+    /// The compiler took too long.
+    #[error("compiling the module takes more than {0:?}; make it smaller")]
+    CompileTimeout(Duration),
+    /// It broke before any export was called.
+    #[error("the module cannot be initialised: {0}")]
+    InitFailed(String),
+    /// It broke when it was asked about itself.
+    #[error("`{export}` {why}")]
+    AskFailed {
+        /// The export that was called.
+        export: &'static str,
+        /// How it ended.
+        why: String,
+    },
+    /// It did not answer in time.
+    #[error(
+        "the module does not answer within {0:?} when it is asked for its metadata; it must not wait or loop there"
+    )]
+    MetadataTimeout(Duration),
+    /// What it says of itself is wrong.
+    #[error("wrong metadata: {0}")]
+    InvalidMetadata(#[from] InvalidMetadata),
+    /// Its version is none.
+    #[error("the module's version is {0}; give a semantic version such as \"1.2.3\"")]
+    VersionInvalid(String),
+}

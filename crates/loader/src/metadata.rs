@@ -1,0 +1,213 @@
+//! What a module says of itself, read from the JSON of `get_metadata`.
+//!
+//! Guests write this, so every error names the port or field that is wrong
+//! rather than the place in the JSON where a parser gave up.
+
+use std::{borrow::Cow, collections::HashSet};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use reflowd_runtime::{Metadata, Port, Type, excerpt};
+use serde::Deserialize;
+use serde_json::Value;
+use thiserror::Error;
+
+/// Why the answer of `get_metadata` is no metadata.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum InvalidMetadata {
+    /// Not the JSON object that was asked for.
+    #[error(
+        "expected {{\"component\": …, \"inports\": […], \"outports\": […]}}: {why}; it answered {answer}"
+    )]
+    Shape {
+        /// What the parser missed.
+        why: String,
+        /// The beginning of the answer.
+        answer: String,
+    },
+    /// The module has no name.
+    #[error("`component` is empty; name the component")]
+    NoComponent,
+    /// A port has no name.
+    #[error("an {direction} has an empty name; name it")]
+    NoPortName {
+        /// `inport` or `outport`.
+        direction: &'static str,
+    },
+    /// Two ports of one direction have one name.
+    #[error("two {direction}s are named `{port}`; rename one")]
+    DoublePort {
+        /// `inport` or `outport`.
+        direction: &'static str,
+        /// The name.
+        port: String,
+    },
+    /// A port of a type that does not exist.
+    #[error("the {direction} `{port}` has unknown type `{ty}`; the types are {}", types())]
+    UnknownType {
+        /// `inport` or `outport`.
+        direction: &'static str,
+        /// The port.
+        port: String,
+        /// The type that it claims.
+        ty: String,
+    },
+    /// The schema for the configuration is none.
+    #[error("`config_schema` is no JSON Schema: {0}")]
+    Schema(String),
+}
+
+fn types() -> String {
+    Type::ALL.map(Type::name).join(", ")
+}
+
+/// Reads metadata, in plain JSON or as a JSON string that holds base64 of it.
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) fn read(answer: &[u8]) -> Result<Metadata, InvalidMetadata> {
+    let shape = |why: String| InvalidMetadata::Shape { why, answer: excerpt(answer) };
+    let text = unwrap_base64(answer);
+    let written: Written = serde_json::from_slice(&text).map_err(|e| shape(e.to_string()))?;
+    if written.component.trim().is_empty() {
+        return Err(InvalidMetadata::NoComponent);
+    }
+    let inports = ports("inport", written.inports)?;
+    let outports = ports("outport", written.outports)?;
+    if let Some(schema) = &written.config_schema {
+        schema_of(schema)?;
+    }
+    Ok(Metadata {
+        component: written.component,
+        description: written.description.unwrap_or_default(),
+        inports,
+        outports,
+        config_schema: written.config_schema,
+        version: written.version,
+    })
+}
+
+/// The violations of `schema` by an actor's configuration. None: it fits.
+pub(crate) fn violations(schema: &Value, config: &Value) -> Vec<String> {
+    match schema_of(schema) {
+        Ok(validator) => validator
+            .iter_errors(config)
+            .map(|error| {
+                let at = error.instance_path().to_string();
+                if at.is_empty() { error.to_string() } else { format!("{at}: {error}") }
+            })
+            .take(MAX_VIOLATIONS)
+            .collect(),
+        Err(why) => vec![why.to_string()],
+    }
+}
+
+/// Violations that one message lists; more would bury the first.
+const MAX_VIOLATIONS: usize = 10;
+
+fn schema_of(schema: &Value) -> Result<jsonschema::Validator, InvalidMetadata> {
+    jsonschema::validator_for(schema).map_err(|e| InvalidMetadata::Schema(e.to_string()))
+}
+
+fn ports(direction: &'static str, written: Vec<WrittenPort>) -> Result<Vec<Port>, InvalidMetadata> {
+    let mut seen = HashSet::new();
+    let port = |port: WrittenPort| {
+        let name = port.name.parse().map_err(|_| InvalidMetadata::NoPortName { direction })?;
+        if !seen.insert(port.name.clone()) {
+            return Err(InvalidMetadata::DoublePort { direction, port: port.name });
+        }
+        let Some(port_type) = Type::from_name(&port.port_type) else {
+            let (port, ty) = (port.name, port.port_type);
+            return Err(InvalidMetadata::UnknownType { direction, port, ty });
+        };
+        let description = port.description.unwrap_or_default();
+        Ok(Port { name, description, port_type, required: port.required.unwrap_or(false) })
+    };
+    written.into_iter().map(port).collect()
+}
+
+/// Some builds of the Go SDK answer with a JSON string that holds base64 of the
+/// JSON. Anything else is handed back as it is, for its reader to judge.
+pub(crate) fn unwrap_base64(answer: &[u8]) -> Cow<'_, [u8]> {
+    let decode = || {
+        let text: Cow<'_, str> = serde_json::from_slice(answer).ok()?;
+        STANDARD.decode(text.as_bytes()).ok()
+    };
+    if answer.trim_ascii_start().first() != Some(&b'"') {
+        return Cow::Borrowed(answer);
+    }
+    decode().map_or(Cow::Borrowed(answer), Cow::Owned)
+}
+
+/// Metadata as guests write it. Null counts as missing.
+#[derive(Deserialize)]
+struct Written {
+    component: String,
+    description: Option<String>,
+    inports: Vec<WrittenPort>,
+    outports: Vec<WrittenPort>,
+    config_schema: Option<Value>,
+    version: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct WrittenPort {
+    name: String,
+    description: Option<String>,
+    port_type: String,
+    required: Option<bool>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(answer: &str, expected: Result<(), &str>) {
+        let found = read(answer.as_bytes()).map(|_| ()).map_err(|e| e.to_string());
+        match (&found, expected) {
+            (Ok(()), Ok(())) => {}
+            (Err(text), Err(part)) if text.contains(part) => {}
+            _ => panic!("{answer}: {found:?}, expected {expected:?}"),
+        }
+    }
+
+    #[test]
+    fn metadata_is_read_or_the_error_names_the_fault() {
+        let with = |ports: &str, rest: &str| {
+            format!(r#"{{"component":"c","inports":[{ports}],"outports":[]{rest}}}"#)
+        };
+        check(&with("", ""), Ok(()));
+        check(&with("", r#","description":null,"config_schema":null,"author":"x""#), Ok(()));
+        check(&with(r#"{"name":"in","port_type":"Any"}"#, ""), Ok(()));
+        check(r#"{"component":" ","inports":[],"outports":[]}"#, Err("`component` is empty"));
+        check(r#"{"component":"c","inports":[]}"#, Err("missing field `outports`"));
+        check("", Err("expected {\"component\""));
+        check("<html>", Err("it answered <html>"));
+        check(&with(r#"{"name":"","port_type":"Any"}"#, ""), Err("an inport has an empty name"));
+        let double = r#"{"name":"a","port_type":"Any"},{"name":"a","port_type":"Flow"}"#;
+        check(&with(double, ""), Err("two inports are named `a`"));
+        let unknown = r#"{"name":"a","port_type":"Number"}"#;
+        check(&with(unknown, ""), Err("the inport `a` has unknown type `Number`"));
+        check(&with("", r#","config_schema":{"type":"no-such"}"#), Err("no JSON Schema"));
+        check(&with("", r#","config_schema":{"type":"object"}"#), Ok(()));
+        let remote = r#","config_schema":{"$ref":"http://127.0.0.1:1/x.json"}"#;
+        check(&with("", remote), Err("no JSON Schema"));
+        let file = r#","config_schema":{"$ref":"file:///etc/passwd"}"#;
+        check(&with("", file), Err("no JSON Schema"));
+    }
+
+    #[test]
+    fn metadata_may_be_wrapped() {
+        let inner = r#"{"component":"c","inports":[],"outports":[]}"#;
+        check(&format!("\"{}\"", STANDARD.encode(inner)), Ok(()));
+        check("\"not base64!\"", Err("it answered \"not base64!\""));
+    }
+
+    #[test]
+    fn violations_say_where() {
+        let schema = serde_json::json!({"type":"object","properties":{"n":{"type":"integer"}}});
+        assert!(violations(&schema, &serde_json::json!({"n": 1})).is_empty());
+        let found = violations(&schema, &serde_json::json!({"n": "x"}));
+        assert!(found[0].starts_with("/n: "), "{found:?}");
+    }
+}
