@@ -113,7 +113,6 @@ pub enum InvalidBinary {
 
 impl Binary {
     /// Reads `bytes` as far as possible, and says whether they are a valid module.
-    #[must_use]
     pub fn read(bytes: &[u8]) -> (Self, Result<(), InvalidBinary>) {
         let mut binary = Self::default();
         if let Err(why) = check_magic(bytes) {

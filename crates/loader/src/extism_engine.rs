@@ -183,19 +183,25 @@ impl Instance {
 /// is known by its words; a guest that uses the same words is taken for broken,
 /// which costs it an engine and a retry.
 fn classify(error: &Error) -> Ended {
-    let text = innermost(error);
-    let sdk = ["oom", "timeout", "plugin ran out of fuel"].contains(&text.as_str())
+    let cause = error.root_cause().to_string();
+    let sdk = ["oom", "timeout", "plugin ran out of fuel"].contains(&cause.as_str())
         || ["unable to ", "Function ", "wasm trap: ", "instance lock "]
             .iter()
-            .any(|start| text.starts_with(start))
-        || text.ends_with(" out of memory");
-    if error.chain().count() == 1 && !sdk { Ended::Guest(text) } else { Ended::Trap(text) }
+            .any(|start| cause.starts_with(start))
+        || cause.ends_with(" out of memory");
+    if error.chain().count() == 1 && !sdk {
+        Ended::Guest(cause)
+    } else {
+        Ended::Trap(innermost(error))
+    }
 }
 
 fn innermost(error: &Error) -> String {
     match error.root_cause().to_string().as_str() {
         "oom" => "out of memory: it grew over `memory`".into(),
-        "plugin ran out of fuel" => "its initialisers do not end".into(),
+        "plugin ran out of fuel" | "wasm trap: all fuel consumed by WebAssembly" => {
+            "its initialisers do not end".into()
+        }
         text => text.into(),
     }
 }

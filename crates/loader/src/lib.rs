@@ -14,4 +14,4 @@ pub use binary::{Binary, Export, Import, InvalidBinary, ItemType, Memory};
 pub use loaded::LoadedModule;
 pub use loader::{Inspection, Limits, LoadError, LoadErrorKind, Loader, Source};
 pub use metadata::InvalidMetadata;
-pub use signature::Signature;
+pub use signature::{Signature, host_functions};

@@ -71,6 +71,15 @@ impl Serialize for Signature {
     }
 }
 
+/// Everything that a guest may import: namespace, name and type.
+pub fn host_functions() -> impl Iterator<Item = (&'static str, &'static str, String)> {
+    HOST_FUNCTIONS.iter().flat_map(|(namespace, functions)| {
+        functions
+            .iter()
+            .map(|(name, notation)| (*namespace, *name, Signature::parse(notation).to_string()))
+    })
+}
+
 /// The type that the host's function of that name has, if there is one.
 pub(crate) fn host_function(namespace: &str, name: &str) -> Option<Signature> {
     HOST_FUNCTIONS

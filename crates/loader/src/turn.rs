@@ -161,7 +161,7 @@ impl Side {
                 let text = whole.slice_ref(state.get().as_bytes());
                 Some(State::new(text).map_err(|e| format!("`state` in the result: {e}"))?)
             }
-            None => self.edits.filter(|edits| edits.changed).map(|edits| edits.into_state()),
+            None => self.edits.filter(|edits| edits.changed).map(Edits::into_state),
         };
         let max = self.limits.state;
         match &state {

@@ -1,0 +1,430 @@
+//! Every step of loading and preparing, and what is said when it fails.
+
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+mod guest;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use guest::*;
+use reflowd_loader::{InvalidBinary, InvalidMetadata, Limits, LoadErrorKind, Loader, Source};
+use reflowd_runtime::{Module, PrepareError, ProgramSpec};
+use serde_json::json;
+
+const IDLE: &str = r#"(func (export "process") (result i32) (i32.const 0))"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_is_loaded_once_and_kept_by_digest() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("guest.wasm");
+    std::fs::write(&path, guest(IDLE)).unwrap();
+    let loader = loader();
+    let module = loader.load(Source::File(path.clone())).await.unwrap();
+    assert_eq!(module.metadata().component, "Guest");
+    assert_eq!(module.version(), None);
+    assert!(loader.get(&module.digest()).is_some());
+    let again = loader.load(Source::File(path)).await.unwrap();
+    assert!(std::sync::Arc::ptr_eq(&module, &again));
+    loader.forget(&module.digest());
+    assert!(loader.get(&module.digest()).is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_cannot_be_read_may_be_tried_again() {
+    let folder = tempfile::tempdir().unwrap();
+    for path in [folder.path().join("missing.wasm"), folder.path().to_path_buf()] {
+        let error = loader().load(Source::File(path.clone())).await.err().unwrap();
+        assert!(matches!(error.kind, LoadErrorKind::Read(_)), "{error}");
+        assert!(error.to_string().starts_with(&path.display().to_string()), "{error}");
+        assert!(!error.is_intrinsic());
+        assert_eq!(error.digest, None);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_module_over_the_limit_is_refused_from_file_and_from_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("big.wasm");
+    let bytes = guest(IDLE);
+    std::fs::write(&path, &bytes).unwrap();
+    let size = bytes.len() as u64;
+    let loader = Loader::new(Limits { module_size: size - 1, ..Limits::default() });
+    for source in [Source::File(path), Source::Bytes { name: "big".into(), bytes }] {
+        let error = loader.load(source).await.err().unwrap();
+        assert_eq!(error.kind, LoadErrorKind::TooLarge { size, max: size - 1 });
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_core_module_is_refused() {
+    use InvalidBinary::{Component, Empty, Text, Truncated};
+    let whole = guest(IDLE);
+    let component: Bytes = wat::parse_str("(component)").unwrap().into();
+    for (bytes, expected) in [
+        (Bytes::new(), Empty),
+        (Bytes::from_static(b"(module)"), Text),
+        (component, Component),
+        (whole.slice(..whole.len() / 2), Truncated(whole.len() / 2)),
+    ] {
+        let error = load(bytes).await.err().unwrap();
+        assert_eq!(error.kind, LoadErrorKind::InvalidBinary(expected));
+        assert!(error.is_intrinsic());
+        assert!(error.digest.is_some());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn exports_are_checked_by_name_and_type() {
+    let kind = refused(module(r#"(func (export "process") (result i32) i32.const 0)"#)).await;
+    let LoadErrorKind::MissingExport { name, exports } = kind else { panic!("{kind:?}") };
+    assert_eq!((name.as_str(), exports.as_str()), ("get_metadata", "`process`"));
+    for (fields, expected) in [
+        (r#"(func (export "get_metadata"))"#, "() -> ()"),
+        (r#"(func (export "get_metadata") (param i32) (result i32) i32.const 0)"#, "(i32) -> i32"),
+        (r#"(func (export "get_metadata") (result i64) i64.const 0)"#, "() -> i64"),
+        (r#"(global (export "get_metadata") i32 (i32.const 0))"#, "global"),
+    ] {
+        let kind = refused(module(fields)).await;
+        let LoadErrorKind::WrongExportType { found, .. } = &kind else { panic!("{kind:?}") };
+        assert_eq!(found, expected);
+    }
+    let other = guest(r#"(func (export "get_version") (param i32))"#);
+    assert!(matches!(refused(other).await, LoadErrorKind::WrongExportType { .. }));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn imports_are_checked_by_name_and_type() {
+    let import = |what: &str| guest_with(what, METADATA, IDLE);
+    for what in [
+        r#"(import "env" "abort" (func (param i32)))"#,
+        r#"(import "extism:host/user" "__send_mail" (func (param i64)))"#,
+        r#"(import "extism:host/env" "no_such" (func))"#,
+        r#"(import "wasi_snapshot_preview1" "no_such" (func))"#,
+        r#"(import "env" "memory" (memory 1))"#,
+    ] {
+        // A module with an imported and an own memory would fail for that instead.
+        let bytes = if what.contains("(memory") {
+            module(&format!("{what} (func (export \"get_metadata\") (result i32) i32.const 0)"))
+        } else {
+            import(what)
+        };
+        let kind = refused(bytes).await;
+        assert!(matches!(kind, LoadErrorKind::UnknownImport { .. }), "{kind:?}");
+    }
+    let kind = refused(import(
+        r#"(import "extism:host/user" "__get_state" (func (param i32) (result i64)))"#,
+    ))
+    .await;
+    let text = kind.to_string();
+    assert!(text.contains("`__get_state` from `extism:host/user` as (i32) -> i64"), "{text}");
+    assert!(text.contains("the host has (i64) -> i64"), "{text}");
+    let memory = module(
+        r#"(import "extism:host/env" "memory_bytes" (memory 1))
+           (func (export "get_metadata") (result i32) i32.const 0)"#,
+    );
+    assert!(matches!(refused(memory).await, LoadErrorKind::WrongImportType { .. }));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_function_of_the_table_can_be_imported() {
+    let all = reflowd_loader::host_functions();
+    let imports: String = all
+        .enumerate()
+        .map(|(i, (namespace, name, ty))| {
+            let list = |types: &str| types.replace(',', " ");
+            let (params, results) = ty.split_once(" -> ").unwrap();
+            let (params, results) = (list(params.trim_matches(['(', ')'])), list(results.trim_matches(['(', ')'])));
+            format!("(import \"{namespace}\" \"{name}\" (func $f{i} (param {params}) (result {results})))")
+        })
+        .collect();
+    load(guest_with(&imports, METADATA, IDLE)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn declared_memory_must_fit() {
+    let big = module(r#"(memory 2000) (func (export "get_metadata") (result i32) i32.const 0)"#);
+    let kind = refused(big).await;
+    assert_eq!(kind, LoadErrorKind::MemoryTooSmall { needed: 2000 << 16, limit: 100 << 20 });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_may_be_as_large_as_it_is_declared() {
+    // The stock engine refuses to reach a declared maximum.
+    let fixed = r#"(memory (export "memory") 2 2)"#;
+    let text = guest_fields(METADATA, IDLE).replace(r#"(memory (export "memory") 2)"#, fixed);
+    assert!(text.contains(fixed));
+    let program = prepare(module(&text), spec()).await.map_err(|e| e.to_string()).unwrap();
+    engine_of(&program).await;
+
+    let tight = ProgramSpec { memory: 2 << 16, ..spec() };
+    let body = r#"(drop (memory.grow (i32.const 1))) (call $answer <<{"outputs":{}}>>)"#;
+    let program = prepare(process(body), tight).await.map_err(|e| e.to_string()).unwrap();
+    let failure = failure(engine_of(&program).await, context("null"), LONG).await;
+    assert!(format!("{failure:?}").contains("grew over `memory`"), "{failure:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_metadata_is_refused() {
+    let kind =
+        refused(guest_with("", r#"{"component":"","inports":[],"outports":[]}"#, IDLE)).await;
+    assert_eq!(kind, LoadErrorKind::InvalidMetadata(InvalidMetadata::NoComponent));
+    let kind = refused(guest_with("", "hello", IDLE)).await;
+    assert!(kind.to_string().contains("it answered hello"), "{kind}");
+}
+
+fn metadata(body: &str) -> Bytes {
+    let text = guest_fields(METADATA, IDLE);
+    let start = text.find(r#"(func (export "get_metadata")"#).unwrap();
+    let end = text[start..].find('\n').map_or(text.len(), |i| start + i);
+    let own = format!("(func (export \"get_metadata\") (result i32) {body})");
+    module(&format!("{}{own}{}", &text[..start], &text[end..]))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_module_that_breaks_when_asked_is_refused() {
+    for (body, part) in [
+        ("unreachable", "`get_metadata` trapped: wasm trap"),
+        ("(call $fail <<no luck>>) (i32.const 1)", "`get_metadata` returned an error: no luck"),
+        ("(call $send_output (call $block <<{}>>)) (i32.const 0)", "only within a turn"),
+    ] {
+        let kind = refused(metadata(body)).await;
+        assert!(matches!(kind, LoadErrorKind::AskFailed { .. }), "{kind:?}");
+        assert!(kind.to_string().contains(part), "{kind}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn endless_metadata_is_stopped_and_may_be_tried_again() {
+    let error = load(metadata("(loop $l (br $l)) unreachable")).await.err().unwrap();
+    assert_eq!(error.kind, LoadErrorKind::MetadataTimeout(Duration::from_secs(2)));
+    assert!(!error.is_intrinsic());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn endless_initialisers_are_stopped() {
+    for functions in [
+        "(func $s (loop $l (br $l))) (start $s)",
+        r#"(func (export "_initialize") (loop $l (br $l)))"#,
+        r#"(func (export "__wasm_call_ctors") (loop $l (br $l)))"#,
+    ] {
+        let error = load(guest(&format!("{IDLE} {functions}"))).await.err().unwrap();
+        assert!(matches!(error.kind, LoadErrorKind::InitFailed(_)), "{error}");
+        assert!(error.to_string().contains("do not end"), "{error}");
+        assert!(error.is_intrinsic());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn initialisers_that_call_the_host_are_refused() {
+    let calls = [
+        "(call $log_info (i64.const 8))",
+        "(drop (call $config_get (i64.const 8)))",
+        "(drop (call $var_get (i64.const 8)))",
+        "(call $var_set (i64.const 8) (i64.const 8))",
+        "(drop (call $http_request (i64.const 8) (i64.const 8)))",
+        "(drop (call $http_status))",
+        "(drop (call $log_level))",
+        "(call $send_output (i64.const 8))",
+        "(drop (call $get_state (i64.const 8)))",
+        "(call $set_state (i64.const 8) (i64.const 8))",
+    ];
+    for call in calls {
+        for start in [
+            format!("(func $s {call}) (start $s)"),
+            format!(r#"(func (export "_initialize") {call})"#),
+        ] {
+            let kind = refused(guest(&format!("{IDLE} {start}"))).await;
+            assert!(matches!(kind, LoadErrorKind::InitFailed(_)), "{kind:?}");
+            assert!(kind.to_string().contains("calls host functions while"), "{kind}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reactor_is_initialised_before_its_first_turn() {
+    let reactor = guest(
+        r#"(global $n (mut i32) (i32.const 48))
+        (func (export "_initialize") (global.set $n (i32.add (global.get $n) (i32.const 1))))
+        (func (export "process") (result i32)
+          (i32.store8 (i32.const 0) (global.get $n))
+          (call $put_block (call $block (i32.const 0) (i32.const 1))))"#,
+    );
+    let (engine, effects) = turn(engine(reactor).await, context("null")).await;
+    assert_eq!(data(&effects), "1");
+    assert_eq!(data(&turn(engine, context("null")).await.1), "1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wasi_is_there_for_modules_that_import_it() {
+    let wasi = guest_with(
+        r#"(import "wasi_snapshot_preview1" "clock_time_get" (func $clock (param i32 i64 i32) (result i32)))
+           (import "wasi_snapshot_preview1" "random_get" (func $random (param i32 i32) (result i32)))
+           (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+           (import "wasi_snapshot_preview1" "path_open"
+             (func $open (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
+           (import "wasi_snapshot_preview1" "environ_sizes_get" (func $env (param i32 i32) (result i32)))"#,
+        METADATA,
+        r#"(func (export "process") (result i32)
+          (if (call $clock (i32.const 0) (i64.const 1) (i32.const 0)) (then unreachable))
+          (if (i64.eqz (i64.load (i32.const 0))) (then unreachable))
+          (if (call $random (i32.const 0) (i32.const 32)) (then unreachable))
+          (i32.store (i32.const 0) (i32.const 64)) (i32.store (i32.const 4) (i32.const 1))
+          (i32.store8 (i32.const 64) (i32.const 33))
+          (if (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8)) (then unreachable))
+          (if (call $env (i32.const 0) (i32.const 4)) (then unreachable))
+          (if (i32.load (i32.const 0)) (then unreachable))
+          ;; No folder is open, so nothing can be opened in one.
+          (if (i32.eqz (call $open (i32.const 3) (i32.const 0) (i32.const 64) (i32.const 1)
+                (i32.const 0) (i64.const 0) (i64.const 0) (i32.const 0) (i32.const 8)))
+              (then unreachable))
+          (call $answer <<{"outputs":{}}>>))"#,
+    );
+    turn(engine(wasi).await, context("null")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_that_exits_has_broken() {
+    let exits = guest_with(
+        r#"(import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))"#,
+        METADATA,
+        r#"(func (export "process") (result i32) (call $exit (i32.const 3)) unreachable)"#,
+    );
+    let failure = failure(engine(exits).await, context("null"), LONG).await;
+    assert_eq!((failure.kind.class(), failure.engine.is_some()), ("trap", false));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_version_is_semantic_and_held_against_the_actors() {
+    let version = |answer: &str| {
+        guest(&format!(
+            r#"{IDLE} (func (export "get_version") (result i32) (call $answer <<{answer}>>))"#
+        ))
+    };
+    assert_eq!(load(version("\"1.2.3\"")).await.unwrap().version(), Some("1.2.3"));
+    assert_eq!(refused(version("\"1.2\"")).await, LoadErrorKind::VersionInvalid("1.2".into()));
+    assert!(matches!(refused(version("7")).await, LoadErrorKind::VersionInvalid(_)));
+    let told = METADATA.replacen('{', r#"{"version":"2.0.0","#, 1);
+    assert_eq!(load(guest_with("", &told, IDLE)).await.unwrap().version(), Some("2.0.0"));
+
+    for (bytes, wanted, expected) in [
+        (version("\"1.2.3\""), ">=1.2, <2", None),
+        (version("\"1.2.3\""), ">=2", Some("1.2.3, and the actor asks for >=2")),
+        (guest(IDLE), ">=1", Some("none, and the actor asks for >=1")),
+        (version("\"1.2.3\""), "new", Some("write `>=1.2, <2`")),
+    ] {
+        let result = prepare(bytes, ProgramSpec { version: Some(wanted.into()), ..spec() }).await;
+        match (result, expected) {
+            (Ok(_), None) => {}
+            (Err(error @ PrepareError::VersionMismatch { .. }), Some(part)) => {
+                assert!(error.to_string().contains(part), "{error}");
+            }
+            (result, _) => panic!("{wanted}: {:?}", result.err()),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_entry_point_may_have_another_name() {
+    let other = guest(
+        r#"(func (export "handle") (result i32) (call $answer <<{"outputs":{"out":{"type":"Flow"}}}>>))
+           (func (export "typed") (param i32))"#,
+    );
+    let named = |name: &str| ProgramSpec { entry_point: Some(name.into()), ..spec() };
+    let program = prepare(other.clone(), named("handle")).await.map_err(|e| e.to_string()).unwrap();
+    turn(engine_of(&program).await, context("null")).await;
+    let error = prepare(other.clone(), spec()).await.err().unwrap().to_string();
+    assert!(error.contains("does not export `process`"), "{error}");
+    assert!(error.contains("`get_metadata`, `handle`, `typed`"), "{error}");
+    let error = prepare(other, named("typed")).await.err().unwrap();
+    assert!(matches!(error, PrepareError::WrongExportType { .. }), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_actors_config_must_satisfy_the_schema() {
+    let schema = r#""config_schema":{"type":"object","required":["min"],"properties":{"min":{"type":"number"}}},"#;
+    let bytes = guest_with("", &METADATA.replacen('{', &format!("{{{schema}"), 1), IDLE);
+    for (config, expected) in [
+        (json!({"min": 4.5}), None),
+        (json!({"min": "x"}), Some("/min: ")),
+        (json!({}), Some("\"min\" is a required property")),
+    ] {
+        let config = config.as_object().unwrap().clone();
+        match (prepare(bytes.clone(), ProgramSpec { config, ..spec() }).await, expected) {
+            (Ok(_), None) => {}
+            (Err(PrepareError::ConfigRejected { why }), Some(part)) => {
+                assert!(why.contains(part), "{why}");
+            }
+            (result, _) => panic!("{:?}", result.err()),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_module_may_refuse_an_actors_config() {
+    let validates = |body: &str| {
+        guest(&format!(r#"{IDLE} (func (export "validate_config") (result i32) {body})"#))
+    };
+    for (body, expected) in [
+        ("(call $answer <<true>>)", None),
+        ("(call $answer <<false>>)", Some("said false")),
+        ("(call $answer <<maybe>>)", Some("answered maybe, not true or false")),
+        ("(call $fail <<min is negative>>) (i32.const 1)", Some("min is negative")),
+        ("unreachable", Some("broke: wasm trap")),
+        ("(loop $l (br $l)) unreachable", Some("not answer in time")),
+    ] {
+        match (prepare(validates(body), spec()).await, expected) {
+            (Ok(_), None) => {}
+            (Err(PrepareError::ConfigRejected { why }), Some(part)) => {
+                assert!(why.contains(part), "{why}");
+            }
+            (result, _) => panic!("{body}: {:?}", result.err()),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_actors_memory_must_cover_the_declared() {
+    let error =
+        prepare(guest(IDLE), ProgramSpec { memory: 1 << 16, ..spec() }).await.err().unwrap();
+    assert!(matches!(error, PrepareError::MemoryTooSmall { needed: 131_072, limit: 65_536 }));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_inspection_tells_what_it_can() {
+    let inspect =
+        |bytes| async { soon(loader().inspect(Source::Bytes { name: "x".into(), bytes })).await };
+    let whole = inspect(guest(IDLE)).await;
+    assert_eq!(whole.problem, None);
+    assert_eq!(whole.metadata.as_ref().unwrap().component, "Guest");
+    let shown = serde_json::to_value(&whole).unwrap();
+    assert_eq!(shown["exports"][2], json!({"name": "process", "type": "() -> i32"}));
+    assert_eq!(shown["imports"][0]["type"], "(i64) -> i64");
+    assert_eq!(shown["memory"], json!({"min": 131_072, "max": null}));
+
+    let endless = inspect(guest(&format!("{IDLE} (func $s (loop $l (br $l))) (start $s)"))).await;
+    assert!(endless.problem.unwrap().contains("do not end"));
+    assert!(endless.start);
+    assert_eq!(endless.exports.len(), 3);
+
+    let wordless = inspect(metadata("unreachable")).await;
+    assert!(wordless.problem.unwrap().contains("`get_metadata` trapped"));
+    assert_eq!(wordless.exports.len(), 3);
+
+    let component = inspect(wat::parse_str("(component)").unwrap().into()).await;
+    assert!(component.problem.unwrap().contains("component"));
+    assert!(component.digest.is_some());
+
+    let missing = soon(loader().inspect(Source::File("/no/such/file.wasm".into()))).await;
+    assert!(missing.problem.unwrap().contains("cannot read"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn validating_keeps_nothing() {
+    let loader = loader();
+    let bytes = guest(IDLE);
+    let source = Source::Bytes { name: "x".into(), bytes: bytes.clone() };
+    loader.validate(source).await.unwrap();
+    let digest = load(bytes).await.unwrap().digest();
+    assert!(loader.get(&digest).is_none());
+}

@@ -1,0 +1,273 @@
+//! Turns of real guests on the engine.
+
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+mod guest;
+
+use std::time::Duration;
+
+use guest::*;
+use reflowd_runtime::{EnginePer, FailureKind, Message, Type};
+use serde_json::{Value, json};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn data_crosses_a_guest_byte_for_byte() {
+    let echo = engine(process("(call $put_input)")).await;
+    let given = r#"{"b":1.0, "a":1e2,"n":123456789012345678901234567890}"#;
+    let (_, effects) = turn(echo, context(given)).await;
+    let seen = data(&effects);
+    let message = format!(r#"{{"payload":{{"in":{{"type":"Any","data":{given}}}}},"#);
+    assert!(seen.starts_with(&message), "{seen}");
+    assert_eq!(effects.state, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_sees_its_context() {
+    let mut spec = spec();
+    spec.config = json!({"n": 1, "s": "text"}).as_object().unwrap().clone();
+    spec.env.insert("TOKEN".into(), "secret".into());
+    let program = prepare(process("(call $put_input)"), spec).await.map_err(|e| e.to_string());
+    let (_, effects) = turn(engine_of(&program.unwrap()).await, with_state(r#"{"k":1.0}"#)).await;
+    let seen: Value = serde_json::from_str(&data(&effects)).unwrap();
+    let expected = json!({
+        "payload": {"in": {"type": "Any", "data": null}},
+        "config": {
+            "node_id": "actor", "component": "Guest", "namespace": null,
+            "resolved_env": {"TOKEN": "secret"}, "config": {"n": 1, "s": "text"},
+        },
+        "state": {"k": 1.0},
+    });
+    assert_eq!(seen, expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_twelve_types_reach_a_guest_and_come_back() {
+    let values = [
+        "null",
+        r#"{"e":1}"#,
+        "true",
+        "1.0",
+        "2",
+        "\"s\"",
+        "{}",
+        "[1,2]",
+        "[0,255]",
+        "null",
+        "[]",
+        "\"no\"",
+    ];
+    for (ty, value) in Type::ALL.into_iter().zip(values) {
+        let encoded = format!(r#"{{"type":"{ty}","data":{value}}}"#);
+        let body = format!(r#"(call $answer <<{{"outputs":{{"out":{encoded}}}}}>>)"#);
+        let (engine, effects) = turn(engine(process(&body)).await, context("null")).await;
+        assert_eq!(effects.outputs[0].1.encode(), encoded);
+        drop(engine);
+
+        let echo = self::engine(process("(call $put_input)")).await;
+        let mut context = context("null");
+        context.payload[0].1 = Message::new(ty, value).unwrap();
+        let seen = data(&turn(echo, context).await.1);
+        assert!(seen.contains(&encoded), "{seen}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_engine_lives_on_between_turns() {
+    let counts = guest(
+        r#"(global $n (mut i32) (i32.const 48)) (func (export "process") (result i32)
+          (global.set $n (i32.add (global.get $n) (i32.const 1)))
+          (i32.store8 (i32.const 0) (global.get $n))
+          (call $put_block (call $block (i32.const 0) (i32.const 1))))"#,
+    );
+    let program = prepare(counts.clone(), spec()).await.map_err(|e| e.to_string()).unwrap();
+    let (engine, first) = turn(engine_of(&program).await, context("null")).await;
+    let (_, second) = turn(engine, context("null")).await;
+    assert_eq!([data(&first), data(&second)], ["1", "2"]);
+
+    let mut spec = spec();
+    spec.engine_per = EnginePer::Message;
+    let program = prepare(counts, spec).await.map_err(|e| e.to_string()).unwrap();
+    let (engine, first) = turn(engine_of(&program).await, context("null")).await;
+    let (_, second) = turn(engine, context("null")).await;
+    assert_eq!([data(&first), data(&second)], ["1", "1"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn host_functions_join_the_turn() {
+    let body = r#"
+      (call $send_output (call $block <<{"z":1,"a":2.5}>>))
+      (call $set_state (call $block <<k>>) (call $block <<{"x": 1e2}>>))
+      (call $send_output (call $block <<{"z":true}>>))
+      (call $log_info (call $block <<hello>>))
+      (call $put_block (call $get_state (call $block <<k>>)))"#;
+    let (_, effects) = turn(engine(process(body)).await, with_state(r#"{"a": 1.0}"#)).await;
+    let outputs: Vec<_> =
+        effects.outputs.iter().map(|(p, m)| (p.as_str(), m.ty(), m.data().to_vec())).collect();
+    let expected = [
+        ("z", Type::Integer, b"1".to_vec()),
+        ("a", Type::Float, b"2.5".to_vec()),
+        ("z", Type::Boolean, b"true".to_vec()),
+        ("out", Type::Any, br#"{"x": 1e2}"#.to_vec()),
+    ];
+    assert_eq!(outputs, expected);
+    assert_eq!(effects.state.unwrap().text(), r#"{"a":1.0,"k":{"x": 1e2}}"#);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_there_is_null_or_nothing() {
+    let cases = [
+        "(call $put_block (call $get_state (call $block <<k>>)))",
+        "(call $put_block (call $get_state (i64.const 0)))",
+        "(call $put_block (call $config_get (call $block <<k>>)))",
+        "(call $put_block (call $var_get (call $block <<k>>)))",
+    ];
+    for body in cases {
+        let (_, effects) = turn(engine(process(body)).await, context("null")).await;
+        assert_eq!(data(&effects), "null", "{body}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn config_get_sees_the_config_of_the_actor() {
+    let cases = [(json!("7"), "7"), (json!(7), "7"), (json!({"a": [1]}), r#"{"a":[1]}"#)];
+    for (value, expected) in cases {
+        let mut spec = spec();
+        spec.config.insert("k".into(), value);
+        let body = "(call $put_block (call $config_get (call $block <<k>>)))";
+        let program = prepare(process(body), spec).await.map_err(|e| e.to_string()).unwrap();
+        let (_, effects) = turn(engine_of(&program).await, context("null")).await;
+        assert_eq!(data(&effects), expected);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn variables_last_as_long_as_the_engine() {
+    let body = r#"(local $old i64)
+      (local.set $old (call $var_get (call $block <<k>>)))
+      (call $var_set (call $block <<k>>) (call $block <<7>>))
+      (call $put_block (local.get $old))"#;
+    let program = prepare(process(body), spec()).await.map_err(|e| e.to_string()).unwrap();
+    let (engine, first) = turn(engine_of(&program).await, context("null")).await;
+    let (_, second) = turn(engine, context("null")).await;
+    let (_, third) = turn(engine_of(&program).await, context("null")).await;
+    assert_eq!([data(&first), data(&second), data(&third)], ["null", "7", "null"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_result_may_be_wrapped() {
+    // {"outputs":{"out":{"type":"Flow"}},"state":{"a":1}}
+    let body = "(call $answer <<\"eyJvdXRwdXRzIjp7Im91dCI6eyJ0eXBlIjoiRmxvdyJ9fSwic3RhdGUiOnsiYSI6MX19\">>)";
+    let (_, effects) = turn(engine(process(body)).await, context("null")).await;
+    assert_eq!(data(&effects), "null");
+    assert_eq!(effects.state.unwrap().text(), r#"{"a":1}"#);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_result_that_is_none_is_a_turn_error_and_keeps_the_engine() {
+    for (body, part) in [
+        ("(call $answer <<hello>>)", "got hello"),
+        ("(i32.const 0)", "got nothing"),
+        ("(call $send_output (call $block <<[1]>>)) (call $answer <<{\"outputs\":{}}>>)", "[1]"),
+    ] {
+        let (kind, kept) = fails(body).await;
+        let FailureKind::Turn(why) = &kind else { panic!("{kind:?}") };
+        assert!(why.contains(part), "{why}");
+        assert!(kept, "{why}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_breaks_loses_its_engine() {
+    let grow =
+        "(loop $l (br_if $l (i32.ne (memory.grow (i32.const 100)) (i32.const -1)))) unreachable";
+    for (body, part) in [
+        ("unreachable", "unreachable"),
+        ("(i32.load (i32.const -4))", "out of bounds"),
+        ("(i32.div_u (i32.const 1) (i32.const 0))", "divide by zero"),
+        ("(drop (call $alloc (i64.const 0x7fffffffffff))) (i32.const 0)", ""),
+        ("(call $fail <<panicked>>) unreachable", "panicked"),
+        ("(call $log_info (i64.const 12345)) (i32.const 0)", "12345, which is no block"),
+        ("(call $send_output (i64.const -1)) (i32.const 0)", "no block"),
+        ("(call $set_state (i64.const 0x100000000) (i64.const 1)) (i32.const 0)", "no block"),
+        (grow, "grew over `memory`"),
+    ] {
+        let (kind, kept) = fails(body).await;
+        let FailureKind::Trap(why) = &kind else { panic!("{body}: {kind:?}") };
+        assert!(why.contains(part), "{body}: {why}");
+        assert!(!kept, "{body}");
+    }
+    let recursive = guest(
+        r#"(func $deep (result i32) (i32.add (call $deep) (i32.const 1)))
+           (func (export "process") (result i32) (call $deep))"#,
+    );
+    let failure = failure(engine(recursive).await, context("null"), LONG).await;
+    assert!(
+        matches!(&failure.kind, FailureKind::Trap(why) if why.contains("stack")),
+        "{failure:?}"
+    );
+    assert!(failure.engine.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_answers_with_an_error_keeps_its_engine() {
+    for (body, part) in [
+        ("(call $fail <<no such city>>) (i32.const 1)", "no such city"),
+        ("(call $fail <<no such city>>) (i32.const -1)", "no such city"),
+        ("(call $fail <<no such city>>) (i32.const 134)", "no such city"),
+        ("(call $fail <<no such city>>) (i32.const 0)", "no such city"),
+        ("(i32.const 3)", "3"),
+    ] {
+        let (kind, kept) = fails(body).await;
+        let FailureKind::Guest(why) = &kind else { panic!("{body}: {kind:?}") };
+        assert!(why.contains(part), "{body}: {why}");
+        assert!(kept, "{body}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_turn_ends_at_its_deadline() {
+    let endless = engine(process("(loop $l (br $l)) unreachable")).await;
+    let begun = std::time::Instant::now();
+    let failure = failure(endless, context("null"), Duration::from_millis(100)).await;
+    let took = begun.elapsed();
+    assert!(matches!(failure.kind, FailureKind::Timeout(_)), "{failure:?}");
+    assert!(failure.engine.is_none());
+    assert!(took >= Duration::from_millis(99), "{took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deadline_ends_nobody_elses_turn() {
+    // One engine spins to its deadline while the other, of the same module, is
+    // within a long turn that must end well.
+    let spins = process(
+        r#"(local $i i64)
+        (if (i32.eq (call $input_load (i64.const 38)) (i32.const 49)) (then (loop $l (br $l))))
+        (loop $l (local.set $i (i64.add (local.get $i) (i64.const 1)))
+                 (br_if $l (i64.lt_u (local.get $i) (i64.const 600000000))))
+        (call $answer <<{"outputs":{}}>>)"#,
+    );
+    let module = load(spins).await.unwrap();
+    let prepared = |name: &str| {
+        let mut spec = spec();
+        spec.actor = name.parse().unwrap();
+        let module = module.clone();
+        async move { reflowd_runtime::Module::prepare(&*module, spec).await.map_err(|e| e.to_string()) }
+    };
+    let (one, two) = (prepared("one").await.unwrap(), prepared("two").await.unwrap());
+    let (endless, long) = (engine_of(&one).await, engine_of(&two).await);
+    let long = tokio::task::JoinSet::from_iter([long.turn(context("2"), within(LONG))]);
+    let failure = failure(endless, context("1"), Duration::from_millis(50)).await;
+    assert!(matches!(failure.kind, FailureKind::Timeout(_)), "{failure:?}");
+    let turns = soon(long.join_all()).await;
+    assert!(turns[0].is_ok(), "{:?}", turns[0].as_ref().err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_timeout_leaves_the_program_able_to_make_another_engine() {
+    let body = r#"(if (i32.eq (call $input_load (i64.const 38)) (i32.const 49)) (then (loop $l (br $l))))
+        (call $answer <<{"outputs":{}}>>)"#;
+    let program = prepare(process(body), spec()).await.map_err(|e| e.to_string()).unwrap();
+    let failure = failure(engine_of(&program).await, context("1"), Duration::from_millis(20)).await;
+    assert!(matches!(failure.kind, FailureKind::Timeout(_)), "{failure:?}");
+    turn(engine_of(&program).await, context("2")).await;
+}
