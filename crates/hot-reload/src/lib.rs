@@ -4,6 +4,46 @@
 //! plan; applying the plan is the only part that touches anything. Looks happen
 //! when a [`DiskWatcher`] says so, and as often as one likes: what is decided
 //! depends on what is there, not on how one came to look.
+//!
+//! ```no_run
+//! use std::{collections::BTreeMap, collections::BTreeSet, path::Path};
+//!
+//! use reflowd_hot_reload::*;
+//!
+//! # async fn example(flow: Flow) {
+//! let folder = Path::new("/srv/modules");
+//! let look = Look { modules: folder.into(), ..Look::default() };
+//! let mut watcher = DiskWatcher::new(look.roots(), Pace::default(), Eyes::Open);
+//! let mut scanner = Scanner::new(ScanOptions::default());
+//! let (retired, running) = (Retired::default(), Running::default());
+//! loop {
+//!     let depth = match watcher.next().await {
+//!         Wake::Demand => Depth::Everything,
+//!         Wake::Events | Wake::Again | Wake::Rescan => Depth::Changed,
+//!     };
+//!     // In a daemon, on a thread that may block.
+//!     let snapshot = scanner.scan(&look, &BTreeSet::new(), depth, Moment::now());
+//!     if let Some(at) = snapshot.again {
+//!         watcher.again(at);
+//!     }
+//!     let plan = plan(
+//!         Wanted {
+//!             flow: &flow,
+//!             snapshot: &snapshot,
+//!             folder,
+//!             autostart: Some(&Template::default()),
+//!             retired: &retired,
+//!             refused: &BTreeMap::new(),
+//!             removals: Removals::Guarded,
+//!         },
+//!         &running,
+//!     );
+//!     for change in plan.changes {
+//!         // Prepare all of it; then swap all of it, or remember why not.
+//!     }
+//! }
+//! # }
+//! ```
 
 mod flow;
 mod settle;

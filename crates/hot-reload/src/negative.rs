@@ -72,6 +72,14 @@ impl Refusals {
         self.refused.get(digest).filter(|refusal| refusal.retry.is_none_or(|retry| now < retry))
     }
 
+    /// The modules that must not be tried now, and why.
+    #[must_use]
+    pub fn all_standing(&self, now: Instant) -> BTreeMap<Digest, String> {
+        let all =
+            self.refused.keys().filter_map(|digest| Some((digest, self.standing(digest, now)?)));
+        all.map(|(digest, standing)| (*digest, standing.why.clone())).collect()
+    }
+
     /// The module was tried and is fine, or somebody wants it tried regardless.
     pub fn forget(&mut self, digest: &Digest) {
         self.refused.remove(digest);
@@ -145,6 +153,7 @@ mod tests {
         refusals.refuse(DIGEST, Fault::Intrinsic, "no export", now);
         let standing = refusals.standing(&DIGEST, now + minutes(100_000));
         assert_eq!(standing.map(|refusal| refusal.why.as_str()), Some("no export"));
+        assert_eq!(refusals.all_standing(now), [(DIGEST, "no export".to_owned())].into());
         assert_eq!(refusals.next_retry(now), None);
     }
 
@@ -166,6 +175,7 @@ mod tests {
             assert_eq!(refusals.next_retry(now), Some(again));
             assert!(refusals.standing(&DIGEST, again - Duration::from_millis(1)).is_some());
             assert!(refusals.standing(&DIGEST, again).is_none());
+            assert!(refusals.all_standing(again).is_empty());
             now = again;
         }
     }
