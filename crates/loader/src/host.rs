@@ -10,7 +10,7 @@ use reflowd_runtime::{ActorLog, ProgramSpec};
 use serde_json::Value;
 use tracing::Level;
 
-use crate::turn::Side;
+use crate::{http, turn::Side};
 
 /// Bytes that one engine's variables may take, names included.
 const MAX_VARS: usize = 1 << 20;
@@ -116,14 +116,22 @@ impl Host {
         }
     }
 
-    /// An HTTP request. Without an allowed host it is not made, which the guest
-    /// is told as status 0 and an empty body.
+    /// Makes an HTTP request where the operator allows it. What is refused or
+    /// fails is told to the guest as status 0 and an empty body, and logged.
     pub(crate) fn http(&mut self, request: &[u8], body: &[u8]) -> Bytes {
-        let _ = (request, body, &self.around.allow_hosts);
-        self.http_status = 0;
-        self.http_headers = Bytes::from_static(b"{}");
-        self.log(Level::WARN, b"http_request refused: no host is allowed");
-        Bytes::new()
+        match http::request(request, body, &self.around.allow_hosts, self.deadline) {
+            Ok(answer) => {
+                self.http_status = answer.status;
+                self.http_headers = answer.headers;
+                answer.body
+            }
+            Err(error) => {
+                self.http_status = 0;
+                self.http_headers = Bytes::from_static(b"{}");
+                self.log(Level::WARN, format!("http_request: {error}").as_bytes());
+                Bytes::new()
+            }
+        }
     }
 }
 

@@ -271,3 +271,53 @@ async fn a_timeout_leaves_the_program_able_to_make_another_engine() {
     assert!(matches!(failure.kind, FailureKind::Timeout(_)), "{failure:?}");
     turn(engine_of(&program).await, context("2")).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn http_is_told_to_the_guest_as_refused_without_an_allowed_host() {
+    let body = r#"
+      (if (i64.ne (call $http_request (call $block <<{"url":"http://127.0.0.1:1/"}>>) (i64.const 0))
+                  (i64.const 0)) (then unreachable))
+      (if (call $http_status) (then unreachable))
+      (call $answer <<{"outputs":{}}>>)"#;
+    turn(engine(process(body)).await, context("null")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn http_reaches_a_listed_host() {
+    use std::io::{Read, Write};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let server = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut head = Vec::new();
+        let mut byte = [0];
+        while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).unwrap() == 1 {
+            head.push(byte[0]);
+        }
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 7\r\n\r\n[1, 2 ]").unwrap();
+    });
+    let body = format!(
+        r#"(local $body i64)
+        (local.set $body (call $http_request (call $block <<{{"url":"{url}"}}>>) (i64.const 0)))
+        (if (i32.ne (call $http_status) (i32.const 200)) (then unreachable))
+        (call $put_block (local.get $body))"#
+    );
+    let mut spec = spec();
+    spec.allow_hosts = vec!["127.0.0.1".into()];
+    let program = prepare(process(&body), spec).await.map_err(|e| e.to_string()).unwrap();
+    let (_, effects) = turn(engine_of(&program).await, context("null")).await;
+    assert_eq!(data(&effects), "[1, 2 ]");
+    server.join().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn modules_of_an_sdk_run_unchanged() {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
+    for (path, given, expected) in
+        [("tests/guests/relay.wasm", r#"{"b":1.0, "a":1e2}"#, r#"{"b":1.0, "a":1e2}"#)]
+    {
+        let bytes = std::fs::read(format!("{root}/{path}")).unwrap();
+        let (_, effects) = turn(engine(bytes.into()).await, context(given)).await;
+        assert_eq!(data(&effects), expected, "{path}");
+    }
+}
