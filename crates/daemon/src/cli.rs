@@ -1,6 +1,8 @@
 //! The command line: what each command takes, and what its end tells the shell.
 
 mod client;
+mod check;
+mod inspect;
 mod actors;
 mod send;
 mod events;
@@ -9,7 +11,7 @@ mod table;
 
 use std::{
     io::{self, Write as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
@@ -51,6 +53,18 @@ Exit codes: 0 done, 1 failed, 2 usage, 65 bad module or data, 69 no daemon, 75 t
 pub(crate) enum Command {
     /// Run the daemon
     Run,
+    /// Anything else, which ends by itself
+    #[command(flatten)]
+    Tool(Tool),
+}
+
+/// What looks at files, and does not need a daemon, or asks something of one.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Tool {
+    /// Say everything that `run` would refuse, without running
+    Check(check::Check),
+    /// Tell what is in a module, and whether it would be taken
+    Inspect(inspect::Inspect),
     /// List the actors
     Ps(Json),
     /// Send a message, or many, to an actor
@@ -100,7 +114,6 @@ pub(crate) enum Exit {
     /// The user may not.
     Permission = 77,
     /// The configuration is bad.
-    #[allow(dead_code, reason = "the commands that read it are not wired yet")]
     Config = 78,
 }
 
@@ -135,30 +148,42 @@ impl From<anyhow::Error> for Stop {
 /// What a command comes to.
 pub(crate) type Outcome = Result<Exit, Stop>;
 
-/// Does what the command line says, but for running the daemon.
-pub(crate) fn dispatch(cli: Cli) -> Outcome {
-    let Some(command) = cli.command else { return Ok(Exit::Done) };
-    let places = client::Places::new(cli.socket, cli.config.as_deref());
+/// Does one of the things that end by themselves.
+///
+/// # Errors
+/// Why it could not be done.
+pub(crate) fn dispatch(tool: Tool, socket: Option<PathBuf>, config: Option<&Path>) -> Outcome {
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start a runtime")?;
     let outcome = runtime.block_on(async {
-        let mut client = Client::connect(&places).await?;
-        match command {
-            Command::Run => Ok(Exit::Done),
-            Command::Ps(json) => actors::list(&mut client, json.json).await,
-            Command::Send(send) => send::send(&mut client, send).await,
-            Command::Events(events) => events::events(&mut client, events).await,
-            Command::Reload(reload) => reload::reload(&mut client, reload).await,
-            Command::Pause(Actor { actor }) => actors::tell(&mut client, &actor, "pause").await,
-            Command::Resume(Actor { actor }) => actors::tell(&mut client, &actor, "resume").await,
-            Command::Retry(Actor { actor }) => actors::tell(&mut client, &actor, "retry").await,
+        match tool {
+            Tool::Check(wanted) => check::check(wanted, config).await,
+            Tool::Inspect(wanted) => inspect::inspect(wanted).await,
+            tool => {
+                let places = client::Places::new(socket, config);
+                ask(&mut Client::connect(&places).await?, tool).await
+            }
         }
     });
     // Standard input may be in the middle of a read that nobody can call back.
     runtime.shutdown_background();
     outcome
+}
+
+/// Asks something of a daemon.
+async fn ask(client: &mut Client, tool: Tool) -> Outcome {
+    match tool {
+        Tool::Check(_) | Tool::Inspect(_) => unreachable!("these need no daemon"),
+        Tool::Ps(json) => actors::list(client, json.json).await,
+        Tool::Send(send) => send::send(client, send).await,
+        Tool::Events(events) => events::events(client, events).await,
+        Tool::Reload(reload) => reload::reload(client, reload).await,
+        Tool::Pause(Actor { actor }) => actors::tell(client, &actor, "pause").await,
+        Tool::Resume(Actor { actor }) => actors::tell(client, &actor, "resume").await,
+        Tool::Retry(Actor { actor }) => actors::tell(client, &actor, "retry").await,
+    }
 }
 
 /// Writes to standard output, with colours where it shows them.

@@ -21,10 +21,18 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use crate::cli::Cli;
+use crate::cli::{Cli, Command, Exit, Stop};
 
 fn main() -> ExitCode {
-    match cli::dispatch(Cli::parse()) {
+    let cli = Cli::parse();
+    let outcome = match cli.command.unwrap_or(Command::Run) {
+        Command::Run => Err(Stop::new(
+            Exit::Failed,
+            anyhow::anyhow!("this build does not run actors yet; it checks, inspects and talks"),
+        )),
+        Command::Tool(tool) => cli::dispatch(tool, cli.socket, cli.config.as_deref()),
+    };
+    match outcome {
         Ok(exit) => exit.into(),
         Err(stop) => {
             if let Some(error) = stop.error {

@@ -21,6 +21,7 @@ use serde_json::Value;
 use tokio::{net::UnixStream, task::JoinSet};
 
 use super::{Exit, Stop};
+use crate::config::{self, Environment, Sources};
 
 /// Where a service has its socket.
 const SYSTEM_SOCKET: &str = "/run/reflowd/reflowd.sock";
@@ -34,8 +35,13 @@ pub(crate) struct Places(Vec<PathBuf>);
 
 impl Places {
     /// Where the caller says, or else where the configuration and the system say.
-    pub(crate) fn new(given: Option<PathBuf>, _config: Option<&Path>) -> Self {
-        Self::of(given, None)
+    pub(crate) fn new(given: Option<PathBuf>, flag: Option<&Path>) -> Self {
+        let environment = Environment::of_process();
+        // A configuration with mistakes may still say where its socket is.
+        let configured = config::locate(flag, &environment).ok().map(|path| {
+            config::parse(Sources::read(&path, &environment), &environment).0.admin.socket
+        });
+        Self::of(given, configured)
     }
 
     fn of(given: Option<PathBuf>, configured: Option<PathBuf>) -> Self {
