@@ -44,8 +44,9 @@ pub(super) async fn check(wanted: Check, flag: Option<&Path>) -> Outcome {
     }
     if report.errors() > 0 {
         if !wanted.json {
-            let (errors, warnings) = (report.errors(), report.warnings());
-            print(&format!("{errors} errors, {warnings} warnings\n"))?;
+            let count = |n: usize, what| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+            let errors = count(report.errors(), "error");
+            print(&format!("\n{errors}, {}\n", count(report.warnings(), "warning")))?;
         }
         return Ok(Exit::Config);
     }
