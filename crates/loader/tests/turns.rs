@@ -321,3 +321,39 @@ async fn modules_of_an_sdk_run_unchanged() {
         assert_eq!(data(&effects), expected, "{path}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_output_that_does_not_exist_is_a_turn_error() {
+    for (offset, length) in [
+        ("(call $alloc (i64.const 8))", "-1"),
+        ("(call $alloc (i64.const 8))", "-5"),
+        ("(call $alloc (i64.const 8))", "0x7fffffff"),
+        ("(i64.const -1)", "8"),
+        ("(i64.const 0x7fffffff)", "8"),
+        ("(i64.const 0)", "0x100000000"),
+    ] {
+        let body = format!("(call $output_set {offset} (i64.const {length})) (i32.const 0)");
+        let (kind, kept) = fails(&body).await;
+        assert!(matches!(kind, FailureKind::Turn(_)), "{offset} {length}: {kind:?}");
+        assert!(kept);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_writes_to_its_actors_log() {
+    let mut spec = spec();
+    // A log that takes no line counts each as left out.
+    spec.log = reflowd_runtime::ActorLog::new(spec.actor.clone(), 0);
+    let log = spec.log.clone();
+    let body = "(call $log_info (call $block <<hello>>)) (call $answer <<{\"outputs\":{}}>>)";
+    let program = prepare(process(body), spec).await.map_err(|e| e.to_string()).unwrap();
+    turn(engine_of(&program).await, context("null")).await;
+    assert_eq!(log.suppressed(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_turn_that_is_due_already_does_not_run_for_ever() {
+    let endless = engine(process("(loop $l (br $l)) unreachable")).await;
+    let failure = failure(endless, context("null"), Duration::ZERO).await;
+    assert!(matches!(failure.kind, FailureKind::Timeout(_)), "{failure:?}");
+}
