@@ -145,6 +145,27 @@ mod tests {
     }
 
     #[test]
+    fn what_is_due_strikes_and_strikes_again() {
+        let mut deadlines = Deadlines::default();
+        let start = Instant::now();
+        let (stroke, strokes) = striker();
+        let (later, later_strokes) = striker();
+        let at = start + Duration::from_secs(1);
+        let late = start + Duration::from_secs(9);
+        assert_eq!(deadlines.strike(start), None);
+        deadlines.armed.insert((at, 1), Arm { stroke, struck: false });
+        deadlines.armed.insert((late, 2), Arm { stroke: later, struck: false });
+        assert_eq!(deadlines.strike(start), Some(at));
+        assert!(strokes.try_recv().is_err());
+        assert_eq!(deadlines.strike(at), Some(at + AGAIN));
+        assert_eq!(deadlines.strike(at + AGAIN), Some(at + AGAIN * 2));
+        assert_eq!(strokes.try_iter().count(), 2);
+        deadlines.armed.remove(&(at, 1));
+        assert_eq!(deadlines.strike(at + AGAIN * 2), Some(late));
+        assert_eq!(later_strokes.try_iter().count(), 0);
+    }
+
+    #[test]
     fn an_earlier_deadline_wakes_the_thread_that_waits_for_a_later_one() {
         let (late, late_strokes) = striker();
         let (early, early_strokes) = striker();
