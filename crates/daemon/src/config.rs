@@ -26,15 +26,14 @@ use std::{
     sync::Arc,
 };
 
-use reflowd_hot_reload::{Flow, Include, IncludeError, ModuleRef, Template};
+use reflowd_hot_reload::{Flow, Include, IncludeError, Template};
 use reflowd_runtime::ActorName;
 use toml::de::DeTable;
 
 pub(crate) use check::{Lookup, check_flow};
-pub(crate) use daemon::{AdminConfig, DaemonConfig, EngineKind, Keep};
+pub(crate) use daemon::{AdminConfig, DaemonConfig};
 pub(crate) use environment::Environment;
-pub(crate) use names::similar;
-pub(crate) use report::{Diagnostic, Label, Place, Report, Severity};
+pub(crate) use report::{Diagnostic, Place, Report};
 pub(crate) use restart::restart_only;
 pub(crate) use sources::Sources;
 
@@ -194,19 +193,6 @@ pub(crate) fn parse(sources: Sources, environment: &Environment) -> (Config, Rep
     }
     let mut report = Report::new(sources);
     report.extend(problems.into_vec());
-    (config, report)
-}
-
-/// Parses the texts and holds the flow against its modules: everything that can be said of a configuration.
-///
-/// `lookup` says what a module is like; it is asked once for each.
-pub(crate) fn check(
-    sources: Sources,
-    environment: &Environment,
-    lookup: &dyn Fn(&ModuleRef) -> Lookup,
-) -> (Config, Report) {
-    let (config, mut report) = parse(sources, environment);
-    report.extend(check_flow(&config, lookup).into_diagnostics());
     (config, report)
 }
 

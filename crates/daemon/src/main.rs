@@ -2,34 +2,26 @@
 //! command line that talks to it.
 
 mod cli;
-#[allow(dead_code, unused_imports, reason = "the commands that use it are not there yet")]
+mod run;
+mod blueprint;
 mod config;
-#[allow(dead_code, reason = "the daemon's start, which serves it, is not wired yet")]
-mod admin;
-#[allow(dead_code, reason = "the daemon's start, which serves it, is not wired yet")]
-mod metrics;
-#[allow(dead_code, reason = "the commands that use it are not there yet")]
 mod connector;
-#[allow(dead_code, reason = "the commands that use it are not there yet")]
-mod data_folder;
-#[allow(dead_code, reason = "the commands that use it are not there yet")]
+mod admin;
+mod metrics;
 mod snapshot;
-#[allow(dead_code, reason = "the commands that use it are not there yet")]
+mod data_folder;
 mod systemd;
 
 use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use crate::cli::{Cli, Command, Exit, Stop};
+use crate::cli::{Cli, Command};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let outcome = match cli.command.unwrap_or(Command::Run) {
-        Command::Run => Err(Stop::new(
-            Exit::Failed,
-            anyhow::anyhow!("this build does not run actors yet; it checks, inspects and talks"),
-        )),
+        Command::Run => run::run(cli.config.as_deref()),
         Command::Tool(tool) => cli::dispatch(tool, cli.socket, cli.config.as_deref()),
     };
     match outcome {

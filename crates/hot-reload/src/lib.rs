@@ -45,6 +45,8 @@
 //! # }
 //! ```
 
+mod reconciler;
+mod blueprint;
 mod flow;
 mod settle;
 mod watch;
@@ -59,6 +61,7 @@ mod kept;
 mod report;
 
 pub use absence::{Absence, GRACE, Missing};
+pub use blueprint::{Blueprint, ConfigFiles, Draft, Found, Texts};
 pub use emptied::emptied;
 pub use flow::{ActorSpec, Flow, GenerationKeys, ModuleRef, WireSpec};
 pub use include::{Include, IncludeError};
@@ -68,7 +71,8 @@ pub use plan::{
     Adjusting, Blocked, ChangePlan, Doubt, Held, Note, Plan, Removals, Retired, Running,
     RunningActor, Starting, StopReason, Stopping, Swapping, Template, Wanted, builtin_digest, plan,
 };
-pub use report::{ActorView, Refusal, ReloadOptions, Report, View};
+pub use reconciler::{Parts, Reconciler, Reloader, States};
+pub use report::{ActorView, ModuleFile, Refusal, ReloadOptions, Report, View};
 pub use scan::{Depth, FetchError, Look, Moment, ScanOptions, Scanner, Sight, Snapshot, Trouble};
 pub use settle::{Pace, Settle, Wake};
 pub use watch::{Demand, DiskWatcher, Eyes, Watching};

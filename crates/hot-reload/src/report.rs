@@ -1,6 +1,6 @@
 //! What a pass over disk has done, for people and tools.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use reflowd_runtime::{ActorName, ActorState, Digest};
 use serde::Serialize;
@@ -74,6 +74,21 @@ pub struct ActorView {
     pub file_gone: bool,
     /// Where it does not run yet: what it waits for, and why.
     pub pending: Option<(ActorState, String)>,
+}
+
+/// One module's file and what is known of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ModuleFile {
+    /// The file.
+    pub file: PathBuf,
+    /// What it holds, where that is certain.
+    pub digest: Option<Digest>,
+    /// `running`, `unused`, `refused`, `being written`, `gone` or `unknown`.
+    pub state: &'static str,
+    /// Why, where there is more to say.
+    pub why: Option<String>,
+    /// The actors that run it.
+    pub actors: Vec<ActorName>,
 }
 
 /// All actors that disk asks for or that run, by name.

@@ -61,7 +61,7 @@ mod deadline;
 mod extism_engine;
 
 pub use binary::{Binary, Export, Import, InvalidBinary, ItemType, Memory};
-pub use loaded::LoadedModule;
+pub use loaded::{LoadedModule, check_version};
 pub use loader::{Inspection, Limits, LoadError, LoadErrorKind, Loader, Source};
 pub use metadata::InvalidMetadata;
 pub use signature::{Signature, host_functions};

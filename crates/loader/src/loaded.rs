@@ -137,7 +137,11 @@ fn check_entry_point(binary: &Binary, name: &str) -> Result<(), PrepareError> {
     }
 }
 
-fn check_version(version: Option<&str>, wanted: Option<&str>) -> Result<(), PrepareError> {
+/// Holds a module's version against what an actor asks for.
+///
+/// # Errors
+/// They do not fit, or what the actor asks for is no requirement.
+pub fn check_version(version: Option<&str>, wanted: Option<&str>) -> Result<(), PrepareError> {
     let Some(wanted) = wanted else { return Ok(()) };
     let mismatch =
         |found: &str, wanted: String| PrepareError::VersionMismatch { wanted, found: found.into() };

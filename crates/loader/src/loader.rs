@@ -424,6 +424,28 @@ impl LoadError {
         !self.is_timeout() && !matches!(self.kind, LoadErrorKind::Read(_))
     }
 
+    /// One word for metrics and events.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self.kind {
+            LoadErrorKind::Read(_) => "read",
+            LoadErrorKind::TooLarge { .. } => "too-large",
+            LoadErrorKind::InvalidBinary(_) => "invalid-binary",
+            LoadErrorKind::MissingExport { .. } => "missing-export",
+            LoadErrorKind::WrongExportType { .. } => "wrong-export-type",
+            LoadErrorKind::UnknownImport { .. } => "unknown-import",
+            LoadErrorKind::WrongImportType { .. } => "wrong-import-type",
+            LoadErrorKind::MemoryTooSmall { .. } => "memory-too-small",
+            LoadErrorKind::Compile(_) => "compile",
+            LoadErrorKind::CompileTimeout(_) => "compile-timeout",
+            LoadErrorKind::InitFailed(_) => "init-failed",
+            LoadErrorKind::AskFailed { .. } => "ask-failed",
+            LoadErrorKind::MetadataTimeout(_) => "metadata-timeout",
+            LoadErrorKind::InvalidMetadata(_) => "invalid-metadata",
+            LoadErrorKind::VersionInvalid(_) => "version-invalid",
+        }
+    }
+
     /// Whether it took too long, which a quieter machine may mend.
     #[must_use]
     pub fn is_timeout(&self) -> bool {

@@ -509,7 +509,10 @@ impl System {
     pub async fn apply(&self, change: Change) -> Changed {
         let _one_at_a_time = self.0.changes.lock().await;
         let mut changed = Changed::default();
-        let held = self.hold(&change).await;
+        let mut held = Vec::new();
+        for name in self.to_hold(&change) {
+            held.extend(self.hold(&name).await);
+        }
 
         for (name, settings) in change.settings {
             if let Some(actor) = self.actor(name.as_str()) {
@@ -550,18 +553,17 @@ impl System {
         changed
     }
 
-    /// Halts the actors between which a change must not be seen half done: those
-    /// that swap, and those at the ends of wires that come or go with the swap.
+    /// The actors between which a change must not be seen half done: those that
+    /// swap, and those at the ends of wires that come or go with the swap.
     ///
     /// New wires alone need no halt, since a turn goes by the wires that were in
     /// force when it began; nor does one swap alone, since it is one assignment.
-    async fn hold(&self, change: &Change) -> Vec<Arc<Actor>> {
-        if change.swap.is_empty() {
-            return Vec::new();
-        }
+    fn to_hold(&self, change: &Change) -> BTreeSet<ActorName> {
         let mut names: BTreeSet<ActorName> =
             change.swap.iter().map(|(name, _)| name.clone()).collect();
-        if let Some(after) = &change.wires {
+        if let Some(after) = &change.wires
+            && !names.is_empty()
+        {
             let before = self.wires();
             let same =
                 |wire: &Wire, def: &WireDef| *wire.from() == def.from && *wire.to() == def.to;
@@ -573,16 +575,13 @@ impl System {
             names.extend(ends.map(|end| end.actor.clone()));
         }
         if names.len() < 2 {
-            return Vec::new();
+            names.clear();
         }
-        let mut held = Vec::new();
-        for name in names {
-            held.extend(self.hold_one(&name).await);
-        }
-        held
+        names
     }
 
-    async fn hold_one(&self, name: &ActorName) -> Option<Arc<Actor>> {
+    /// Halts an actor before its next turn.
+    async fn hold(&self, name: &ActorName) -> Option<Arc<Actor>> {
         let actor = self.actor(name.as_str())?;
         let (held, is_held) = oneshot::channel();
         actor.commands.send(Command::Hold(held)).await.ok()?;
@@ -612,8 +611,9 @@ impl System {
         if let Some((its_mailbox, its_state)) = inherited {
             mailbox = Some(its_mailbox);
             state = Some(its_state);
-        } else if state.is_none() {
-            state = self.0.past.lock().states.remove(&name).map(|(state, _)| state);
+        } else if let Some((kept, _)) = self.0.past.lock().states.remove(&name) {
+            // What a removed actor left in memory is newer than anything on disk.
+            state = Some(kept);
         }
         self.spawn(name, ready, settings, state.unwrap_or_default(), mailbox);
         Generation::FIRST

@@ -97,7 +97,8 @@ pub(crate) enum ListenError {
 #[derive(Debug)]
 pub(crate) struct Socket {
     listener: UnixListener,
-    file: SocketFile,
+    /// Goes when the socket goes.
+    _file: SocketFile,
 }
 
 /// A socket's file, by name and identity: a later daemon's is not removed.
@@ -145,7 +146,7 @@ pub(crate) fn bind_socket(path: &Path) -> Result<Socket, ListenError> {
     };
     let listener = listener.map_err(failed)?;
     let file = SocketFile { path: path.into(), identity: identity(path) };
-    Ok(Socket { listener, file })
+    Ok(Socket { listener, _file: file })
 }
 
 /// A socket's file gets the mode that the socket has when it is bound, so that
@@ -202,13 +203,6 @@ impl Listener for Socket {
 
     fn local_addr(&self) -> io::Result<Self::Addr> {
         Listener::local_addr(&self.listener)
-    }
-}
-
-impl Socket {
-    /// Where it is.
-    pub(crate) fn path(&self) -> &Path {
-        &self.file.path
     }
 }
 

@@ -26,6 +26,8 @@ pub(crate) struct DaemonConfig {
     pub(crate) drain: Duration,
     /// The time between two looks at the folders when no event asks for one.
     pub(crate) rescan: Duration,
+    /// Whether the system is asked to tell of changes, or only rescans notice them.
+    pub(crate) watch: bool,
     /// How much of what went live is kept.
     pub(crate) keep: Keep,
     /// What runs modules.
@@ -80,6 +82,7 @@ impl DaemonConfig {
             quiet: Duration::from_millis(100),
             drain: Duration::from_secs(10),
             rescan: Duration::from_secs(5),
+            watch: true,
             keep: Keep::default(),
             engine: EngineKind::default(),
             memory_budget: None,
@@ -95,6 +98,7 @@ impl DaemonConfig {
         set(&mut self.quiet, table.duration("quiet"));
         set(&mut self.drain, table.duration_from("drain", Duration::ZERO));
         set(&mut self.rescan, table.duration("rescan"));
+        set(&mut self.watch, table.boolean("watch"));
         if let Some(mut keep) = table.table("keep") {
             set(&mut self.keep.generations, keep.integer("generations", 1..=1000));
             set(&mut self.keep.bytes, keep.size("bytes", 1..=u64::MAX >> 1));

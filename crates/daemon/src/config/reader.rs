@@ -88,11 +88,6 @@ impl<'a> Table<'a> {
         }
     }
 
-    /// Text.
-    pub(super) fn string(&mut self, key: &'static str) -> Option<&'a str> {
-        self.get(key)?.string("text in quotes")
-    }
-
     /// `true` or `false`.
     pub(super) fn boolean(&mut self, key: &'static str) -> Option<bool> {
         let item = self.get(key)?;

@@ -146,6 +146,7 @@ impl Report {
     }
 
     /// The problems.
+    #[cfg(test)]
     pub(crate) fn diagnostics(&self) -> &[Diagnostic] {
         &self.diagnostics
     }

@@ -141,6 +141,7 @@ impl Sources {
     }
 
     /// A main file of that text. For texts that are not in files.
+    #[cfg(test)]
     pub(crate) fn of_text(main: impl Into<PathBuf>, text: impl Into<String>) -> Self {
         let main = main.into();
         let cwd = main.parent().unwrap_or(Path::new("/")).into();
@@ -149,6 +150,7 @@ impl Sources {
     }
 
     /// The same, with another file of that text.
+    #[cfg(test)]
     pub(crate) fn with(mut self, path: impl Into<PathBuf>, text: impl Into<String>) -> Self {
         self.texts.insert(path.into(), Ok(Text::new(text.into())));
         self

@@ -8,7 +8,21 @@ use reflowd_runtime::{
     Digest, EnginePer, Metadata, Overflow, Persistence, Send, Settings, Trigger,
 };
 
-use super::*;
+use super::{
+    daemon::{EngineKind, Keep},
+    *,
+};
+
+/// Parses the texts and holds the flow against its modules.
+fn check(
+    sources: Sources,
+    environment: &Environment,
+    lookup: &dyn Fn(&ModuleRef) -> Lookup,
+) -> (Config, Report) {
+    let (config, mut report) = parse(sources, environment);
+    report.extend(check_flow(&config, lookup).into_diagnostics());
+    (config, report)
+}
 
 /// The main file of every test that needs no real one.
 const MAIN: &str = "/etc/flow/reflowd.toml";
@@ -466,6 +480,7 @@ overflow = "drop-newest"
         quiet: Duration::from_millis(50),
         drain: Duration::ZERO,
         rescan: Duration::from_secs(5400),
+        watch: true,
         keep: Keep { generations: 7, bytes: 2 << 30 },
         engine: EngineKind::Extism,
         memory_budget: Some(1 << 30),

@@ -1,0 +1,121 @@
+//! The configuration and the connectors, as the reconciler asks for them.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use reflowd_hot_reload::{ActorSpec, Blueprint, ConfigFiles, Draft, Flow, Found, ModuleRef, Texts};
+use reflowd_runtime::{ActorLog, Metadata, Ready};
+
+use crate::{
+    config::{self, Config, Environment, Lookup, Report, Sources},
+    connector::{self, Prepared},
+};
+
+/// Reads flows from TOML.
+pub(crate) struct TomlBlueprint {
+    main: PathBuf,
+    environment: Environment,
+    /// What is in force, against which keys that need a restart are held.
+    in_force: Arc<Mutex<Config>>,
+}
+
+impl TomlBlueprint {
+    /// The blueprint of a daemon that runs with `config`.
+    pub(crate) fn new(config: Config, environment: Environment) -> Self {
+        let main = config.sources.main().to_owned();
+        Self { main, environment, in_force: Arc::new(Mutex::new(config)) }
+    }
+
+    fn parse(&self, texts: &Texts) -> (Config, Report) {
+        let texts = texts.iter().map(|(path, text)| (path.as_path(), &**text));
+        let sources = Sources::of_texts(&self.main, texts, &self.environment);
+        config::parse(sources, &self.environment)
+    }
+
+    /// The folder from which relative paths go.
+    fn base(&self) -> PathBuf {
+        self.main.parent().map(PathBuf::from).unwrap_or_default()
+    }
+}
+
+impl Blueprint for TomlBlueprint {
+    fn files(&self, texts: &Texts) -> ConfigFiles {
+        let (config, _) = self.parse(texts);
+        ConfigFiles { configs: config.files.into_iter().collect(), includes: config.includes }
+    }
+
+    fn draft(&self, texts: &Texts) -> Result<Box<dyn Draft>, String> {
+        let (config, mut report) = self.parse(texts);
+        let in_force = self.in_force.lock().unwrap_or_else(PoisonError::into_inner);
+        report.extend(config::restart_only(&in_force, &config));
+        if report.errors() > 0 {
+            return Err(report.render(false));
+        }
+        Ok(Box::new(TomlDraft { config, report, in_force: Arc::clone(&self.in_force) }))
+    }
+
+    fn connector(&self, name: &str, spec: &ActorSpec) -> Result<Ready, String> {
+        let full = format!("std:{name}");
+        let builtin =
+            connector::find(&full).ok_or_else(|| connector::unknown(&full).to_string())?;
+        let prepared = builtin.prepare(&spec.keys.config, &self.base());
+        match prepared.map_err(|error| error.to_string())? {
+            Prepared::Source(source) => Ok(Ready::Source(source)),
+            Prepared::Sink(program) => {
+                let engine = futures_util::FutureExt::now_or_never(program.instantiate())
+                    .expect("a connector's engine is made at once")
+                    .map_err(|error| error.to_string())?;
+                let name =
+                    tail(builtin.name()).parse().expect("a connector's name can name an actor");
+                let log = ActorLog::new(name, spec.settings.log_rate);
+                Ok(Ready::Engine { program, engine, version: None, log })
+            }
+        }
+    }
+
+    fn connector_metadata(&self, name: &str) -> Option<Metadata> {
+        connector::find(&format!("std:{name}")).map(connector::Builtin::metadata)
+    }
+}
+
+/// A configuration without errors of its own.
+struct TomlDraft {
+    config: Config,
+    report: Report,
+    in_force: Arc<Mutex<Config>>,
+}
+
+impl Draft for TomlDraft {
+    fn flow(&self) -> &Flow {
+        &self.config.flow
+    }
+
+    fn check(&self, lookup: &dyn Fn(&ModuleRef) -> Found) -> Result<Option<String>, String> {
+        let report = config::check_flow(&self.config, &|module| match lookup(module) {
+            Found::Known(metadata) => Lookup::Known(metadata),
+            Found::Missing { looked_at: None, .. } => Lookup::Missing {
+                looked_at: None,
+                names: connector::Builtin::ALL.iter().map(|b| tail(b.name()).to_owned()).collect(),
+            },
+            Found::Missing { looked_at, names } => Lookup::Missing { looked_at, names },
+            Found::Broken { why } => Lookup::Broken { why },
+        });
+        if report.errors() > 0 {
+            return Err(report.render(false));
+        }
+        let warnings = format!("{}{}", self.report.render(false), report.render(false));
+        Ok((self.report.warnings() + report.warnings() > 0).then_some(warnings))
+    }
+
+    fn adopted(&self) {
+        let mut in_force = self.in_force.lock().unwrap_or_else(PoisonError::into_inner);
+        *in_force = self.config.clone();
+    }
+}
+
+/// A connector's name without the prefix that all of them share.
+fn tail(name: &str) -> &str {
+    name.strip_prefix("std:").unwrap_or(name)
+}

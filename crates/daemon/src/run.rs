@@ -1,0 +1,372 @@
+//! The daemon: from a configuration to a flow that runs, and to its orderly end.
+//!
+//! Two runtimes: actors take their turns on one, everything else (admin API,
+//! watching, signals, loading) happens on the other. So an actor that computes
+//! for long never keeps the operator from looking at it.
+
+use std::{
+    io::{IsTerminal, Write},
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+use futures_util::future::BoxFuture;
+use reflowd_hot_reload::{
+    Eyes, Kept, Pace, Parts, Reconciler, ReloadOptions, Reloader, Report, ScanOptions, View,
+};
+use reflowd_loader::{Limits, Loader};
+use reflowd_runtime::{ActorState, System};
+use tokio::{
+    runtime::{Builder, Runtime},
+    signal::unix::{Signal, SignalKind, signal},
+    sync::watch,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{info, warn};
+
+use crate::{
+    admin::{self, Admin, ModuleView, Phase, Reload, Via},
+    blueprint::TomlBlueprint,
+    cli::{Exit, Outcome, Stop},
+    config::{self, Config, Environment},
+    data_folder::DataFolder,
+    snapshot::Snapshots,
+    systemd::Notifier,
+};
+
+/// Threads of the control side. It mostly waits.
+const CONTROL_THREADS: usize = 2;
+
+/// How often the service manager is told how things are.
+const UPKEEP: Duration = Duration::from_secs(2);
+
+/// The longest that the daemon waits for its own tasks once nothing moves any more.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// Runs the daemon with the configuration that is found, until it is told to stop.
+///
+/// # Errors
+/// It cannot start: every problem of the configuration, or what else is in the way.
+pub(crate) fn run(flag: Option<&Path>) -> Outcome {
+    let environment = Environment::of_process();
+    let refuse = |report: config::Report| {
+        let text = report.render(std::io::stderr().is_terminal());
+        Stop::new(Exit::Config, anyhow::anyhow!("the configuration is refused\n{text}"))
+    };
+    let path = config::locate(flag, &environment).map_err(refuse)?;
+    let (config, warnings) = config::load(&path, &environment).map_err(refuse)?;
+    start_logging();
+    if warnings.warnings() > 0 {
+        warn!("configuration:\n{}", warnings.render(false));
+    }
+    warn_of_backtraces();
+    let control = Builder::new_multi_thread()
+        .worker_threads(CONTROL_THREADS)
+        .thread_name("control")
+        .enable_all()
+        .build()
+        .context("cannot start the control side's threads")?;
+    let turns = Builder::new_multi_thread()
+        .thread_name("turns")
+        .enable_all()
+        .build()
+        .context("cannot start the actors' threads")?;
+    let outcome = control.block_on(Daemon::serve(config, environment, &turns));
+    end(turns);
+    end(control);
+    outcome
+}
+
+/// The stock engine makes a backtrace in every call where backtraces are on.
+fn warn_of_backtraces() {
+    let on = |name| std::env::var_os(name).is_some_and(|value| value != "0");
+    let off = std::env::var_os("RUST_LIB_BACKTRACE").is_some_and(|value| value == "0");
+    if (on("RUST_BACKTRACE") || on("RUST_LIB_BACKTRACE")) && !off {
+        warn!(
+            "RUST_BACKTRACE makes each turn 3 to 6 times slower; set RUST_LIB_BACKTRACE=0 beside it"
+        );
+    }
+}
+
+/// A guest that still computes must not keep the process from ending.
+fn end(runtime: Runtime) {
+    runtime.shutdown_timeout(Duration::from_millis(200));
+}
+
+struct Daemon {
+    config: Config,
+    system: System,
+    reloader: Reloader,
+    snapshots: Arc<Snapshots>,
+    notifier: Notifier,
+    stopping: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Daemon {
+    async fn serve(config: Config, environment: Environment, turns: &Runtime) -> Outcome {
+        // Signals that come while the daemon starts are not lost.
+        let mut signals = Signals::new()?;
+        let data = DataFolder::open(&config.daemon.data).map_err(anyhow::Error::from)?;
+        let states = data.folder("state").map_err(anyhow::Error::from)?;
+        let snapshots = Arc::new(Snapshots::open(states));
+        let kept =
+            Kept::open(data.path(), config.daemon.keep.bytes).map_err(anyhow::Error::from)?;
+        let system = System::new(turns.handle().clone());
+        let (mut reconciler, reloader) = Reconciler::new(parts(
+            &config,
+            TomlBlueprint::new(config.clone(), environment.clone()),
+            system.clone(),
+            kept,
+            &snapshots,
+        ));
+        let socket = admin::bind_socket(&config.admin.socket).map_err(anyhow::Error::from)?;
+        let tcp = match config.admin.listen {
+            Some(listen) => Some(admin::bind_loopback(listen).await.map_err(anyhow::Error::from)?),
+            None => None,
+        };
+        let (phase, phase_seen) = watch::channel(Phase::Starting);
+        let daemon = Self {
+            system,
+            reloader,
+            snapshots,
+            notifier: Notifier::from_env(),
+            stopping: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            config,
+        };
+        let admin = Admin {
+            system: daemon.system.clone(),
+            reloader: Arc::new(Disk(daemon.reloader.clone())),
+            phase: phase_seen,
+            stopping: daemon.stopping.clone(),
+            tasks: daemon.tasks.clone(),
+        };
+        let stopping = daemon.stopping.clone();
+        let router = admin::router(admin.clone(), Via::Socket);
+        daemon.tasks.spawn(admin::serve(socket, router, stopping.clone()));
+        if let Some(tcp) = tcp {
+            let router = admin::router(admin, Via::Tcp);
+            daemon.tasks.spawn(admin::serve(tcp, router, stopping.clone()));
+        }
+
+        // A first pass compiles, which may take long; a signal ends it at any point.
+        let report = tokio::select! {
+            report = reconciler.begin() => report,
+            _ = signals.stop() => return Ok(Exit::Done),
+        };
+        if let Some(problem) = reconciler.config_problem() {
+            let error = anyhow::anyhow!("the configuration is refused\n{problem}");
+            return Err(Stop::new(Exit::Config, error));
+        }
+        for refusal in &report.refused {
+            warn!(what = %refusal.what, "not started: {}", refusal.why);
+        }
+        daemon.tasks.spawn(reconciler.run(stopping.clone()));
+        let keep = Arc::clone(&daemon.snapshots).keep(daemon.system.clone(), stopping.clone());
+        daemon.tasks.spawn(keep);
+        phase.send_replace(Phase::Ready);
+        say_ready();
+        daemon.notifier.ready(&daemon.status());
+        daemon.system.open();
+        let code = daemon.attend(&mut signals, &phase).await;
+        drop(data);
+        code
+    }
+
+    /// Serves signals until one of them says stop, and stops.
+    async fn attend(self, signals: &mut Signals, phase: &watch::Sender<Phase>) -> Outcome {
+        let mut upkeep = tokio::time::interval(UPKEEP);
+        let name = loop {
+            tokio::select! {
+                wish = signals.next() => {
+                    if let Wish::Stop(name) = wish {
+                        break name;
+                    }
+                    info!("SIGHUP: looking at disk");
+                    self.notifier.reloading();
+                    self.reloader.reload(ReloadOptions::default()).await;
+                    self.notifier.ready(&self.status());
+                }
+                _ = upkeep.tick() => self.look_after(),
+            }
+        };
+        info!(signal = name, "stopping");
+        self.notifier.stopping(self.config.daemon.drain + LAST_WORDS);
+        phase.send_replace(Phase::Draining);
+        self.stop(signals).await
+    }
+
+    fn look_after(&self) {
+        self.notifier.status(&self.status());
+    }
+
+    /// One line for the service manager.
+    fn status(&self) -> String {
+        let actors = self.system.actors();
+        let failed = actors.iter().filter(|a| a.status().state == ActorState::Failed).count();
+        let sync = if self.reloader.in_sync() { "in sync" } else { "not in sync" };
+        format!("{} actors, {failed} failed, config {sync}", actors.len())
+    }
+
+    /// Stops the sources, lets the flow empty itself and says what is left.
+    async fn stop(self, signals: &mut Signals) -> Outcome {
+        let began = Instant::now();
+        let drain = self.config.daemon.drain;
+        let until = tokio::time::Instant::now() + drain;
+        self.system.close().await;
+        let left = tokio::select! {
+            left = self.system.drained(until) => left,
+            name = signals.stop() => {
+                warn!(signal = name, "second signal: stopping at once");
+                self.system.drained(tokio::time::Instant::now()).await
+            }
+        };
+        self.stopping.cancel();
+        // A guest that cannot be interrupted must not keep the daemon from ending.
+        _ = tokio::time::timeout(LAST_WORDS, self.system.kill()).await;
+        self.snapshots.write_changed(&self.system);
+        self.tasks.close();
+        _ = tokio::time::timeout(LAST_WORDS, self.tasks.wait()).await;
+        let books = self.system.books();
+        let seconds = began.elapsed().as_secs_f64();
+        let completed = books.deliveries.completed;
+        if left == 0 {
+            info!(completed, seconds, "stopped: everything was drained, nothing is left");
+            return Ok(Exit::Done);
+        }
+        warn!(
+            completed,
+            left,
+            seconds,
+            "stopped: {left} messages could not be drained in {drain:?} and are lost; raise `drain`"
+        );
+        Ok(Exit::Failed)
+    }
+}
+
+/// What the reconciler needs, from the configuration.
+fn parts(
+    config: &Config,
+    blueprint: TomlBlueprint,
+    system: System,
+    kept: Kept,
+    snapshots: &Arc<Snapshots>,
+) -> Parts {
+    let daemon = &config.daemon;
+    let limits = Limits { module_size: daemon.module_size, ..Limits::default() };
+    let states = Arc::clone(snapshots);
+    Parts {
+        system,
+        loader: Loader::new(limits),
+        blueprint: Arc::new(blueprint),
+        kept,
+        modules: daemon.modules.clone(),
+        autostart: daemon.autostart.then(|| config.template.clone()),
+        scan: ScanOptions {
+            quiet: daemon.quiet,
+            module_size: daemon.module_size,
+            allow_insecure: daemon.allow_insecure_dir,
+            ..ScanOptions::default()
+        },
+        pace: Pace { quiet: daemon.quiet, rescan: daemon.rescan },
+        eyes: if daemon.watch { Eyes::Open } else { Eyes::Blind },
+        drain: daemon.drain,
+        state: Box::new(move |actor| states.load(actor)),
+    }
+}
+
+/// The line that tests, scripts and people wait for.
+fn say_ready() {
+    let mut out = std::io::stdout().lock();
+    // A daemon whose stdout is closed serves all the same.
+    _ = writeln!(out, "ready").and_then(|()| out.flush());
+}
+
+/// Signals that the daemon listens to.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        let listen = |kind| signal(kind).context("cannot listen to signals");
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            hangup: listen(SignalKind::hangup())?,
+        })
+    }
+
+    /// The next thing that a signal asks for.
+    async fn next(&mut self) -> Wish {
+        tokio::select! {
+            _ = self.terminate.recv() => Wish::Stop("SIGTERM"),
+            _ = self.interrupt.recv() => Wish::Stop("SIGINT"),
+            _ = self.hangup.recv() => Wish::LookAtDisk,
+        }
+    }
+
+    /// Returns the name of the signal that says stop, when one does.
+    async fn stop(&mut self) -> &'static str {
+        loop {
+            if let Wish::Stop(name) = self.next().await {
+                return name;
+            }
+        }
+    }
+}
+
+/// What a signal asks for.
+enum Wish {
+    /// To stop, by the signal of that name.
+    Stop(&'static str),
+    LookAtDisk,
+}
+
+/// The reconciler, as the admin API asks for it.
+struct Disk(Reloader);
+
+impl Reload for Disk {
+    fn reload(&self, options: ReloadOptions) -> BoxFuture<'_, Report> {
+        Box::pin(async move { self.0.reload(options).await.unwrap_or_default() })
+    }
+
+    fn view(&self) -> View {
+        (*self.0.view()).clone()
+    }
+
+    fn modules(&self) -> Vec<ModuleView> {
+        let file = |module: &reflowd_hot_reload::ModuleFile| ModuleView {
+            file: module.file.clone(),
+            digest: module.digest,
+            size: std::fs::metadata(&module.file).ok().map(|metadata| metadata.len()),
+            state: module.state.into(),
+            why: module.why.clone(),
+            actors: module.actors.clone(),
+        };
+        self.0.modules().iter().map(file).collect()
+    }
+
+    fn refusals(&self) -> std::collections::BTreeMap<String, u64> {
+        self.0.refusals().into_iter().map(|(reason, n)| (reason.to_owned(), n)).collect()
+    }
+}
+
+/// Where the log goes and how it looks.
+pub(crate) fn start_logging() {
+    use tracing_subscriber::{EnvFilter, fmt};
+    // The stock engine logs every guest error a second time.
+    let filter = EnvFilter::try_from_env("REFLOWD_LOG")
+        .unwrap_or_else(|_| EnvFilter::new("info,extism=off,wasmtime=warn,cranelift=warn"));
+    let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if std::io::stderr().is_terminal() {
+        builder.with_target(false).init();
+    } else {
+        builder.json().flatten_event(true).init();
+    }
+}

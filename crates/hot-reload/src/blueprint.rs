@@ -1,0 +1,78 @@
+//! What the reconciler asks of the code that knows configuration and connectors.
+
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+
+use reflowd_runtime::{Metadata, Ready};
+
+use crate::{ActorSpec, Flow, Include, ModuleRef};
+
+/// Knows how a flow is written, and what connectors there are.
+///
+/// The reconciler gives it texts and takes values; it never looks at a file
+/// itself, so that what is parsed is what was seen to stand still.
+pub trait Blueprint: Send + Sync {
+    /// The files that make up the configuration, as far as those texts tell. The
+    /// main file, where there are no texts yet.
+    fn files(&self, texts: &Texts) -> ConfigFiles;
+
+    /// Makes a draft of a flow from texts.
+    ///
+    /// # Errors
+    /// Every problem, ready to be shown.
+    fn draft(&self, texts: &Texts) -> Result<Box<dyn Draft>, String>;
+
+    /// Makes a connector ready for an actor.
+    ///
+    /// # Errors
+    /// There is no such connector, or its configuration is wrong.
+    fn connector(&self, name: &str, spec: &ActorSpec) -> Result<Ready, String>;
+
+    /// The ports of a connector.
+    fn connector_metadata(&self, name: &str) -> Option<Metadata>;
+}
+
+/// The files that make up a configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ConfigFiles {
+    /// Those that must be there.
+    pub configs: Vec<PathBuf>,
+    /// Those that count where they are there.
+    pub includes: Vec<Include>,
+}
+
+/// Configuration files by path.
+pub type Texts = BTreeMap<PathBuf, Arc<str>>;
+
+/// A flow that is well written; whether it fits its modules is another question.
+pub trait Draft: Send + Sync {
+    /// The flow.
+    fn flow(&self) -> &Flow;
+
+    /// Checks modules, ports, types and cycles. Gives warnings, ready to be shown.
+    ///
+    /// # Errors
+    /// Every problem, ready to be shown.
+    fn check(&self, lookup: &dyn Fn(&ModuleRef) -> Found) -> Result<Option<String>, String>;
+
+    /// The draft comes into force: what differs from it from now on is a change.
+    fn adopted(&self);
+}
+
+/// What is known of the module that an actor names.
+#[derive(Clone, Debug)]
+pub enum Found {
+    /// It can be loaded, and says this of itself.
+    Known(Metadata),
+    /// There is no such file or connector.
+    Missing {
+        /// The file that was looked for; none for a connector.
+        looked_at: Option<PathBuf>,
+        /// The names that there are.
+        names: Vec<String>,
+    },
+    /// It is there and cannot be used.
+    Broken {
+        /// Why.
+        why: String,
+    },
+}

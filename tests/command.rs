@@ -1,0 +1,145 @@
+//! `check`, `inspect`, `ps`, `send`, `events`, `reload`: what they print and how they exit.
+
+use std::{fs, io::Write, process::Stdio};
+
+use crate::rig::{World, guest};
+
+const GOOD: &str = r#"
+[daemon]
+modules = "../modules"
+data = "../data"
+[actors.a]
+module = "relay"
+[actors.b]
+module = "std:stdout"
+[[wires]]
+from = "a.out"
+to = "b.in"
+"#;
+
+fn world(config: &str) -> World {
+    let world = World::new(config);
+    world.module("relay", &guest("relay"));
+    world
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// What `check` says of a configuration: exit code and everything it printed.
+fn check(config: &str) -> (Option<i32>, String) {
+    let output = world(config).run(&["check"]);
+    (output.status.code(), text(&output.stdout) + &text(&output.stderr))
+}
+
+#[test]
+fn check_is_silent_about_what_is_right() {
+    let (code, said) = check(GOOD);
+    assert_eq!(code, Some(0), "{said}");
+}
+
+#[test]
+fn check_finds_every_problem_with_its_place() {
+    let unknown_key = GOOD.replace("module = \"relay\"", "module = \"relay\"\ntimout = \"1s\"");
+    let no_port = GOOD.replace("a.out", "a.uot");
+    let cycle = format!("{GOOD}[[wires]]\nfrom = \"a.out\"\nto = \"a.in\"\n");
+    let no_module = format!("{GOOD}[actors.c]\nmodule = \"realy\"\n");
+    let no_fit = format!(
+        "{GOOD}[actors.t]\nmodule = \"json\"\n[actors.u]\nmodule = \"stamp\"\n[[wires]]\nfrom = \"u.out\"\nto = \"t.value\"\n"
+    );
+    let all = format!(
+        "{}[actors.c]\nmodule = \"realy\"\n[actors.t]\nmodule = \"json\"\n[actors.u]\nmodule = \"stamp\"\n[[wires]]\nfrom = \"u.out\"\nto = \"t.value\"\n[[wires]]\nfrom = \"a.out\"\nto = \"a.in\"\n",
+        unknown_key.replace("a.out", "a.uot")
+    );
+    let places = |said: &str| said.matches("reflowd.toml:").count();
+    for (config, words) in [
+        (&unknown_key, "did you mean `timeout`?"),
+        (&no_port, "`uot`"),
+        (&cycle, "cycle"),
+        (&no_module, "realy"),
+        (&no_fit, "Integer"),
+    ] {
+        let world = world(config);
+        world.module("json", &guest("json"));
+        world.module("stamp", &guest("stamp-a"));
+        let output = world.run(&["check"]);
+        let said = text(&output.stdout) + &text(&output.stderr);
+        println!("{said}");
+        assert_eq!(output.status.code(), Some(78), "{said}");
+        assert!(said.contains(words), "{said}");
+        assert_eq!(places(&said), 1, "{said}");
+    }
+    let world = world(&all);
+    world.module("json", &guest("json"));
+    world.module("stamp", &guest("stamp-a"));
+    let output = world.run(&["check"]);
+    let said = text(&output.stdout) + &text(&output.stderr);
+    println!("{said}");
+    assert_eq!(output.status.code(), Some(78), "{said}");
+    assert_eq!(places(&said), 5, "{said}");
+}
+
+/// `inspect` of a file with those bytes: exit code and everything it printed.
+fn inspect(bytes: &[u8]) -> (Option<i32>, String) {
+    let world = World::new("");
+    fs::write(world.path("x.wasm"), bytes).unwrap();
+    let output = world.run(&["inspect", "x.wasm"]);
+    let said = text(&output.stdout) + &text(&output.stderr);
+    println!("{said}");
+    (output.status.code(), said)
+}
+
+#[test]
+fn inspect_says_what_a_file_is() {
+    let relay = guest("relay");
+    let (code, said) = inspect(&relay);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("process") && said.contains("out"), "{said}");
+
+    let no_process = wat::parse_str(
+        r#"(module (func (export "get_metadata") (result i32) i32.const 0) (memory (export "memory") 1))"#,
+    );
+    let cases: [(&[u8], &str); 4] = [
+        (&no_process.unwrap(), "get_metadata"),
+        (b"\0asm\x0d\0\x01\0", "component"),
+        (&relay[..relay.len() / 2], "truncated"),
+        (&wat::parse_str("(module (func $f (loop br 0)) (start $f) (func (export \"get_metadata\") (result i32) i32.const 0) (func (export \"process\") (result i32) i32.const 0))").unwrap(), "start"),
+    ];
+    for (bytes, words) in cases {
+        let (code, said) = inspect(bytes);
+        assert_eq!(code, Some(65), "{said}");
+        assert!(said.contains(words), "`{words}` is not in:\n{said}");
+    }
+}
+
+#[test]
+fn ps_send_events_and_reload_talk_to_the_daemon() {
+    let mut daemon = world(GOOD).start();
+    let run = |args: &[&str]| {
+        let output = daemon.world.run(args);
+        assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    let ps = run(&["ps"]);
+    assert!(ps.contains("relay") && ps.contains("active"), "{ps}");
+    let ps: serde_json::Value = serde_json::from_str(&run(&["ps", "--json"])).unwrap();
+    assert!(ps.to_string().contains("\"a\""), "{ps}");
+    run(&["send", "a.in", r#"{"n":1}"#]);
+    let events = run(&["events"]);
+    assert!(events.contains("started"), "{events}");
+    run(&["reload"]);
+    assert_eq!(daemon.line().unwrap(), r#"{"n":1}"#);
+
+    let mut lines = daemon.world.command(&["send", "a.in", "-"]);
+    let mut child = lines.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"1\n\"two\"\n[3]\n").unwrap();
+    assert!(child.wait().unwrap().success());
+    for expected in ["1", "\"two\"", "[3]"] {
+        assert_eq!(daemon.line().unwrap(), expected);
+    }
+    let answer = daemon.world.run(&["send", "a.in", "7", "--wait", "a.out", "--timeout", "60s"]);
+    assert!(answer.status.success(), "{}", text(&answer.stderr));
+    assert!(text(&answer.stdout).contains('7'));
+    assert_eq!(daemon.line().unwrap(), "7");
+}

@@ -1,0 +1,14 @@
+//! reflowd as its operator sees it: the built binary, in a folder of its own.
+
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "what a test measures is printed")]
+
+mod rig;
+
+mod sample;
+mod message;
+mod swap;
+mod reload;
+mod stop;
+mod refusal;
+mod command;
