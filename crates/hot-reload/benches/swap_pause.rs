@@ -1,0 +1,259 @@
+//! The pause that a swap puts on a mailbox, made by files and under load.
+//!
+//! Two versions of a module take turns in the watched folder, by rename. A sender
+//! keeps the mailbox full meanwhile. The pause is what the actor itself measures:
+//! from the end of the old engine's last turn to the beginning of the new one's
+//! first. Compiling goes on beside it and puts no pause on anything, but takes
+//! long: 50 swaps by default, and as many as `SWAPS` says.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_util::future::BoxFuture;
+use reflowd_hot_reload::{
+    ActorSpec, Blueprint, ConfigFiles, Draft, Eyes, Flow, Found, GenerationKeys, Kept, ModuleRef,
+    Pace, Parts, Reconciler, ScanOptions, Texts, WireSpec,
+};
+use reflowd_loader::{Limits, Loader};
+use reflowd_runtime::{
+    Actor, ActorLog, ActorName, Context, Digest, Effects, Engine, EventKind, InstantiateError,
+    Message, Metadata, Port, PortRef, Program, Ready, Settings, System, Turn, Type,
+};
+use tempfile::TempDir;
+use tokio::{
+    runtime::Builder,
+    task::JoinSet,
+    time::{Instant, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+/// Swaps, unless `SWAPS` says how many.
+const SWAPS: usize = 50;
+
+/// How long one swap may take before the benchmark gives up.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long a file must have stood still.
+const QUIET: Duration = Duration::from_millis(10);
+
+fn main() {
+    // `cargo test` runs benchmarks too, and asks for nothing but their going.
+    let whole = std::env::args().any(|arg| arg == "--bench");
+    let swaps = std::env::var("SWAPS").ok().and_then(|swaps| swaps.parse().ok());
+    let swaps = swaps.unwrap_or(if whole { SWAPS } else { 2 });
+    // As in the daemon: actors on a runtime of their own.
+    let turns = Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let turns = turns.expect("a runtime can be started");
+    let control = Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let control = control.expect("a runtime can be started");
+    let system = System::new(turns.handle().clone());
+    let pauses = control.block_on(measure(system, swaps));
+    print(pauses, swaps);
+}
+
+/// Swaps, and the pauses of those that found something in the mailbox.
+async fn measure(system: System, swaps: usize) -> Vec<Duration> {
+    let root = TempDir::new().expect("a folder can be made");
+    let modules = root.path().join("modules");
+    fs::create_dir(&modules).expect("a folder can be made");
+    let config = root.path().join("flow");
+    fs::write(&config, "stamp to sink").expect("a file can be written");
+    let versions = ["a", "b"].map(|version| {
+        let path =
+            format!("{}/../../tests/guests/stamp-{version}.wasm", env!("CARGO_MANIFEST_DIR"));
+        fs::read(path).expect("the guest is committed")
+    });
+    put(&modules, &versions[0]);
+
+    let parts = Parts {
+        system: system.clone(),
+        loader: Loader::new(Limits::default()),
+        blueprint: Arc::new(Fixed { config }),
+        kept: Kept::open(root.path(), 1 << 30).expect("the folder can be written to"),
+        modules: modules.clone(),
+        autostart: None,
+        scan: ScanOptions { quiet: QUIET, ..ScanOptions::default() },
+        pace: Pace { quiet: QUIET, rescan: Duration::from_secs(5) },
+        eyes: Eyes::Open,
+        drain: Duration::from_secs(1),
+        state: Box::new(|_| None),
+    };
+    let (mut reconciler, _reloader) = Reconciler::new(parts);
+    let report = reconciler.begin().await;
+    assert!(report.is_clean(), "the first pass refused something: {report:?}");
+    let stop = CancellationToken::new();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(reconciler.run(stop.clone()));
+    tasks.spawn(load(system.clone(), stop.clone()));
+
+    let stamp = system.actor("stamp").expect("the flow has it");
+    let mut pauses = Vec::new();
+    for n in 1..=swaps {
+        let swapped = timeout(PATIENCE, swap(&system, &stamp, &modules, &versions[n % 2])).await;
+        pauses.extend(swapped.expect("a swap takes less than half a minute"));
+    }
+    stop.cancel();
+    while tasks.join_next().await.is_some() {}
+    system.kill().await;
+    assert!(system.books().balanced(), "a message was lost or doubled: {:?}", system.books());
+    pauses
+}
+
+/// Writes beside the module and renames over it.
+fn put(modules: &Path, bytes: &[u8]) {
+    let temporary = modules.join(".stamp.new");
+    fs::write(&temporary, bytes).expect("the folder can be written to");
+    fs::rename(temporary, modules.join("stamp.wasm")).expect("the folder can be written to");
+}
+
+/// Keeps the mailbox full.
+async fn load(system: System, stop: CancellationToken) {
+    let to: PortRef = "stamp.in".parse().expect("an actor and its port");
+    let mut seq = 0_u64;
+    while !stop.is_cancelled() {
+        let data = format!(r#"{{"sender":1,"seq":{seq}}}"#);
+        let message = Message::new(Type::Object, data).expect("the text is an object");
+        system.send_waiting(&to, message, None).await.expect("the actor takes messages");
+        seq += 1;
+    }
+}
+
+/// Makes one swap and waits for it. Gives its pause, where messages waited.
+async fn swap(system: &System, stamp: &Actor, modules: &Path, bytes: &[u8]) -> Option<Duration> {
+    let meter = &stamp.meters().swap_pause_seconds;
+    let before = meter.sum();
+    let (_, mut events) = system.events().since(u64::MAX);
+    put(modules, bytes);
+    loop {
+        match events.recv().await.expect("events are few").kind {
+            EventKind::Swapped { queued: 0, .. } => return None,
+            EventKind::Swapped { .. } => break,
+            _ => {}
+        }
+    }
+    // Messages waited, so the first turn is on its way.
+    while meter.sum() <= before {
+        tokio::task::yield_now().await;
+    }
+    Some(Duration::from_secs_f64(meter.sum() - before))
+}
+
+#[expect(clippy::print_stdout, reason = "figures are what a benchmark is run for")]
+fn print(mut pauses: Vec<Duration>, swaps: usize) {
+    pauses.sort();
+    let Some(max) = pauses.last() else {
+        println!("{swaps} swaps, and the mailbox was empty at each");
+        return;
+    };
+    let share = |percent: usize| pauses[(pauses.len() * percent).div_ceil(100).max(1) - 1];
+    println!("{swaps} swaps by files, {} of them with messages waiting", pauses.len());
+    println!("pause: p50 {:?}, p99 {:?}, max {max:?}", share(50), share(99));
+}
+
+/// One flow, whatever the configuration says: a stamp wired to a sink.
+struct Fixed {
+    config: PathBuf,
+}
+
+impl Blueprint for Fixed {
+    fn files(&self, _texts: &Texts) -> ConfigFiles {
+        ConfigFiles { configs: vec![self.config.clone()], includes: Vec::new() }
+    }
+
+    fn draft(&self, _texts: &Texts) -> Result<Box<dyn Draft>, String> {
+        let actor = |module| ActorSpec {
+            module,
+            keys: GenerationKeys::default(),
+            settings: Settings::default(),
+            version: None,
+            was: None,
+            origin: "flow:1".into(),
+        };
+        let stem = ModuleRef::Stem { stem: "stamp".into(), pin: None };
+        let actors = [("stamp", stem), ("sink", ModuleRef::Builtin { name: "sink".into() })];
+        let name = |name: &str| name.parse().expect("a plain word names an actor");
+        let flow = Flow {
+            actors: actors.map(|(word, module)| (name(word), actor(module))).into(),
+            wires: vec![WireSpec {
+                from: "stamp.out".parse().expect("an actor and its port"),
+                to: "sink.in".parse().expect("an actor and its port"),
+                overflow: None,
+                origin: "flow:1".into(),
+            }],
+        };
+        Ok(Box::new(FixedDraft(flow)))
+    }
+
+    fn connector(&self, name: &str, spec: &ActorSpec) -> Result<Ready, String> {
+        let actor: ActorName = name.parse().expect("a plain word names an actor");
+        Ok(Ready::Engine {
+            program: Arc::new(Sink(sink_metadata())),
+            engine: Box::new(Sink(sink_metadata())),
+            version: None,
+            log: ActorLog::new(actor, spec.settings.log_rate),
+        })
+    }
+
+    fn connector_metadata(&self, _name: &str) -> Option<Metadata> {
+        Some(sink_metadata())
+    }
+}
+
+struct FixedDraft(Flow);
+
+impl Draft for FixedDraft {
+    fn flow(&self) -> &Flow {
+        &self.0
+    }
+
+    fn check(&self, _lookup: &dyn Fn(&ModuleRef) -> Found) -> Result<Option<String>, String> {
+        Ok(None)
+    }
+
+    fn adopted(&self) {}
+}
+
+fn sink_metadata() -> Metadata {
+    let inport = Port {
+        name: "in".parse().expect("a plain word names a port"),
+        description: String::new(),
+        port_type: Type::Any,
+        required: true,
+    };
+    Metadata {
+        component: "Sink".into(),
+        description: String::new(),
+        inports: vec![inport],
+        outports: Vec::new(),
+        config_schema: None,
+        version: None,
+    }
+}
+
+/// Takes everything and does nothing.
+struct Sink(Metadata);
+
+impl Program for Sink {
+    fn digest(&self) -> Digest {
+        Digest::new([0; 32])
+    }
+
+    fn metadata(&self) -> &Metadata {
+        &self.0
+    }
+
+    fn instantiate(&self) -> BoxFuture<'_, Result<Box<dyn Engine>, InstantiateError>> {
+        let engine: Box<dyn Engine> = Box::new(Self(self.0.clone()));
+        Box::pin(async { Ok(engine) })
+    }
+}
+
+impl Engine for Sink {
+    fn turn(self: Box<Self>, _context: Context, _deadline: Instant) -> BoxFuture<'static, Turn> {
+        Box::pin(async { Ok((self as Box<dyn Engine>, Effects::default())) })
+    }
+}
