@@ -103,7 +103,7 @@ fn inspect_says_what_a_file_is() {
     let cases: [(&[u8], &str); 4] = [
         (&no_process.unwrap(), "get_metadata"),
         (b"\0asm\x0d\0\x01\0", "component"),
-        (&relay[..relay.len() / 2], "truncated"),
+        (&relay[..relay.len() / 2], "cut off"),
         (&wat::parse_str("(module (func $f (loop br 0)) (start $f) (func (export \"get_metadata\") (result i32) i32.const 0) (func (export \"process\") (result i32) i32.const 0))").unwrap(), "start"),
     ];
     for (bytes, words) in cases {

@@ -110,7 +110,7 @@ fn a_closed_stdout_loses_nothing() {
     });
     assert!(daemon.actor("screen")["why"].as_str().unwrap().contains("stdout"));
     assert_eq!(daemon.get("/livez").status, 200);
-    assert!(daemon.actor("screen")["mailbox"]["messages"].as_u64() > Some(0));
+    daemon.until("messages wait for it", |d| d.sum("reflowd_messages_queued") > 0.0);
     assert_eq!(daemon.sum("reflowd_messages_dead_lettered_total"), 0.0);
 }
 

@@ -34,7 +34,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     ActorSpec, ActorView, Adjusting, Blueprint, ChangePlan, Claims, ConfigFiles, Demand, Depth,
-    DiskWatcher, Eyes, Fault, Flow, Found, Kept, Look, ModuleFile, ModuleRef, Moment, Pace,
+    DiskWatcher, Doubt, Eyes, Fault, Flow, Found, Kept, Look, ModuleFile, ModuleRef, Moment, Pace,
     Refusal, Refusals, RefusedChanges, ReloadOptions, Removals, Report, Retired, Running,
     RunningActor, ScanOptions, Scanner, Sight, Snapshot, StopReason, Template, View, Wanted,
     WireSpec,
@@ -436,8 +436,10 @@ impl Reconciler {
 
     /// Loads a module, unless it is loaded or known to be bad.
     async fn load(&mut self, digest: Digest, module: &ModuleRef, snapshot: &Snapshot) {
-        let path = path_of(module, &self.parts.modules);
-        self.load_file(digest, &path, snapshot).await;
+        if !matches!(module, ModuleRef::Builtin { .. }) {
+            let path = path_of(module, &self.parts.modules);
+            self.load_file(digest, &path, snapshot).await;
+        }
     }
 
     async fn load_file(&mut self, digest: Digest, path: &Path, snapshot: &Snapshot) {
@@ -594,7 +596,7 @@ impl Reconciler {
         if !(options.dry_run
             || report.added.is_empty() && report.changed.is_empty() && report.removed.is_empty())
         {
-            self.parts.system.events().record(EventKind::ConfigApplied {
+            self.parts.system.events().record(EventKind::Changed {
                 added: report.added.clone(),
                 changed: report.changed.clone(),
                 removed: report.removed.clone(),
@@ -615,17 +617,33 @@ impl Reconciler {
 
     fn note(&self, note: &Note, saying: &mut BTreeSet<String>, report: &mut Report) {
         let text = note.to_string();
-        report.warnings.push(text.clone());
+        let actor = |actor: &ActorName| actor.to_string();
+        let refused = match note {
+            Note::GoesOn { actor: name, doubt } => Some((actor(name), doubt)),
+            Note::NotStarted { file, doubt } => Some((file.display().to_string(), doubt)),
+            Note::NameDoesNotFit { .. } | Note::NameTaken { .. } => None,
+        };
+        match refused
+            .filter(|(_, doubt)| matches!(doubt, Doubt::Refused { .. } | Doubt::Pinned { .. }))
+        {
+            Some((what, doubt)) => {
+                report.refused.push(Refusal { what, why: doubt.to_string() });
+            }
+            None => report.warnings.push(text.clone()),
+        }
         if !self.say(saying, text.clone()) {
             return;
         }
         warn!("{text}");
         let events = self.parts.system.events();
         match note {
-            Note::GoesOn { actor, .. } => {
+            Note::GoesOn { actor, doubt: Doubt::Gone } => {
                 let module = self.running.actors.get(actor).map(|a| name_of(&a.spec.module));
                 let module = module.unwrap_or_default();
                 events.record(EventKind::FileGone { module, actors: vec![actor.clone()] });
+            }
+            Note::GoesOn { actor, .. } => {
+                events.record(EventKind::ChangeRefused { actors: vec![actor.clone()], why: text });
             }
             Note::NameDoesNotFit { file, digest } => events.record(EventKind::ModuleLoaded {
                 module: file.display().to_string(),

@@ -66,8 +66,8 @@ pub enum EventKind {
     ModuleLoaded { module: String, digest: Digest, why: String },
     /// A module's file is gone; what runs it goes on.
     FileGone { module: String, actors: Vec<ActorName> },
-    /// A changed configuration took effect.
-    ConfigApplied { added: Vec<ActorName>, changed: Vec<ActorName>, removed: Vec<ActorName> },
+    /// What disk asked for took effect.
+    Changed { added: Vec<ActorName>, changed: Vec<ActorName>, removed: Vec<ActorName> },
     /// A changed configuration was refused; nothing changed.
     ConfigRefused { why: String },
     /// A change to some actors was refused; they go on as they are.

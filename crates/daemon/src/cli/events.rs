@@ -68,7 +68,7 @@ fn text(event: &Map<String, Value>) -> String {
     let time = SystemTime::UNIX_EPOCH + Duration::from_millis(millis);
     let word = event.get("event").and_then(Value::as_str).unwrap_or("?");
     let style = match word {
-        "started" | "swapped" | "config-applied" | "resumed" => Style::Good,
+        "started" | "swapped" | "changed" | "resumed" => Style::Good,
         "failed" | "module-refused" | "config-refused" | "change-refused" => Style::Bad,
         "restarted" | "blocked" | "stalled" | "removal-held" | "file-gone" | "folder-unknown" => {
             Style::Odd
@@ -136,7 +136,7 @@ mod tests {
     #[test]
     fn an_event_concerns_whom_it_names() {
         assert!(concerns(&event(r#"{"event":"failed","actor":"a"}"#), "a"));
-        assert!(concerns(&event(r#"{"event":"config-applied","added":["b","a"]}"#), "a"));
+        assert!(concerns(&event(r#"{"event":"changed","added":["b","a"]}"#), "a"));
         assert!(!concerns(&event(r#"{"event":"failed","actor":"b","why":"a"}"#), "a"));
     }
 }

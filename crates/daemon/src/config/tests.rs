@@ -1061,7 +1061,7 @@ fn what_needs_a_restart_is_refused_in_those_words() {
     let mut report = Report::new(Arc::clone(&new.sources));
     report.extend(restart_only(&old, &new));
     // `quiet` is gone, so it has no place; `data` is the same folder.
-    assert_eq!(brief(&report), "E0301, 2:11 E0301, 7:10 E0301");
+    assert_eq!(brief(&report), "E0301, 2:11 E0301, 4:9 E0301, 5:13 E0301, 7:10 E0301");
     assert_eq!(report.diagnostics()[0].message, "a change of `daemon.quiet` needs a restart");
 }
 
