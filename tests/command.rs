@@ -97,11 +97,27 @@ fn inspect_says_what_a_file_is() {
     assert_eq!(code, Some(0), "{said}");
     assert!(said.contains("process") && said.contains("out"), "{said}");
 
+    // Everything that a module needs, but nothing that takes turns.
     let no_process = wat::parse_str(
-        r#"(module (func (export "get_metadata") (result i32) i32.const 0) (memory (export "memory") 1))"#,
+        r#"(module
+            (import "extism:host/env" "alloc" (func $alloc (param i64) (result i64)))
+            (import "extism:host/env" "store_u8" (func $store (param i64 i32)))
+            (import "extism:host/env" "output_set" (func $output (param i64 i64)))
+            (memory (export "memory") 1)
+            (data (i32.const 0) "{\22component\22:\22c\22,\22inports\22:[],\22outports\22:[]}")
+            (func (export "get_metadata") (result i32) (local $at i64) (local $n i32)
+                (local.set $at (call $alloc (i64.const 44)))
+                (loop $next
+                    (call $store
+                        (i64.add (local.get $at) (i64.extend_i32_u (local.get $n)))
+                        (i32.load8_u (local.get $n)))
+                    (local.set $n (i32.add (local.get $n) (i32.const 1)))
+                    (br_if $next (i32.lt_u (local.get $n) (i32.const 44))))
+                (call $output (local.get $at) (i64.const 44))
+                (i32.const 0)))"#,
     );
     let cases: [(&[u8], &str); 4] = [
-        (&no_process.unwrap(), "get_metadata"),
+        (&no_process.unwrap(), "exports no `process`"),
         (b"\0asm\x0d\0\x01\0", "component"),
         (&relay[..relay.len() / 2], "cut off"),
         (&wat::parse_str("(module (func $f (loop br 0)) (start $f) (func (export \"get_metadata\") (result i32) i32.const 0) (func (export \"process\") (result i32) i32.const 0))").unwrap(), "start"),

@@ -31,8 +31,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub(crate) use actors::ActorSummary;
 pub(crate) use guard::Via;
-#[allow(unused_imports, reason = "the daemon's start, which serves it, is not wired yet")]
-pub(crate) use listen::{ListenError, Socket, bind_loopback, bind_socket, serve};
+pub(crate) use listen::{bind_loopback, bind_socket, serve};
 pub(crate) use problem::Problem;
 
 /// What the handlers work on. Clones are the same.

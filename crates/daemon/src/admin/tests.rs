@@ -26,7 +26,7 @@ use tokio::{
     time::{self, Instant},
 };
 
-use super::*;
+use super::{listen::ListenError, *};
 
 /// What the code of an actor does with a message.
 #[derive(Clone)]

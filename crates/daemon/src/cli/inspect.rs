@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::anyhow;
 use bytesize::ByteSize;
 use clap::Args;
-use reflowd_loader::{Inspection, ItemType, Limits, Loader, Source};
+use reflowd_loader::{Export, Inspection, ItemType, Limits, Loader, Source};
 use reflowd_runtime::Port;
 
 use super::{Exit, Outcome, Stop, print, table::Style};
@@ -29,8 +29,15 @@ pub(super) async fn inspect(wanted: Inspect) -> Outcome {
     } else {
         print(&text(&inspection))?;
     }
+    let takes_turns = |export: &Export| export.name == "process";
     match inspection.problem {
-        None => Ok(Exit::Done),
+        None if inspection.exports.iter().any(takes_turns) => Ok(Exit::Done),
+        None => Err(Stop::new(
+            Exit::Data,
+            anyhow!(
+                "the module exports no `process`; only an actor that names another export as `entry_point` can run it"
+            ),
+        )),
         // Nothing is known of what could not be read: that is not the module's fault.
         Some(why) if inspection.size.is_none() => {
             Err(Stop::new(Exit::Failed, anyhow!("{}: {why}", inspection.module)))
