@@ -46,7 +46,8 @@ Examples:
   reflowd events --follow                watch loads, swaps and refusals
 
 Exit codes: 0 done, 1 failed, 2 usage, 65 bad module or data, 69 no daemon, 75 try again,
-77 permission, 78 configuration.";
+77 permission, 78 configuration.
+The log goes to standard error; REFLOWD_LOG says how much: `REFLOWD_LOG=debug`.";
 
 /// What to do.
 #[derive(Debug, Subcommand)]

@@ -25,6 +25,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
+use tracing_subscriber::{EnvFilter, filter::ParseError};
 
 use crate::{
     admin::{self, Admin, ModuleView, Phase, Reload, Via},
@@ -357,16 +358,60 @@ impl Reload for Disk {
     }
 }
 
+/// What libraries may log where nobody asks for more: the stock engine tells every call at
+/// `debug`, and every error of a guest a second time.
+const QUIET: &str = "extism=off,wasmtime=warn,cranelift=warn";
+
 /// Where the log goes and how it looks.
 pub(crate) fn start_logging() {
-    use tracing_subscriber::{EnvFilter, fmt};
-    // The stock engine logs every guest error a second time.
-    let filter = EnvFilter::try_from_env("REFLOWD_LOG")
-        .unwrap_or_else(|_| EnvFilter::new("info,extism=off,wasmtime=warn,cranelift=warn"));
+    use tracing_subscriber::fmt;
+    let asked = std::env::var("REFLOWD_LOG").unwrap_or_default();
+    let (filter, problem) = log_filter(&asked);
     let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr);
     if std::io::stderr().is_terminal() {
         builder.with_target(false).init();
     } else {
         builder.json().flatten_event(true).init();
+    }
+    if let Some(problem) = problem {
+        warn!(
+            "REFLOWD_LOG is not understood, logging at info: {problem}; write a level, such as `debug`, or `reflowd=debug,info`"
+        );
+    }
+}
+
+/// What is logged, and what is wrong with the wish where it cannot be had.
+fn log_filter(asked: &str) -> (EnvFilter, Option<ParseError>) {
+    let asked = if asked.trim().is_empty() { "info" } else { asked };
+    // What is asked for comes last and so goes before.
+    match EnvFilter::try_new(format!("{QUIET},{asked}")) {
+        Ok(filter) => (filter, None),
+        Err(problem) => (EnvFilter::new(format!("{QUIET},info")), Some(problem)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_level_alone_does_not_bring_in_the_engine_s_own_log() {
+        for (asked, has, has_not) in [
+            ("", "info", "debug"),
+            ("debug", "extism=off", "extism=debug"),
+            ("debug,extism=debug", "extism=debug", "extism=off"),
+        ] {
+            let (filter, problem) = log_filter(asked);
+            let filter = filter.to_string();
+            assert!(problem.is_none(), "{asked}");
+            assert!(filter.contains(has) && !filter.contains(has_not), "{asked}: {filter}");
+        }
+    }
+
+    #[test]
+    fn a_wish_that_makes_no_sense_is_told_and_logs_at_info() {
+        let (filter, problem) = log_filter("reflowd=loud");
+        assert!(problem.is_some());
+        assert!(filter.to_string().contains("info"));
     }
 }

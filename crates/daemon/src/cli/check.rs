@@ -44,16 +44,20 @@ pub(super) async fn check(wanted: Check, flag: Option<&Path>) -> Outcome {
     }
     if report.errors() > 0 {
         if !wanted.json {
-            let count = |n: usize, what| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
             let errors = count(report.errors(), "error");
             print(&format!("\n{errors}, {}\n", count(report.warnings(), "warning")))?;
         }
         return Ok(Exit::Config);
     }
     if !wanted.json {
-        print(&format!("good: {actors} actors, {wires} wires\n"))?;
+        print(&format!("good: {}, {}\n", count(actors, "actor"), count(wires, "wire")))?;
     }
     Ok(Exit::Done)
+}
+
+/// A number of things, in words.
+fn count(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
 async fn examine(path: &Path, environment: &Environment) -> (usize, usize, Report) {

@@ -105,7 +105,8 @@ fn text(event: &Map<String, Value>) -> String {
     }
     if let Some(why) = why {
         // What a reason says on further lines stays with its event.
-        line.push_str(&format!(": {}", why.trim_end().replace('\n', "\n    ")));
+        let colon = if line.ends_with(' ') { " " } else { ": " };
+        line.push_str(&format!("{colon}{}", why.trim_end().replace('\n', "\n    ")));
     }
     line.push('\n');
     line
@@ -130,6 +131,17 @@ mod tests {
             line,
             "2023-11-14T22:13:20.123Z swapped         a digest=fedcba987654 from=0123456789ab \
              generation=2 queued=5\n"
+        );
+    }
+
+    #[test]
+    fn a_reason_follows_whom_it_is_about_or_the_event() {
+        let refused = event(r#"{"event":"config-refused","why":"one\ntwo"}"#);
+        let line = anstream::adapter::strip_str(&text(&refused)).to_string();
+        assert!(line.ends_with("Z config-refused  one\n    two\n"), "{line}");
+        let failed = event(r#"{"event":"failed","actor":"a","why":"trapped"}"#);
+        assert!(
+            anstream::adapter::strip_str(&text(&failed)).to_string().ends_with(" a: trapped\n")
         );
     }
 

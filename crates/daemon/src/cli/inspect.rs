@@ -26,7 +26,7 @@ pub(super) async fn inspect(wanted: Inspect) -> Outcome {
     if wanted.json {
         let value = serde_json::to_value(&inspection).map_err(anyhow::Error::from)?;
         print(&format!("{value:#}\n"))?;
-    } else {
+    } else if inspection.size.is_some() {
         print(&text(&inspection))?;
     }
     let takes_turns = |export: &Export| export.name == "process";
