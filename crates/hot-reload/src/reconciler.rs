@@ -91,6 +91,8 @@ pub struct Reconciler {
     flow: Flow,
     /// Why the configuration on disk is not in force, where it is not.
     config_refused: Option<String>,
+    /// Whether a configuration has come into force. Nothing starts before.
+    configured: bool,
     running: Running,
     retired: Retired,
     refusals: Refusals,
@@ -184,6 +186,7 @@ impl Reconciler {
             texts: Texts::new(),
             flow: Flow::default(),
             config_refused: None,
+            configured: false,
             running: Running::default(),
             retired: Retired::default(),
             refusals: Refusals::default(),
@@ -274,8 +277,11 @@ impl Reconciler {
         } else if let Some(why) = self.config_refused.clone() {
             report.refused.push(Refusal { what: "configuration".into(), why });
         }
-        let plan = self.plan(&snapshot, options, &mut report).await;
-        let in_sync = self.follow(plan, &snapshot, options, &mut saying, &mut report).await;
+        let mut in_sync = false;
+        if self.configured {
+            let plan = self.plan(&snapshot, options, &mut report).await;
+            in_sync = self.follow(plan, &snapshot, options, &mut saying, &mut report).await;
+        }
         self.show(&snapshot, in_sync && report.is_clean());
         self.said = saying;
         if options.dry_run {
@@ -358,6 +364,16 @@ impl Reconciler {
             }
         };
         let snapshot = self.widen(draft.flow(), snapshot).await;
+        let unsettled =
+            |spec: &&ActorSpec| matches!(sight_of(&snapshot, &spec.module), Sight::Unsettled);
+        if let Some(spec) = draft.flow().actors.values().find(unsettled) {
+            // Whether the two fit can be said in a moment; the next pass asks again.
+            let module = name_of(&spec.module);
+            report
+                .warnings
+                .push(format!("`{module}` is being written; the configuration waits for it"));
+            return snapshot;
+        }
         for spec in draft.flow().actors.values() {
             if let Some(digest) = digest_in(&snapshot, &spec.module) {
                 self.load(digest, &spec.module, &snapshot).await;
@@ -371,6 +387,7 @@ impl Reconciler {
                 self.flow = draft.flow().clone();
                 if !dry_run {
                     draft.adopted();
+                    self.configured = true;
                     self.retired.note(&self.flow, &self.parts.modules);
                     self.config_refused = None;
                     self.texts = texts;
@@ -382,7 +399,8 @@ impl Reconciler {
     }
 
     fn refuse_config(&mut self, why: String, saying: &mut BTreeSet<String>, report: &mut Report) {
-        if self.say(saying, format!("config {why}")) {
+        // At the start, whoever started the daemon is told, and it ends.
+        if self.say(saying, format!("config {why}")) && self.configured {
             warn!("configuration refused; nothing changed\n{why}");
             let why = why.clone();
             self.parts.system.events().record(EventKind::ConfigRefused { why });
@@ -862,7 +880,13 @@ impl Reconciler {
             if let Some(running) = self.running.actors.get_mut(&stop.actor) {
                 running.draining = true;
             }
-            info!(actor = %stop.actor, why = ?stop.why, "actor is drained");
+            let why = match &stop.why {
+                StopReason::Removed => "it is not in the configuration any more".into(),
+                StopReason::FileGone => "its file is gone".into(),
+                StopReason::Taken { by } => format!("`{by}` uses its module"),
+                StopReason::AutostartOff => "files alone start no actors any more".to_owned(),
+            };
+            info!(actor = %stop.actor, %why, "actor is drained");
         }
         self.running.wires = wires;
     }

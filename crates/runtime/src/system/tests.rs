@@ -439,6 +439,19 @@ async fn a_full_branch_does_not_hold_up_its_sibling_within_a_turn() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_waits_on_a_wire_keeps_its_order() {
+    let mut rig = Rig::new().await;
+    rig.start("slow", marker(9, ""), small(1), &["sink"]).await;
+    let four = fake(1, |_| {
+        let all = ["1", "2", "3", "4"].map(|text| ("out".parse().unwrap(), string(text)));
+        Ok(Effects { outputs: all.to_vec(), state: None })
+    });
+    rig.start("a", four, Settings::default(), &["slow"]).await;
+    rig.send("a.in", "x");
+    assert_eq!(rig.seen(4).await, ["1", "2", "3", "4"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_swap_goes_through_while_the_outbox_waits() {
     let mut rig = Rig::new().await;
     let (open, gate) = watch::channel(false);
