@@ -308,7 +308,8 @@ impl ActorTask {
             supervisor: Supervisor::default(),
             outbox: Vec::new(),
             rest: None,
-            held: false,
+            // No turn before the wires are in place: whoever starts it releases it.
+            held: true,
             paused: false,
             draining: None,
             warned: HashSet::new(),
@@ -322,6 +323,8 @@ impl ActorTask {
         while !self.shared.kill.is_cancelled() {
             if let Ok(command) = self.commands.try_recv() {
                 self.obey(command);
+            } else if self.draining.is_some_and(|until| Instant::now() >= until) {
+                break;
             } else if self.may_take()
                 && let Some(taken) = self.shared.mailbox.take()
             {
@@ -448,6 +451,7 @@ impl ActorTask {
             }
             Command::Drain { until } => {
                 self.draining = Some(until);
+                self.show();
                 self.shared.events.record(EventKind::Draining { actor });
             }
         }
@@ -490,6 +494,7 @@ impl ActorTask {
             queued,
         });
         drop(old);
+        self.show();
         // The reloader may have stopped waiting; the swap stands all the same.
         _ = swap.done.send(Ok(generation));
     }

@@ -8,6 +8,7 @@ use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{self, Instant},
 };
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
@@ -68,10 +69,17 @@ impl Emitter {
             let began = Instant::now();
             self.shared.set_state(ActorState::Blocked, None);
             join_all(waiting.iter().map(|wire| wire.drain())).await;
-            self.shared.set_state(ActorState::Active, None);
+            self.show();
             let millis = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
             self.shared.meters.blocked_millis.add(millis);
         }
+    }
+
+    /// Shows that the source runs, or that an operator has halted it.
+    fn show(&self) {
+        let paused = *self.paused.borrow();
+        let state = if paused { ActorState::Paused } else { ActorState::Active };
+        self.shared.set_state(state, None);
     }
 }
 
@@ -83,6 +91,8 @@ pub(crate) struct SourceTask {
     pub(crate) source: Arc<dyn Source>,
     /// Opens when the daemon serves: no source starts before.
     pub(crate) gate: watch::Receiver<bool>,
+    /// Comes when its wires are in place: what it put out before would go nowhere.
+    pub(crate) wired: CancellationToken,
 }
 
 /// Another source in place of a running one.
@@ -115,10 +125,12 @@ impl SourceTask {
             phase = loop {
                 tokio::select! {
                     biased;
-                    () = self.shared.kill.cancelled() => return self.end().await,
+                    () = self.shared.kill.cancelled() => return self.end(Instant::now()).await,
                     command = self.commands.recv() => match command {
-                        None | Some(Command::Drain { .. }) => return self.end().await,
-                        Some(Command::Retry) => break Phase::Running,
+                        None => return self.end(Instant::now()).await,
+                        Some(Command::Drain { until }) => return self.end(until).await,
+                        // A source that runs must not begin again: it would send all twice.
+                        Some(Command::Retry) if self.rests() => break Phase::Running,
                         Some(command) => self.obey(command, &pause),
                     },
                     Some(swap) = self.swaps.recv() => {
@@ -146,16 +158,16 @@ impl SourceTask {
         emitter: Emitter,
     ) -> impl Future<Output = Result<(), SourceError>> + use<> {
         let source = Arc::clone(&self.source);
-        let shared = Arc::clone(&self.shared);
-        let mut gate = self.gate.clone();
+        let (mut gate, wired) = (self.gate.clone(), self.wired.clone());
         async move {
+            wired.cancelled().await;
             match phase {
                 // A gate without a sender means that the system is going.
                 Phase::Running if gate.wait_for(|open| *open).await.is_ok() => {}
                 Phase::Running | Phase::Finished => std::future::pending().await,
                 Phase::Resting(until) => time::sleep_until(until).await,
             }
-            shared.set_state(ActorState::Active, None);
+            emitter.show();
             source.run(emitter).await
         }
     }
@@ -167,8 +179,14 @@ impl SourceTask {
             Command::Settings(settings) => self.shared.apply_settings(*settings),
             // Whoever asked may have given up; then nobody misses the answer.
             Command::Hold(held) => _ = held.send(()),
-            Command::Release | Command::Retry | Command::Swap(_) | Command::Drain { .. } => {}
+            Command::Release => self.wired.cancel(),
+            Command::Retry | Command::Swap(_) | Command::Drain { .. } => {}
         }
+    }
+
+    /// Whether it has failed and waits to be run again.
+    fn rests(&self) -> bool {
+        self.shared.status.borrow().state == ActorState::Failed
     }
 
     fn finished(&self) -> Phase {
@@ -209,7 +227,6 @@ impl SourceTask {
             status.generation = generation;
             status.digest = digest;
         });
-        self.shared.set_state(ActorState::Active, None);
         let actor = self.shared.name.clone();
         let generation_number = generation.number();
         self.shared.events.record(EventKind::Swapped {
@@ -223,8 +240,9 @@ impl SourceTask {
         _ = swap.done.send(Ok(generation));
     }
 
-    /// What was already put out is delivered, unless the system is being killed.
-    async fn end(mut self) {
+    /// What was already put out is delivered, as far as there is time, unless
+    /// the system is being killed.
+    async fn end(mut self, until: Instant) {
         self.commands.close();
         self.swaps.close();
         while let Some(swap) = self.swaps.recv().await {
@@ -236,10 +254,9 @@ impl SourceTask {
         let killed = tokio::select! {
             biased;
             () = self.shared.kill.cancelled() => true,
-            _ = flush => false,
+            _ = time::timeout_at(until, flush) => false,
         };
         if !killed {
-            // Every wire is empty, but for what came in the last instant.
             routes.all().for_each(|wire| wire.abandon(Reason::Removed));
         }
         let actor = self.shared.name.clone();

@@ -29,7 +29,7 @@ use tracing::info;
 use crate::{
     ActorLog, ActorName, ActorState, Answer, Counts, DeadLetters, Engine, Entry, Envelope,
     EventKind, Events, Generation, Mailbox, Message, MessageId, Metadata, Meters, Overflow,
-    PortName, PortRef, Program, Routes, Settings, Source, State, Status, Trigger, Wire, WireCounts,
+    PortName, PortRef, Program, Routes, Settings, Source, State, Status, Wire, WireCounts,
     actor::{ActorTask, Command, MAX_COMMANDS, Shared, Swap, Swapped, bounds_of},
     dead_letter::Reason,
     envelope::unix_millis,
@@ -41,6 +41,9 @@ use crate::{
 
 /// How often a stop looks whether the flow is empty.
 const QUIET_CHECK: Duration = Duration::from_millis(2);
+
+/// What sources that stop with the daemon have for what is on their wires: the stop ends it.
+const NO_HURRY: Duration = Duration::from_secs(24 * 3600);
 
 /// How long the state of a removed actor is kept.
 const STATE_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -142,6 +145,10 @@ pub struct Actor {
     kind: Kind,
     /// What its ports are, by the generation that runs.
     metadata: ArcSwap<Metadata>,
+    /// Whether it was told to stop, known here before its task hears of it.
+    leaving: AtomicBool,
+    /// Cancelled when its task is over, whatever ended it.
+    ended: CancellationToken,
     started: u64,
 }
 
@@ -441,8 +448,7 @@ impl System {
         let Some(actor) = self.actor(to.actor.as_str()) else {
             return Err(SendError::NoActor { actor: to.actor.clone(), message });
         };
-        let draining = actor.shared.status.borrow().state == ActorState::Draining;
-        if draining || self.0.closed.load(Ordering::Acquire) {
+        if actor.leaving() || self.0.closed.load(Ordering::Acquire) {
             return Err(SendError::Draining { actor: to.actor.clone(), message });
         }
         let metadata = actor.metadata();
@@ -522,21 +528,32 @@ impl System {
         }
         for start in change.start {
             let name = start.name.clone();
-            let generation = self.start(start).await;
+            let generation = self.start(start, change.drain).await;
+            // It takes no turn before its wires are there.
+            held.extend(self.actor(name.as_str()));
             changed.generations.insert(name, generation);
         }
         // The ports of the new generations decide what a join waits for.
         let mut swapped = Vec::new();
         for (name, ready) in change.swap {
             if let Some(actor) = self.actor(name.as_str()) {
-                swapped.push((name, actor.swap(ready).await));
+                let done = actor.swap(ready, change.drain).await;
+                swapped.push((actor, done));
             }
         }
-        for (name, done) in swapped {
-            // An actor that stopped meanwhile hands the engine back, and it is dropped.
-            if let Ok(Ok(generation)) = done.await {
-                changed.generations.insert(name, generation);
-            }
+        for (actor, done) in swapped {
+            let name = actor.name().clone();
+            let generation = match done.await {
+                Ok(Ok(generation)) => generation,
+                // The actor has ended, or could not become what it is to be: it starts anew.
+                Ok(Err(ready)) => {
+                    let generation = self.replace(&actor, ready).await;
+                    held.extend(self.actor(name.as_str()));
+                    generation
+                }
+                Err(_) => unreachable!("an actor answers every swap, or hands it back"),
+            };
+            changed.generations.insert(name, generation);
         }
         if let Some(wires) = change.wires {
             self.rewire(&wires, &change.stop);
@@ -591,12 +608,15 @@ impl System {
     }
 
     /// Starts an actor, or takes one up again that is being drained.
-    async fn start(&self, start: Start) -> Generation {
+    async fn start(&self, start: Start, drain: Duration) -> Generation {
         let Start { name, mut ready, settings, mut state, was } = start;
         if let Some(actor) = self.actor(name.as_str()) {
             _ = actor.commands.send(Command::Settings(Box::new(settings.clone()))).await;
-            match actor.swap(ready).await.await {
-                Ok(Ok(generation)) => return generation,
+            match actor.swap(ready, drain).await.await {
+                Ok(Ok(generation)) => {
+                    actor.leaving.store(false, Ordering::Release);
+                    return generation;
+                }
                 Ok(Err(back)) => ready = back,
                 Err(_) => unreachable!("an actor answers every swap, or hands it back"),
             }
@@ -604,7 +624,7 @@ impl System {
             self.bury(&actor);
         }
         let inherited = match was {
-            Some(was) => self.inherit(&was).await,
+            Some(was) => self.inherit(&was, &ready, drain).await,
             None => None,
         };
         let mut mailbox = None;
@@ -620,11 +640,23 @@ impl System {
     }
 
     /// Ends an actor that goes on under another name, and gives what it leaves.
-    async fn inherit(&self, was: &ActorName) -> Option<(Arc<Mailbox>, State)> {
+    ///
+    /// A source has nothing to inherit and nothing to do with a mailbox: there the
+    /// old actor is drained like one that is removed.
+    async fn inherit(
+        &self,
+        was: &ActorName,
+        heir: &Ready,
+        drain: Duration,
+    ) -> Option<(Arc<Mailbox>, State)> {
         let actor = self.actor(was.as_str())?;
-        if actor.is_source() {
+        if actor.is_source() || matches!(heir, Ready::Source(_)) {
+            actor.drain(Instant::now() + drain).await;
+            actor.stopped().await;
+            self.bury(&actor);
             return None;
         }
+        actor.leaving.store(true, Ordering::Release);
         actor.shared.kill.cancel();
         actor.stopped().await;
         let mut past = self.0.past.lock();
@@ -634,6 +666,16 @@ impl System {
             self.finish_wire(wire);
         }
         Some((Arc::clone(actor.mailbox()), actor.state()))
+    }
+
+    /// Starts another actor in the place of one that has ended.
+    async fn replace(&self, actor: &Arc<Actor>, ready: Ready) -> Generation {
+        actor.stopped().await;
+        self.bury(actor);
+        let state = self.0.past.lock().states.remove(actor.name());
+        let state = state.map(|(state, _)| state).unwrap_or_default();
+        self.spawn(actor.name().clone(), ready, (*actor.settings()).clone(), state, None);
+        Generation::FIRST
     }
 
     fn spawn(
@@ -682,10 +724,16 @@ impl System {
             sinks: self.0.sinks.clone(),
         });
         let (commands, receiver) = mpsc::channel(MAX_COMMANDS);
+        let ended = CancellationToken::new();
+        let end = ended.clone().drop_guard();
         let kind = match ready {
             Ready::Engine { program, engine, log, .. } => {
                 let task = ActorTask::new(Arc::clone(&shared), receiver, program, engine, log);
-                self.0.tasks.spawn_on(task.run(), &self.0.turns);
+                let run = async move {
+                    let _end = end;
+                    task.run().await;
+                };
+                self.0.tasks.spawn_on(run, &self.0.turns);
                 Kind::Engine
             }
             Ready::Source(source) => {
@@ -696,8 +744,13 @@ impl System {
                     swaps,
                     source,
                     gate: self.0.gate.subscribe(),
+                    wired: CancellationToken::new(),
                 };
-                self.0.tasks.spawn_on(task.run(), &self.0.turns);
+                let run = async move {
+                    let _end = end;
+                    task.run().await;
+                };
+                self.0.tasks.spawn_on(run, &self.0.turns);
                 Kind::Source(swap)
             }
         };
@@ -706,6 +759,8 @@ impl System {
             commands,
             kind,
             metadata: ArcSwap::from_pointee(metadata),
+            leaving: AtomicBool::new(false),
+            ended,
             started: unix_millis(),
         };
         self.0.actors.insert(name.clone(), Arc::new(actor));
@@ -720,7 +775,7 @@ impl System {
     /// Drains an actor in the background; what is left of it goes into the past books.
     async fn stop(&self, name: &ActorName, until: Instant) {
         let Some(actor) = self.actor(name.as_str()) else { return };
-        _ = actor.commands.send(Command::Drain { until }).await;
+        actor.drain(until).await;
         let system = self.clone();
         self.0.tasks.spawn(async move {
             actor.stopped().await;
@@ -781,10 +836,7 @@ impl System {
         // An actor that is on its way out keeps its outgoing wires until it is empty,
         // and works off what its own mailbox holds.
         let leaving = |name: &ActorName| {
-            stopping.contains(name)
-                || self
-                    .actor(name.as_str())
-                    .is_none_or(|actor| actor.status().state == ActorState::Draining)
+            stopping.contains(name) || self.actor(name.as_str()).is_none_or(|actor| actor.leaving())
         };
         let stays = |wire: &Arc<Wire>| after.iter().any(|w| Arc::ptr_eq(w, wire));
         let cut: Vec<&Arc<Wire>> =
@@ -834,10 +886,9 @@ impl System {
     /// Tells every join which inports it waits for: the required ones that have a
     /// wire, or every one that has a wire where none is required.
     fn rejoin(&self, wires: &[Arc<Wire>]) {
+        // Also where a message is a turn by itself: the actor may be about to hear
+        // that it is to join.
         for actor in self.actors() {
-            if actor.settings().trigger == Trigger::Any {
-                continue;
-            }
             let metadata = actor.metadata();
             let wired = |name: &PortName| {
                 wires.iter().any(|w| w.to().actor == *actor.name() && w.to().port == *name)
@@ -852,7 +903,10 @@ impl System {
     /// Refuses messages from outside and stops the sources: the flow can only empty.
     pub async fn close(&self) {
         self.0.closed.store(true, Ordering::Release);
-        let until = Instant::now();
+        // No source begins any more, and what those that run have put out is
+        // delivered for as long as the stop allows.
+        self.0.gate.send_replace(false);
+        let until = Instant::now() + NO_HURRY;
         for actor in self.actors() {
             if matches!(actor.kind, Kind::Source(_)) {
                 _ = actor.commands.send(Command::Drain { until }).await;
@@ -965,11 +1019,23 @@ impl Actor {
 
     /// Returns when its task has ended.
     async fn stopped(&self) {
-        self.commands.closed().await;
+        self.ended.cancelled().await;
     }
 
-    /// Asks for a swap; the receiver tells when it is done.
-    async fn swap(&self, ready: Ready) -> oneshot::Receiver<Swapped> {
+    /// Whether it was told to stop.
+    fn leaving(&self) -> bool {
+        self.leaving.load(Ordering::Acquire)
+    }
+
+    /// Tells it to work off what it has and to stop, at the latest then.
+    async fn drain(&self, until: Instant) {
+        self.leaving.store(true, Ordering::Release);
+        _ = self.commands.send(Command::Drain { until }).await;
+    }
+
+    /// Asks for a swap; the receiver tells when it is done. An actor that would have
+    /// to become a source, or a source another actor, has `drain` to end.
+    async fn swap(&self, ready: Ready, drain: Duration) -> oneshot::Receiver<Swapped> {
         let (done, receiver) = oneshot::channel();
         match (ready, &self.kind) {
             (Ready::Engine { program, engine, version, log }, Kind::Engine) => {
@@ -992,7 +1058,7 @@ impl Actor {
             // A source in place of an engine, or the other way round: another actor
             // altogether. The old one ends first.
             (ready, _) => {
-                _ = self.commands.send(Command::Drain { until: Instant::now() }).await;
+                self.drain(Instant::now() + drain).await;
                 self.stopped().await;
                 _ = done.send(Err(ready));
             }

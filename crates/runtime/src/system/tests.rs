@@ -654,7 +654,7 @@ async fn a_join_takes_one_message_of_every_required_port() {
             Ok(out(&all.join("+")))
         })
     };
-    let settings = Settings { trigger: Trigger::All, ..Settings::default() };
+    let settings = Settings { trigger: crate::Trigger::All, ..Settings::default() };
     rig.start("join", program, settings, &["sink"]).await;
     rig.start("l", marker(2, ""), Settings::default(), &[]).await;
     rig.start("r", marker(3, ""), Settings::default(), &[]).await;
@@ -809,4 +809,175 @@ async fn a_message_for_nobody_is_handed_back() {
     assert!(matches!(send("nobody.in"), Err(SendError::NoActor { .. })));
     let no_port = send("sink.other").unwrap_err();
     assert!(no_port.to_string().contains("it has `in`"), "{no_port}");
+}
+
+/// A source that counts, ready to start.
+fn counter(name: &str, to: u32, was: Option<&str>) -> Start {
+    Start {
+        name: name.parse().unwrap(),
+        ready: Ready::Source(Arc::new(CountTo(to, metadata(&[])))),
+        settings: Settings::default(),
+        state: None,
+        was: was.map(|was| was.parse().unwrap()),
+    }
+}
+
+fn numbers(to: u32) -> Vec<String> {
+    (0..to).map(|n| n.to_string()).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_ends_in_time_though_messages_wait() {
+    let mut rig = Rig::new().await;
+    let (_open, gate) = watch::channel(false);
+    let program = Fake { gate: Some(gate), ..marker(1, "") };
+    let settings = Settings { timeout: Duration::from_secs(1), ..Settings::default() };
+    rig.start("a", program, settings, &["sink"]).await;
+    for n in 0..8 {
+        rig.send("a.in", &n.to_string());
+    }
+    rig.stop("a", Duration::from_millis(2_500)).await;
+    soon(async {
+        while rig.system.actor("a").is_some() {
+            time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    let of = |class| rig.reasons().iter().filter(|reason| **reason == class).count();
+    assert_eq!((of("timeout"), of("removed")), (3, 5));
+    rig.quiet().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_draining_actor_keeps_its_wires_through_further_changes() {
+    let mut rig = Rig::new().await;
+    let (open, gate) = watch::channel(false);
+    let program = Fake { gate: Some(gate), ..marker(1, "") };
+    rig.start("a", program, Settings::default(), &["sink"]).await;
+    for message in ["1", "2", "3"] {
+        rig.send("a.in", message);
+    }
+    while rig.actor("a").mailbox().counts().in_flight == 0 {
+        tokio::task::yield_now().await;
+    }
+    rig.stop("a", HOUR).await;
+    // It has not even heard of its drain when the next change comes.
+    rig.start("other", marker(2, ""), Settings::default(), &["sink"]).await;
+    let refused = rig.system.send(&"a.in".parse().unwrap(), string("no"), None);
+    assert!(matches!(refused, Err(SendError::Draining { .. })));
+    open.send(true).unwrap();
+    assert_eq!(rig.seen(3).await, ["1", "2", "3"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_starts_with_a_swap_waits_for_its_wires() {
+    let mut rig = Rig::new().await;
+    rig.system.open();
+    rig.start("a", marker(1, "-old"), Settings::default(), &["sink"]).await;
+    rig.defs.push(wire("count.out", "a.in"));
+    let swap = vec![("a".parse().unwrap(), Rig::ready(marker(2, "-new")).await)];
+    let start = vec![counter("count", 3, None)];
+    rig.apply(Change { start, swap, ..Change::default() }).await;
+    assert_eq!(rig.seen(3).await, ["0-new", "1-new", "2-new"]);
+    assert_eq!(rig.actor("count").meters().unrouted.get(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_actor_becomes_a_source_and_an_actor_again() {
+    let mut rig = Rig::new().await;
+    rig.system.open();
+    rig.start("a", marker(1, "-one"), Settings::default(), &["sink"]).await;
+    rig.send("a.in", "x");
+    let drain = HOUR;
+    let swap = vec![("a".parse().unwrap(), counter("a", 3, None).ready)];
+    rig.apply(Change { swap, drain, ..Change::default() }).await;
+    assert_eq!(rig.seen(4).await, ["x-one", "0", "1", "2"]);
+    let swap = vec![("a".parse().unwrap(), Rig::ready(marker(2, "-two")).await)];
+    rig.apply(Change { swap, drain, ..Change::default() }).await;
+    rig.send("a.in", "y");
+    assert_eq!(rig.seen(5).await[4], "y-two");
+    rig.quiet().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_removed_source_ends_in_time_though_nobody_takes_its_messages() {
+    let mut rig = Rig::new().await;
+    rig.system.open();
+    rig.start("slow", marker(9, ""), small(2), &["sink"]).await;
+    rig.actor("slow").pause().await;
+    rig.state("slow", ActorState::Paused).await;
+    rig.defs.push(wire("count.out", "slow.in"));
+    rig.apply(Change { start: vec![counter("count", 50, None)], ..Change::default() }).await;
+    rig.state("count", ActorState::Blocked).await;
+    rig.stop("count", Duration::from_secs(1)).await;
+    soon(async {
+        while rig.system.actor("count").is_some() {
+            time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    assert_eq!(rig.reasons(), ["removed"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_running_source_does_not_begin_again_when_told_to_retry() {
+    let mut rig = Rig::new().await;
+    rig.system.open();
+    rig.start("slow", marker(9, ""), small(2), &["sink"]).await;
+    rig.actor("slow").pause().await;
+    rig.defs.push(wire("count.out", "slow.in"));
+    rig.apply(Change { start: vec![counter("count", 50, None)], ..Change::default() }).await;
+    rig.state("count", ActorState::Blocked).await;
+    rig.actor("count").retry().await;
+    tokio::task::yield_now().await;
+    rig.actor("slow").resume().await;
+    rig.seen(50).await;
+    rig.actor("count").retry().await;
+    tokio::task::yield_now().await;
+    rig.quiet().await;
+    assert_eq!(*rig.seen.borrow(), numbers(50));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_under_another_name_leaves_nothing_behind() {
+    let mut rig = Rig::new().await;
+    rig.system.open();
+    rig.defs = vec![wire("old.out", "sink.in")];
+    rig.apply(Change { start: vec![counter("old", 2, None)], ..Change::default() }).await;
+    rig.seen(2).await;
+    rig.defs = vec![wire("new.out", "sink.in")];
+    let start = vec![counter("new", 2, Some("old"))];
+    rig.apply(Change { start, drain: HOUR, ..Change::default() }).await;
+    assert_eq!(rig.seen(4).await, ["0", "1", "0", "1"]);
+    assert!(rig.system.actor("old").is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_join_that_is_configured_while_the_actor_runs_joins() {
+    let mut rig = Rig::new().await;
+    let program = Fake {
+        metadata: metadata(&[("left", true), ("right", true)]),
+        ..fake(1, |context| {
+            let all: Vec<_> = context.payload.iter().map(|(_, m)| text(m)).collect();
+            Ok(out(&all.join("+")))
+        })
+    };
+    rig.start("join", program, Settings::default(), &["sink"]).await;
+    rig.start("l", marker(2, ""), Settings::default(), &[]).await;
+    rig.start("r", marker(3, ""), Settings::default(), &[]).await;
+    rig.defs.extend([wire("l.out", "join.left"), wire("r.out", "join.right")]);
+    rig.apply(Change::default()).await;
+    let settings = Settings { trigger: crate::Trigger::All, ..Settings::default() };
+    let settings = vec![("join".parse().unwrap(), settings)];
+    rig.apply(Change { settings, ..Change::default() }).await;
+    rig.send("l.in", "1");
+    // A half is no turn, however long it is alone.
+    while rig.system.books().deliveries.completed == 0 {
+        tokio::task::yield_now().await;
+    }
+    time::sleep(Duration::from_secs(1)).await;
+    rig.send("l.in", "2");
+    rig.send("r.in", "a");
+    rig.send("r.in", "b");
+    assert_eq!(rig.seen(2).await, ["1+a", "2+b"]);
 }
