@@ -128,8 +128,48 @@ fn a_broken_configuration_changes_nothing_and_says_where() {
     assert!(why.contains("did you mean `from`?") && why.contains("reflowd.toml:"), "{why}");
     daemon.send("a.in", "1");
     assert_eq!(daemon.line().unwrap(), "1");
+    daemon.world.config(&format!("{ONE_RELAY}[[[\n"));
+    let report = daemon.reload();
+    let why = report["refused"][0]["why"].as_str().unwrap();
+    assert!(why.contains("E0002") && !why.contains("E0301"), "{why}");
     daemon.world.config(ONE_RELAY);
     assert_eq!(daemon.reload()["refused"], serde_json::json!([]));
+}
+
+#[test]
+fn an_actor_renamed_in_the_stream_loses_nothing() {
+    const LINES: usize = 20_000;
+    let flow = |name: &str, was: &str| {
+        format!(
+            "[daemon]\nmodules = \"../modules\"\ndata = \"../data\"\n\
+             [actors.lines]\nmodule = \"std:file-in\"\nconfig = {{ path = \"../lines.jsonl\" }}\n\
+             [actors.{name}]\nmodule = \"relay\"\n{was}\n\
+             [actors.screen]\nmodule = \"std:stdout\"\n\
+             [[wires]]\nfrom = \"lines.out\"\nto = \"{name}.in\"\n\
+             [[wires]]\nfrom = \"{name}.out\"\nto = \"screen.in\"\n"
+        )
+    };
+    let world = World::new(&flow("zero", ""));
+    world.module("relay", &guest("relay"));
+    let lines: Vec<String> = (0..LINES).map(|n| format!("{n}\n")).collect();
+    world.put("lines.jsonl", lines.concat().as_bytes());
+    let mut daemon = world.start();
+    let mut next = 0;
+    for (was, name) in ["zero", "one", "two", "three"].iter().zip(["one", "two", "three", "four"]) {
+        // What was printed already says that the stream runs.
+        for _ in 0..100 {
+            assert_eq!(daemon.line().unwrap(), next.to_string());
+            next += 1;
+        }
+        daemon.world.config(&flow(name, &format!("was = \"{was}\"")));
+        let report = daemon.reload();
+        assert_eq!(report["added"], serde_json::json!([name]), "{report}");
+        assert_eq!(report["removed"], serde_json::json!([was]), "{report}");
+    }
+    while next < LINES {
+        assert_eq!(daemon.line().unwrap(), next.to_string());
+        next += 1;
+    }
 }
 
 #[test]

@@ -49,7 +49,10 @@ impl Blueprint for TomlBlueprint {
     fn draft(&self, texts: &Texts) -> Result<Box<dyn Draft>, String> {
         let (config, mut report) = self.parse(texts);
         let in_force = self.in_force.lock().unwrap_or_else(PoisonError::into_inner);
-        report.extend(config::restart_only(&in_force, &config));
+        // Of a file that is not TOML nothing is known, so nothing of it has changed.
+        if !report.diagnostics().iter().any(|problem| problem.code == config::NOT_TOML) {
+            report.extend(config::restart_only(&in_force, &config));
+        }
         if report.errors() > 0 {
             return Err(report.render(false));
         }

@@ -43,6 +43,9 @@ use sources::Included;
 /// Where the configuration is looked for when nobody says where it is.
 const USUAL_PATHS: [&str; 2] = ["config/reflowd.toml", "/etc/reflowd/reflowd.toml"];
 
+/// The code of the problem that a file is no TOML at all.
+pub(crate) const NOT_TOML: &str = "E0002";
+
 /// The variable that says where the configuration is.
 const PATH_VARIABLE: &str = "REFLOWD_CONFIG";
 
@@ -272,7 +275,7 @@ impl Parsing<'_> {
                 self.problems.add(actor::defined_twice(name, &place, &first));
             } else {
                 let message = format!("this is not TOML: {}", error.message());
-                self.problems.add(Diagnostic::error("E0002", message).at(&place, ""));
+                self.problems.add(Diagnostic::error(NOT_TOML, message).at(&place, ""));
             }
         }
     }

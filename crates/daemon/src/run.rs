@@ -188,7 +188,11 @@ impl Daemon {
                     }
                     info!("SIGHUP: looking at disk");
                     self.notifier.reloading();
-                    self.reloader.reload(ReloadOptions::default()).await;
+                    // A stop does not wait for files that are being written.
+                    tokio::select! {
+                        _ = self.reloader.reload(ReloadOptions::default()) => {}
+                        name = signals.stop() => break name,
+                    }
                     self.notifier.ready(&self.status());
                 }
                 _ = upkeep.tick() => self.look_after(),

@@ -375,7 +375,8 @@ impl Reconciler {
             return snapshot;
         }
         for spec in draft.flow().actors.values() {
-            if let Some(digest) = digest_in(&snapshot, &spec.module) {
+            let builtin = matches!(spec.module, ModuleRef::Builtin { .. });
+            if !builtin && let Some(digest) = digest_in(&snapshot, &spec.module) {
                 self.load(digest, &spec.module, &snapshot).await;
             }
         }
@@ -1118,10 +1119,12 @@ fn tell(change: &ChangePlan, report: &mut Report) {
     let gone = |name: &ActorName| {
         change.start.iter().any(|s| s.actor == *name)
             || change.stop.iter().any(|s| s.actor == *name)
+            || change.start.iter().any(|s| s.was.as_ref() == Some(name))
     };
     report.changed.extend(changed.into_iter().filter(|name| !gone(name)));
     let removed = change.stop.iter().filter(|s| !matches!(s.why, StopReason::Taken { .. }));
     report.removed.extend(removed.map(|s| s.actor.clone()));
+    report.removed.extend(change.start.iter().filter_map(|s| s.was.clone()));
 }
 
 /// The actors that a change is about.

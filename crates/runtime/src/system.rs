@@ -624,7 +624,10 @@ impl System {
             self.bury(&actor);
         }
         let inherited = match was {
-            Some(was) => self.inherit(&was, &ready, drain).await,
+            Some(was) => {
+                let is_source = matches!(ready, Ready::Source(_));
+                self.inherit(&was, is_source, drain).await
+            }
             None => None,
         };
         let mut mailbox = None;
@@ -646,11 +649,11 @@ impl System {
     async fn inherit(
         &self,
         was: &ActorName,
-        heir: &Ready,
+        heir_is_source: bool,
         drain: Duration,
     ) -> Option<(Arc<Mailbox>, State)> {
         let actor = self.actor(was.as_str())?;
-        if actor.is_source() || matches!(heir, Ready::Source(_)) {
+        if actor.is_source() || heir_is_source {
             actor.drain(Instant::now() + drain).await;
             actor.stopped().await;
             self.bury(&actor);
