@@ -50,7 +50,7 @@ impl Blueprint for TomlBlueprint {
         let (config, mut report) = self.parse(texts);
         let in_force = self.in_force.lock().unwrap_or_else(PoisonError::into_inner);
         // Of a file that is not TOML nothing is known, so nothing of it has changed.
-        if !report.diagnostics().iter().any(|problem| problem.code == config::NOT_TOML) {
+        if !report.has(config::NOT_TOML) {
             report.extend(config::restart_only(&in_force, &config));
         }
         if report.errors() > 0 {

@@ -156,6 +156,11 @@ impl Report {
         self.diagnostics
     }
 
+    /// Whether a problem of that code is among them.
+    pub(crate) fn has(&self, code: &str) -> bool {
+        self.diagnostics.iter().any(|problem| problem.code == code)
+    }
+
     /// How many of them are errors.
     pub(crate) fn errors(&self) -> usize {
         self.count(Severity::Error)
