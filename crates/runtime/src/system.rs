@@ -551,7 +551,8 @@ impl System {
                     held.extend(self.actor(name.as_str()));
                     generation
                 }
-                Err(_) => unreachable!("an actor answers every swap, or hands it back"),
+                // Its task was torn down with the swap in its hands: the process is ending.
+                Err(_) => continue,
             };
             changed.generations.insert(name, generation);
         }
@@ -618,7 +619,8 @@ impl System {
                     return generation;
                 }
                 Ok(Err(back)) => ready = back,
-                Err(_) => unreachable!("an actor answers every swap, or hands it back"),
+                // Its task was torn down with the swap in its hands: the process is ending.
+                Err(_) => return Generation::FIRST,
             }
             actor.stopped().await;
             self.bury(&actor);

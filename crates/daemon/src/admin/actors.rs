@@ -74,7 +74,8 @@ pub(super) async fn list(State(admin): State<Admin>) -> Json<Vec<ActorSummary>> 
     let mut summaries: Vec<_> =
         running.iter().map(|actor| summary(actor, view.get(actor.name().as_str()))).collect();
     let is_running = |name: &ActorName| running.iter().any(|actor| actor.name() == name);
-    let not_yet = view.iter().filter(|(name, _)| !is_running(name));
+    // An actor that has stopped since the last pass is not waited for.
+    let not_yet = view.iter().filter(|(name, view)| view.pending.is_some() && !is_running(name));
     summaries.extend(not_yet.map(|(name, view)| pending(name, view)));
     summaries.sort_by(|a, b| a.name.cmp(&b.name));
     Json(summaries)
@@ -87,8 +88,9 @@ pub(super) async fn show(
 ) -> Result<Json<ActorDetail>, Problem> {
     let view = admin.reloader.view();
     let Some(actor) = admin.system.actor(&name) else {
-        let (name, view) =
-            view.get_key_value(name.as_str()).ok_or_else(|| no_actor(&admin, &name))?;
+        let waited_for = view.get_key_value(name.as_str());
+        let waited_for = waited_for.filter(|(_, view)| view.pending.is_some());
+        let (name, view) = waited_for.ok_or_else(|| no_actor(&admin, &name))?;
         return Ok(Json(ActorDetail {
             summary: pending(name, view),
             metadata: None,
