@@ -125,6 +125,13 @@ pub(crate) struct Instance {
     host: Option<Host>,
 }
 
+/// The earliest that a deadline strikes, counted from the beginning of a call.
+///
+/// The SDK takes one cancel for each call. One that comes before the guest runs,
+/// but after the SDK's own timer has heard of the call, is taken and has no
+/// effect, and the call would never end. By this time the guest runs.
+const FIRST_STROKE: Duration = Duration::from_millis(20);
+
 /// How a call ended.
 pub(crate) enum Ended {
     /// The guest answered.
@@ -153,13 +160,18 @@ impl Instance {
         side: Option<Side>,
         deadline: Instant,
     ) -> (Option<Side>, Ended) {
+        let now = Instant::now();
+        if deadline <= now {
+            return (side, Ended::Timeout);
+        }
         let mut host = self.host.take().expect("the host comes back from every call");
         host.side = side;
         host.deadline = deadline;
         *self.seat.0.lock() = Some(Seated { plugin: self.plugin.id.as_u128(), host });
         let cancel = self.plugin.cancel_handle();
         // An error means that the SDK's timer is gone, with the process.
-        let armed = deadline::arm(deadline, Box::new(move || _ = cancel.cancel()));
+        let strike = deadline.max(now + FIRST_STROKE);
+        let armed = deadline::arm(strike, Box::new(move || _ = cancel.cancel()));
         let answer = self.plugin.call::<&[u8], Output>(export, input);
         let struck = armed.disarm();
         let seated = self.seat.0.lock().take();
