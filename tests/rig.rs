@@ -1,7 +1,7 @@
 //! The product in a folder of its own: a real binary, real files, a real socket.
 //!
 //! Everything that waits here waits for something that the daemon shows (a line,
-//! an event, a figure), and gives up after a minute.
+//! an event, a figure), and gives up after two minutes.
 
 use std::{
     collections::BTreeMap,
@@ -56,7 +56,7 @@ pub(crate) fn inflated(module: &[u8], bytes: usize, seed: u8) -> Vec<u8> {
     module
 }
 
-/// A folder with `modules`, `data` and `config/reflowd.toml`.
+/// A folder with `modules` and `config/reflowd.toml`. The daemon makes `data`.
 pub(crate) struct World {
     dir: TempDir,
 }
@@ -111,12 +111,13 @@ impl World {
 
     /// Starts the daemon and waits until it serves.
     pub(crate) fn start(self) -> Daemon {
-        self.start_at("data/reflowd.sock")
+        let command = self.command(&[]);
+        self.start_as(command)
     }
 
-    fn start_at(self, socket: &str) -> Daemon {
-        let mut child = self
-            .command(&[])
+    /// The same, for a daemon whose environment is not empty.
+    pub(crate) fn start_as(self, mut command: Command) -> Daemon {
+        let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -139,8 +140,7 @@ impl World {
                 }
             }
         });
-        let socket = self.path(socket);
-        let mut daemon = Daemon { world: self, child, socket, out, log, books: true };
+        let mut daemon = Daemon { world: self, child, out, log, books: true };
         let first = daemon.line();
         assert_eq!(first.as_deref(), Some("ready"), "{}", daemon.log_text());
         daemon
@@ -151,7 +151,6 @@ impl World {
 pub(crate) struct Daemon {
     pub(crate) world: World,
     child: Child,
-    socket: PathBuf,
     out: mpsc::Receiver<String>,
     log: Arc<Mutex<Vec<String>>>,
     books: bool,
@@ -196,14 +195,8 @@ impl Daemon {
         self.log.lock().unwrap().join("\n")
     }
 
-    pub(crate) fn socket_path(&self) -> PathBuf {
-        self.socket.clone()
-    }
-
     pub(crate) fn connect(&self) -> UnixStream {
-        let stream = UnixStream::connect(&self.socket).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream
+        connect(&self.world.socket())
     }
 
     pub(crate) fn request(
@@ -213,15 +206,7 @@ impl Daemon {
         content_type: &str,
         body: &[u8],
     ) -> Response {
-        let mut stream = self.connect();
-        let head = format!(
-            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: {content_type}\r\nContent-Length: {}\r\n\r\n",
-            body.len()
-        );
-        stream.write_all(head.as_bytes()).unwrap();
-        // The daemon may answer before it has read everything.
-        _ = stream.write_all(body);
-        read_response(&mut BufReader::new(stream))
+        request_at(&self.world.socket(), method, path, content_type, body)
     }
 
     pub(crate) fn get(&self, path: &str) -> Response {
@@ -297,8 +282,7 @@ impl Daemon {
 
     /// The sum of all samples of one metric.
     pub(crate) fn sum(&self, name: &str) -> f64 {
-        let of = |key: &str| key == name || key.starts_with(&format!("{name}{{"));
-        self.metrics().iter().filter(|(key, _)| of(key)).map(|(_, value)| value).sum()
+        sum(&self.metrics(), name)
     }
 
     /// Waits until nothing moves, and checks that nothing is lost or doubled.
@@ -309,10 +293,7 @@ impl Daemon {
                 == 0.0
         });
         let metrics = self.metrics();
-        let sum = |name: &str| -> f64 {
-            let of = |key: &str| key == name || key.starts_with(&format!("{name}{{"));
-            metrics.iter().filter(|(key, _)| of(key)).map(|(_, value)| value).sum()
-        };
+        let sum = |name: &str| sum(&metrics, name);
         let accepted = sum("reflowd_messages_accepted_total");
         let gone = sum("reflowd_messages_completed_total")
             + sum("reflowd_messages_dead_lettered_total")
@@ -389,14 +370,38 @@ impl Events {
     }
 }
 
+/// The sum of all samples of one metric, whatever their labels.
+fn sum(metrics: &BTreeMap<String, f64>, name: &str) -> f64 {
+    let of = |key: &str| key.split('{').next() == Some(name);
+    metrics.iter().filter(|(key, _)| of(key)).map(|(_, value)| value).sum()
+}
+
+fn connect(socket: &Path) -> UnixStream {
+    let stream = UnixStream::connect(socket).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
 /// A request without a body, for threads that do not have the daemon.
 pub(crate) fn request(socket: &Path, method: &str, path: &str) -> Response {
-    let mut stream = UnixStream::connect(socket).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    request_at(socket, method, path, "application/json", b"")
+}
+
+fn request_at(
+    socket: &Path,
+    method: &str,
+    path: &str,
+    content_type: &str,
+    body: &[u8],
+) -> Response {
+    let mut stream = connect(socket);
     let head = format!(
-        "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: 0\r\n\r\n"
+        "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: {content_type}\r\nContent-Length: {}\r\n\r\n",
+        body.len()
     );
     stream.write_all(head.as_bytes()).unwrap();
+    // The daemon may answer before it has read everything.
+    _ = stream.write_all(body);
     read_response(&mut BufReader::new(stream))
 }
 

@@ -1,8 +1,8 @@
 //! How the daemon ends.
 
-use std::process::Stdio;
+use std::{os::unix::net::UnixDatagram, process::Stdio};
 
-use crate::rig::{REFLOWD, World, guest};
+use crate::rig::{PATIENCE, REFLOWD, World, guest};
 
 fn paused_relay(drain: &str) -> crate::rig::Daemon {
     let world = World::new(&format!(
@@ -63,7 +63,7 @@ fn a_stop_that_cannot_drain_says_what_is_left() {
     daemon.signal("-TERM");
     let (status, last, _) = daemon.ended();
     assert_eq!(status.code(), Some(1));
-    assert!(last.contains("7 messages could not be drained"), "{last}");
+    assert!(last.contains("7 messages are lost") && last.contains("raise `drain`"), "{last}");
 }
 
 #[test]
@@ -99,6 +99,30 @@ fn a_second_signal_stops_at_once() {
     daemon.signal("-TERM");
     let (status, last, _) = daemon.ended();
     assert_eq!(status.code(), Some(1), "{last}");
+    assert!(last.contains("3 messages are lost: a second signal (SIGTERM)"), "{last}");
+}
+
+#[test]
+fn the_service_manager_is_told_how_long_a_stop_may_take() {
+    let world =
+        World::new("[daemon]\nmodules = \"../modules\"\ndata = \"../data\"\ndrain = \"3s\"\n");
+    let manager = UnixDatagram::bind(world.path("notify")).unwrap();
+    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut command = world.command(&[]);
+    command.env("NOTIFY_SOCKET", world.path("notify"));
+    let daemon = world.start_as(command);
+    daemon.signal("-TERM");
+    let told = loop {
+        let mut datagram = [0; 1024];
+        let length = manager.recv(&mut datagram).unwrap();
+        let text = String::from_utf8(datagram[..length].to_vec()).unwrap();
+        if text.contains("STOPPING=1") {
+            break text;
+        }
+    };
+    // The drain, and the last words of actors, tasks and threads.
+    assert!(told.contains("EXTEND_TIMEOUT_USEC=9000000\n"), "{told}");
+    assert!(daemon.ended().0.success());
 }
 
 #[test]

@@ -143,7 +143,7 @@ fn versions_alternate_under_load_and_every_message_arrives_once_in_order() {
     let senders: Vec<_> = (0..SENDERS).map(|n| send(&daemon, n, each)).collect();
     let arrived = Arc::new(AtomicBool::new(false));
     let world = daemon.world.path("");
-    let (stream, versions) = (daemon.socket_path(), [guest("stamp-b"), guest("stamp-a")]);
+    let (stream, versions) = (daemon.world.socket(), [guest("stamp-b"), guest("stamp-a")]);
     let swapper = meanwhile(&arrived, move |n| {
         let target = world.join("modules/stamp.wasm");
         std::fs::write(world.join("modules/.next"), &versions[n % 2]).unwrap();
@@ -188,7 +188,7 @@ fn rewiring_under_load_keeps_the_wires_that_stay() {
     let each = load() / SENDERS;
     let senders: Vec<_> = (0..SENDERS).map(|n| send(&daemon, n, each)).collect();
     let arrived = Arc::new(AtomicBool::new(false));
-    let (socket, folder) = (daemon.socket_path(), daemon.world.path("config"));
+    let (socket, folder) = (daemon.world.socket(), daemon.world.path("config"));
     // A branch that comes, goes and is wired otherwise, beside the chain that stays.
     let edits = [
         "[actors.side]\nmodule = \"relay\"\n[[wires]]\nfrom = \"stamp.out\"\nto = \"side.in\"\n",

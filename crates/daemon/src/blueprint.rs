@@ -1,12 +1,10 @@
 //! The configuration and the connectors, as the reconciler asks for them.
 
-use std::{
-    path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{path::PathBuf, sync::Arc};
 
+use parking_lot::Mutex;
 use reflowd_hot_reload::{ActorSpec, Blueprint, ConfigFiles, Draft, Flow, Found, ModuleRef, Texts};
-use reflowd_runtime::{ActorLog, Metadata, Ready};
+use reflowd_runtime::{ActorLog, ActorName, Metadata, Ready};
 
 use crate::{
     config::{self, Config, Environment, Lookup, Report, Sources},
@@ -48,7 +46,7 @@ impl Blueprint for TomlBlueprint {
 
     fn draft(&self, texts: &Texts) -> Result<Box<dyn Draft>, String> {
         let (config, mut report) = self.parse(texts);
-        let in_force = self.in_force.lock().unwrap_or_else(PoisonError::into_inner);
+        let in_force = self.in_force.lock();
         // Of a file that is not TOML nothing is known, so nothing of it has changed.
         if !report.has(config::NOT_TOML) {
             report.extend(config::restart_only(&in_force, &config));
@@ -59,7 +57,7 @@ impl Blueprint for TomlBlueprint {
         Ok(Box::new(TomlDraft { config, report, in_force: Arc::clone(&self.in_force) }))
     }
 
-    fn connector(&self, name: &str, spec: &ActorSpec) -> Result<Ready, String> {
+    fn connector(&self, actor: &ActorName, name: &str, spec: &ActorSpec) -> Result<Ready, String> {
         let full = format!("std:{name}");
         let builtin =
             connector::find(&full).ok_or_else(|| connector::unknown(&full).to_string())?;
@@ -70,9 +68,7 @@ impl Blueprint for TomlBlueprint {
                 let engine = futures_util::FutureExt::now_or_never(program.instantiate())
                     .expect("a connector's engine is made at once")
                     .map_err(|error| error.to_string())?;
-                let name =
-                    tail(builtin.name()).parse().expect("a connector's name can name an actor");
-                let log = ActorLog::new(name, spec.settings.log_rate);
+                let log = ActorLog::new(actor.clone(), spec.settings.log_rate);
                 Ok(Ready::Engine { program, engine, version: None, log })
             }
         }
@@ -113,7 +109,7 @@ impl Draft for TomlDraft {
     }
 
     fn adopted(&self) {
-        let mut in_force = self.in_force.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut in_force = self.in_force.lock();
         *in_force = self.config.clone();
     }
 }

@@ -5,6 +5,7 @@
 //! for long never keeps the operator from looking at it.
 
 use std::{
+    fmt,
     io::{IsTerminal, Write},
     path::Path,
     sync::Arc,
@@ -195,17 +196,13 @@ impl Daemon {
                     }
                     self.notifier.ready(&self.status());
                 }
-                _ = upkeep.tick() => self.look_after(),
+                _ = upkeep.tick() => self.notifier.status(&self.status()),
             }
         };
         info!(signal = name, "stopping");
-        self.notifier.stopping(self.config.daemon.drain + LAST_WORDS);
+        self.notifier.stopping(longest_stop(self.config.daemon.drain));
         phase.send_replace(Phase::Draining);
         self.stop(signals).await
-    }
-
-    fn look_after(&self) {
-        self.notifier.status(&self.status());
     }
 
     /// One line for the service manager.
@@ -222,11 +219,12 @@ impl Daemon {
         let drain = self.config.daemon.drain;
         let until = tokio::time::Instant::now() + drain;
         self.system.close().await;
-        let left = tokio::select! {
-            left = self.system.drained(until) => left,
+        let (left, end) = tokio::select! {
+            left = self.system.drained(until) => (left, DrainEnd::TimeUp(drain)),
             name = signals.stop() => {
                 warn!(signal = name, "second signal: stopping at once");
-                self.system.drained(tokio::time::Instant::now()).await
+                let left = self.system.drained(tokio::time::Instant::now()).await;
+                (left, DrainEnd::Signal(name))
             }
         };
         self.stopping.cancel();
@@ -242,13 +240,34 @@ impl Daemon {
             info!(completed, seconds, "stopped: everything was drained, nothing is left");
             return Ok(Exit::Done);
         }
-        warn!(
-            completed,
-            left,
-            seconds,
-            "stopped: {left} messages could not be drained in {drain:?} and are lost; raise `drain`"
-        );
+        warn!(completed, left, seconds, "stopped: {left} messages are lost: {end}");
         Ok(Exit::Failed)
+    }
+}
+
+/// The longest that a stop takes: the drain, and then three things of which each
+/// may take its last words: the actors, the daemon's own tasks, and the threads.
+fn longest_stop(drain: Duration) -> Duration {
+    drain + LAST_WORDS * 3
+}
+
+/// Why a drain was over before everything was drained.
+enum DrainEnd {
+    TimeUp(Duration),
+    /// A second signal, by its name.
+    Signal(&'static str),
+}
+
+impl fmt::Display for DrainEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TimeUp(drain) => {
+                write!(f, "they could not be drained in {drain:?}; raise `drain`")
+            }
+            Self::Signal(name) => {
+                write!(f, "a second signal ({name}) ended the drain; wait for it to be over")
+            }
+        }
     }
 }
 
@@ -358,7 +377,7 @@ impl Reload for Disk {
     }
 
     fn refusals(&self) -> std::collections::BTreeMap<String, u64> {
-        self.0.refusals().into_iter().map(|(reason, n)| (reason.to_owned(), n)).collect()
+        self.0.refusal_counts().into_iter().map(|(reason, n)| (reason.to_owned(), n)).collect()
     }
 }
 

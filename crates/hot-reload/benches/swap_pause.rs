@@ -188,13 +188,12 @@ impl Blueprint for Fixed {
         Ok(Box::new(FixedDraft(flow)))
     }
 
-    fn connector(&self, name: &str, spec: &ActorSpec) -> Result<Ready, String> {
-        let actor: ActorName = name.parse().expect("a plain word names an actor");
+    fn connector(&self, actor: &ActorName, _: &str, spec: &ActorSpec) -> Result<Ready, String> {
         Ok(Ready::Engine {
             program: Arc::new(Sink(sink_metadata())),
             engine: Box::new(Sink(sink_metadata())),
             version: None,
-            log: ActorLog::new(actor, spec.settings.log_rate),
+            log: ActorLog::new(actor.clone(), spec.settings.log_rate),
         })
     }
 

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
-use reflowd_runtime::{Metadata, Ready};
+use reflowd_runtime::{ActorName, Metadata, Ready};
 
 use crate::{ActorSpec, Flow, Include, ModuleRef};
 
@@ -21,11 +21,11 @@ pub trait Blueprint: Send + Sync {
     /// Every problem, ready to be shown.
     fn draft(&self, texts: &Texts) -> Result<Box<dyn Draft>, String>;
 
-    /// Makes a connector ready for an actor.
+    /// Makes the connector of that name ready for an actor.
     ///
     /// # Errors
     /// There is no such connector, or its configuration is wrong.
-    fn connector(&self, name: &str, spec: &ActorSpec) -> Result<Ready, String>;
+    fn connector(&self, actor: &ActorName, name: &str, spec: &ActorSpec) -> Result<Ready, String>;
 
     /// The ports of a connector.
     fn connector_metadata(&self, name: &str) -> Option<Metadata>;

@@ -3,7 +3,11 @@
 //! Configuration is parsed elsewhere into these types; everything from here on
 //! compares, plans and applies values, and never looks at TOML again.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    path::{Path, PathBuf},
+};
 
 use reflowd_runtime::{ActorName, Digest, EnginePer, Overflow, PortRef, Settings};
 use serde::Serialize;
@@ -64,8 +68,8 @@ impl Default for GenerationKeys {
     }
 }
 
-impl std::fmt::Debug for GenerationKeys {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for GenerationKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("GenerationKeys")
             .field("config", &self.config)
             .field("env", &self.env.keys().collect::<Vec<_>>())
@@ -112,4 +116,72 @@ pub struct WireSpec {
     pub overflow: Option<Overflow>,
     /// Where the wire stands in the configuration, for messages: `file:line`.
     pub origin: String,
+}
+
+impl ModuleRef {
+    /// Whether both name the same file or connector, pinned or not.
+    #[must_use]
+    pub fn same_place(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Stem { stem, .. }, Self::Stem { stem: other, .. }) => stem == other,
+            (Self::Path { path, .. }, Self::Path { path: other, .. }) => path == other,
+            (Self::Builtin { name }, Self::Builtin { name: other }) => name == other,
+            _ => false,
+        }
+    }
+
+    /// The digest that the file must have, where the actor is pinned.
+    #[must_use]
+    pub fn pin(&self) -> Option<Digest> {
+        match self {
+            Self::Stem { pin, .. } | Self::Path { pin, .. } => *pin,
+            Self::Builtin { .. } => None,
+        }
+    }
+
+    /// The stem of the file in `folder` that it names, if it names one there.
+    #[must_use]
+    pub fn stem_in(&self, folder: &Path) -> Option<&str> {
+        match self {
+            Self::Stem { stem, .. } => Some(stem),
+            Self::Path { path, .. } if path.parent() == Some(folder) => {
+                path.file_name()?.to_str()?.strip_suffix(".wasm")
+            }
+            Self::Path { .. } | Self::Builtin { .. } => None,
+        }
+    }
+
+    /// The file that it names, where `folder` is the watched one; none for a connector.
+    #[must_use]
+    pub fn file_in(&self, folder: &Path) -> Option<PathBuf> {
+        match self {
+            Self::Stem { stem, .. } => Some(folder.join(format!("{stem}.wasm"))),
+            Self::Path { path, .. } => Some(path.clone()),
+            Self::Builtin { .. } => None,
+        }
+    }
+}
+
+/// As the configuration writes it.
+impl fmt::Display for ModuleRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stem { stem, .. } => f.write_str(stem),
+            Self::Path { path, .. } => path.display().fmt(f),
+            Self::Builtin { name } => write!(f, "std:{name}"),
+        }
+    }
+}
+
+impl Flow {
+    /// The modules that actors name by path, for looking at them.
+    #[must_use]
+    pub fn paths(&self) -> BTreeSet<PathBuf> {
+        let modules = self.actors.values().map(|spec| &spec.module);
+        let paths = modules.filter_map(|module| match module {
+            ModuleRef::Path { path, .. } => Some(path.clone()),
+            ModuleRef::Stem { .. } | ModuleRef::Builtin { .. } => None,
+        });
+        paths.collect()
+    }
 }

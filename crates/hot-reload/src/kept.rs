@@ -152,6 +152,12 @@ impl Kept {
             .map_err(failed)
     }
 
+    /// Whether there is a file for the module. Whether it is good shows when it is read.
+    #[must_use]
+    pub fn has(&self, digest: &Digest) -> bool {
+        self.path(digest).is_file()
+    }
+
     /// A kept module.
     ///
     /// # Errors

@@ -55,6 +55,7 @@ mod file;
 mod include;
 mod scan;
 mod emptied;
+mod running;
 mod plan;
 mod negative;
 mod kept;
@@ -66,13 +67,14 @@ pub use emptied::emptied;
 pub use flow::{ActorSpec, Flow, GenerationKeys, ModuleRef, WireSpec};
 pub use include::{Include, IncludeError};
 pub use kept::{Claims, KeepError, Kept, OpenKeptError, ReadKeptError};
-pub use negative::{Fault, Refusals, RefusedChanges, Standing};
+pub use negative::{BadModules, Fault, RefusedChanges, Standing};
 pub use plan::{
-    Adjusting, Blocked, ChangePlan, Doubt, Held, Note, Plan, Removals, Retired, Running,
-    RunningActor, Starting, StopReason, Stopping, Swapping, Template, Wanted, builtin_digest, plan,
+    Adjusting, Blocked, ChangePlan, Doubt, Held, Note, Plan, Removals, Retired, Starting,
+    StopReason, Stopping, Swapping, Template, Wanted, builtin_digest, plan,
 };
 pub use reconciler::{Parts, Reconciler, Reloader, States};
 pub use report::{ActorView, ModuleFile, Refusal, ReloadOptions, Report, View};
+pub use running::{Running, RunningActor};
 pub use scan::{Depth, FetchError, Look, Moment, ScanOptions, Scanner, Sight, Snapshot, Trouble};
 pub use settle::{Pace, Settle, Wake};
 pub use watch::{Demand, DiskWatcher, Eyes, Watching};

@@ -32,8 +32,8 @@ pub enum Fault {
 }
 
 /// Modules that were refused, by digest.
-#[derive(Debug, Default)]
-pub struct Refusals {
+#[derive(Clone, Debug, Default)]
+pub struct BadModules {
     refused: BTreeMap<Digest, Standing>,
 }
 
@@ -48,7 +48,7 @@ pub struct Standing {
     tries: usize,
 }
 
-impl Refusals {
+impl BadModules {
     /// Remembers that the module was refused.
     pub fn refuse(&mut self, digest: Digest, fault: Fault, why: impl Into<String>, now: Instant) {
         let before = self.refused.get(&digest).map_or(0, |refusal| refusal.tries);
@@ -103,7 +103,7 @@ impl Refusals {
 /// The same change in the same surroundings gets the same verdict, so it is not
 /// prepared again at each look. [`ChangePlan::around`] makes any difference on
 /// either side a different change.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct RefusedChanges {
     refused: Vec<(ChangePlan, String)>,
 }
@@ -149,33 +149,33 @@ mod tests {
     #[test]
     fn what_is_wrong_in_itself_stays_refused() {
         let now = Instant::now();
-        let mut refusals = Refusals::default();
-        refusals.refuse(DIGEST, Fault::Intrinsic, "no export", now);
-        let standing = refusals.standing(&DIGEST, now + minutes(100_000));
+        let mut bad = BadModules::default();
+        bad.refuse(DIGEST, Fault::Intrinsic, "no export", now);
+        let standing = bad.standing(&DIGEST, now + minutes(100_000));
         assert_eq!(standing.map(|refusal| refusal.why.as_str()), Some("no export"));
-        assert_eq!(refusals.all_standing(now), [(DIGEST, "no export".to_owned())].into());
-        assert_eq!(refusals.next_retry(now), None);
+        assert_eq!(bad.all_standing(now), [(DIGEST, "no export".to_owned())].into());
+        assert_eq!(bad.next_retry(now), None);
     }
 
     #[test]
     fn other_bytes_are_another_module() {
         let now = Instant::now();
-        let mut refusals = Refusals::default();
-        refusals.refuse(DIGEST, Fault::Intrinsic, "no export", now);
-        assert_eq!(refusals.standing(&Digest::new([2; 32]), now), None);
+        let mut bad = BadModules::default();
+        bad.refuse(DIGEST, Fault::Intrinsic, "no export", now);
+        assert_eq!(bad.standing(&Digest::new([2; 32]), now), None);
     }
 
     #[test]
     fn a_time_out_is_tried_again_with_growing_pauses() {
         let mut now = Instant::now();
-        let mut refusals = Refusals::default();
+        let mut bad = BadModules::default();
         for pause in [1, 10, 60, 60, 60] {
-            refusals.refuse(DIGEST, Fault::Timeout, "slow", now);
+            bad.refuse(DIGEST, Fault::Timeout, "slow", now);
             let again = now + minutes(pause);
-            assert_eq!(refusals.next_retry(now), Some(again));
-            assert!(refusals.standing(&DIGEST, again - Duration::from_millis(1)).is_some());
-            assert!(refusals.standing(&DIGEST, again).is_none());
-            assert!(refusals.all_standing(again).is_empty());
+            assert_eq!(bad.next_retry(now), Some(again));
+            assert!(bad.standing(&DIGEST, again - Duration::from_millis(1)).is_some());
+            assert!(bad.standing(&DIGEST, again).is_none());
+            assert!(bad.all_standing(again).is_empty());
             now = again;
         }
     }
@@ -183,12 +183,12 @@ mod tests {
     #[test]
     fn a_module_that_was_fine_after_all_starts_over() {
         let now = Instant::now();
-        let mut refusals = Refusals::default();
-        refusals.refuse(DIGEST, Fault::Timeout, "slow", now);
-        refusals.refuse(DIGEST, Fault::Timeout, "slow", now);
-        refusals.forget(&DIGEST);
-        refusals.refuse(DIGEST, Fault::Timeout, "slow", now);
-        assert_eq!(refusals.next_retry(now), Some(now + minutes(1)));
+        let mut bad = BadModules::default();
+        bad.refuse(DIGEST, Fault::Timeout, "slow", now);
+        bad.refuse(DIGEST, Fault::Timeout, "slow", now);
+        bad.forget(&DIGEST);
+        bad.refuse(DIGEST, Fault::Timeout, "slow", now);
+        assert_eq!(bad.next_retry(now), Some(now + minutes(1)));
     }
 
     #[test]

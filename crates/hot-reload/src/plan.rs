@@ -10,14 +10,17 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::{OsStr, OsString},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use reflowd_runtime::{ActorName, Digest, Generation, Overflow, PortRef, Settings};
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
-use crate::{ActorSpec, Flow, GenerationKeys, ModuleRef, Sight, Snapshot, Trouble, WireSpec};
+use crate::{
+    ActorSpec, Flow, GenerationKeys, ModuleRef, Running, RunningActor, Sight, Snapshot, Trouble,
+    WireSpec,
+};
 
 /// What disk asks for.
 #[derive(Clone, Copy, Debug)]
@@ -56,30 +59,6 @@ pub enum Removals {
     Guarded,
     /// Somebody has said so.
     Allowed,
-}
-
-/// What runs.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Running {
-    /// The actors, those that drain included.
-    pub actors: BTreeMap<ActorName, RunningActor>,
-    /// The wires.
-    pub wires: Vec<WireSpec>,
-}
-
-/// One actor that runs.
-#[derive(Clone, Debug, PartialEq)]
-pub struct RunningActor {
-    /// What it was asked to run when it was last changed.
-    pub spec: ActorSpec,
-    /// The module that it runs.
-    pub digest: Digest,
-    /// The generation that it runs.
-    pub generation: Generation,
-    /// Whether a file alone has started it.
-    pub autostarted: bool,
-    /// Whether it is on its way out.
-    pub draining: bool,
 }
 
 /// Names and stems that configuration has had in its hands.
@@ -179,18 +158,22 @@ pub struct Stopping {
 }
 
 /// Why an actor stops.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum StopReason {
     /// It is not in the configuration any more.
+    #[error("it is not in the configuration any more")]
     Removed,
     /// The file that had started it is gone.
+    #[error("its file is gone")]
     FileGone,
     /// A configured actor uses the module of the file that had started it.
+    #[error("`{by}` uses its module")]
     Taken {
         /// That actor.
         by: ActorName,
     },
     /// Files alone start no actors any more.
+    #[error("files alone start no actors any more")]
     AutostartOff,
 }
 
@@ -341,53 +324,6 @@ pub fn builtin_digest(name: &str) -> Digest {
     Digest::new(Sha256::digest(format!("std:{name}")).into())
 }
 
-impl ModuleRef {
-    /// Whether both name the same file or connector, pinned or not.
-    #[must_use]
-    pub fn same_place(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Stem { stem, .. }, Self::Stem { stem: other, .. }) => stem == other,
-            (Self::Path { path, .. }, Self::Path { path: other, .. }) => path == other,
-            (Self::Builtin { name }, Self::Builtin { name: other }) => name == other,
-            _ => false,
-        }
-    }
-
-    /// The digest that the file must have, where the actor is pinned.
-    #[must_use]
-    pub fn pin(&self) -> Option<Digest> {
-        match self {
-            Self::Stem { pin, .. } | Self::Path { pin, .. } => *pin,
-            Self::Builtin { .. } => None,
-        }
-    }
-
-    /// The stem of the file in `folder` that it names, if it names one there.
-    #[must_use]
-    pub fn stem_in(&self, folder: &Path) -> Option<&str> {
-        match self {
-            Self::Stem { stem, .. } => Some(stem),
-            Self::Path { path, .. } if path.parent() == Some(folder) => {
-                path.file_name()?.to_str()?.strip_suffix(".wasm")
-            }
-            Self::Path { .. } | Self::Builtin { .. } => None,
-        }
-    }
-}
-
-impl Flow {
-    /// The modules that actors name by path, for looking at them.
-    #[must_use]
-    pub fn paths(&self) -> BTreeSet<PathBuf> {
-        let modules = self.actors.values().map(|spec| &spec.module);
-        let paths = modules.filter_map(|module| match module {
-            ModuleRef::Path { path, .. } => Some(path.clone()),
-            ModuleRef::Stem { .. } | ModuleRef::Builtin { .. } => None,
-        });
-        paths.collect()
-    }
-}
-
 impl Retired {
     /// The flow has come into force, so its actors are the configuration's.
     pub fn note(&mut self, flow: &Flow, folder: &Path) {
@@ -528,11 +464,8 @@ impl Planner<'_> {
     fn target(&self, module: &ModuleRef) -> Result<Digest, Doubt> {
         match module {
             ModuleRef::Builtin { name } => Ok(builtin_digest(name)),
-            ModuleRef::Stem { stem, pin } => self.digest_of(&self.wanted.snapshot.stem(stem), *pin),
-            ModuleRef::Path { path, pin } => {
-                // A path that has not been looked at yet will be next time.
-                let sight = self.wanted.snapshot.paths.get(path);
-                self.digest_of(sight.unwrap_or(&Sight::Unsettled), *pin)
+            ModuleRef::Stem { pin, .. } | ModuleRef::Path { pin, .. } => {
+                self.digest_of(&self.wanted.snapshot.module(module), *pin)
             }
         }
     }

@@ -29,7 +29,9 @@ use tracing::warn;
 use crate::{
     absence::{Absence, Missing},
     file::{self, Found, Oddity, ReadFile, Stamp},
+    flow::ModuleRef,
     include::{Include, is_temporary},
+    plan::builtin_digest,
 };
 
 /// A file is read once more when it has stood still for this long.
@@ -305,6 +307,19 @@ impl Snapshot {
             Some(trouble) => Sight::Unknown(trouble.clone()),
             None => Sight::Gone,
         })
+    }
+
+    /// What the look says of a module, wherever it comes from.
+    #[must_use]
+    pub fn module(&self, module: &ModuleRef) -> Sight<Digest> {
+        match module {
+            ModuleRef::Stem { stem, .. } => self.stem(stem),
+            // A path that has not been looked at yet will be next time.
+            ModuleRef::Path { path, .. } => {
+                self.paths.get(path).cloned().unwrap_or(Sight::Unsettled)
+            }
+            ModuleRef::Builtin { name } => Sight::Present(builtin_digest(name)),
+        }
     }
 
     /// The configuration's texts, when each is known: half of a configuration

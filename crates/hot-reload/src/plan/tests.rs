@@ -1,5 +1,7 @@
 //! Plans, each from a few lines of disk and of what runs.
 
+use std::path::PathBuf;
+
 use proptest::prelude::*;
 
 use super::*;

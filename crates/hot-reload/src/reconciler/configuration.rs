@@ -1,0 +1,132 @@
+//! How a changed configuration comes into force: as a whole, or not at all.
+
+use reflowd_runtime::Digest;
+use tokio::time::Instant;
+
+use super::{Reconciler, telling::Telling};
+use crate::{
+    ActorSpec, Depth, Flow, Found, ModuleRef, ReloadOptions, Sight, Snapshot, blueprint::Texts,
+};
+
+impl Reconciler {
+    /// Takes up a changed configuration, if it is right as a whole. Gives the
+    /// look back, wider where the new flow names modules by path.
+    pub(super) async fn read_config(
+        &mut self,
+        texts: Texts,
+        snapshot: Snapshot,
+        options: ReloadOptions,
+        telling: &mut Telling,
+    ) -> Snapshot {
+        let draft = match self.blueprint.draft(&texts) {
+            Ok(draft) => draft,
+            Err(why) => {
+                self.refuse_config(why, telling);
+                return snapshot;
+            }
+        };
+        let snapshot = self.widen(draft.flow(), snapshot).await;
+        let specs = || draft.flow().actors.values();
+        let unsettled =
+            |spec: &&ActorSpec| matches!(snapshot.module(&spec.module), Sight::Unsettled);
+        if let Some(spec) = specs().find(unsettled) {
+            // Whether the two fit can be said in a moment; the next pass asks again.
+            telling.report.warnings.push(format!(
+                "`{}` is being written; the configuration waits for it",
+                spec.module
+            ));
+            return snapshot;
+        }
+        for spec in specs() {
+            let digest = snapshot.module(&spec.module).present().copied();
+            if let Some(digest) = digest
+                && let Some(file) = spec.module.file_in(&self.folder)
+            {
+                self.load(digest, &file, &snapshot, telling).await;
+            }
+        }
+        let now = Instant::now();
+        match draft.check(&|module| self.found(module, &snapshot, now)) {
+            Ok(warnings) => {
+                telling.report.warnings.extend(warnings);
+                self.memory.flow = draft.flow().clone();
+                self.memory.config_refused = None;
+                if !options.dry_run {
+                    draft.adopted();
+                    self.configured = true;
+                    self.retired.note(&self.memory.flow, &self.folder);
+                    self.texts = texts;
+                }
+            }
+            Err(why) => self.refuse_config(why, telling),
+        }
+        snapshot
+    }
+
+    fn refuse_config(&mut self, why: String, telling: &mut Telling) {
+        if self.configured {
+            telling.config_refused(why.clone());
+        } else {
+            // Whoever started the daemon is told, and it ends.
+            telling.config_still_refused(why.clone());
+        }
+        self.memory.config_refused = Some(why);
+    }
+
+    /// Modules by path are looked at only once a flow names them; those of the
+    /// flow in force, for as long as another has not taken its place.
+    async fn widen(&mut self, flow: &Flow, snapshot: Snapshot) -> Snapshot {
+        let mut paths = flow.paths();
+        paths.extend(self.memory.flow.paths());
+        if paths == self.look.paths {
+            return snapshot;
+        }
+        self.look.paths = paths;
+        self.watcher.set_roots(self.look.roots());
+        self.library.look(self.look.clone(), Depth::Changed).await
+    }
+
+    /// What can be said of a module that an actor names, by what is on disk or what runs.
+    fn found(&self, module: &ModuleRef, snapshot: &Snapshot, now: Instant) -> Found {
+        if let ModuleRef::Builtin { name } = module {
+            return match self.blueprint.connector_metadata(name) {
+                Some(metadata) => Found::Known(metadata),
+                None => Found::Missing { looked_at: None, names: Vec::new() },
+            };
+        }
+        let sight = snapshot.module(module);
+        let digest = sight.present();
+        let known = |digest: &Digest| self.library.get(digest).map(|module| module.metadata());
+        if let Some(metadata) = digest.and_then(known) {
+            return Found::Known(metadata.clone());
+        }
+        // A bad new version does not make the configuration wrong: the old one runs on.
+        let runs = self.running.actors.values().find(|actor| actor.spec.module.same_place(module));
+        if let Some(metadata) = runs.and_then(|actor| known(&actor.digest)) {
+            return Found::Known(metadata.clone());
+        }
+        if let Some(bad) = digest.and_then(|d| self.memory.bad_modules.standing(d, now)) {
+            return Found::Broken { why: bad.why.clone() };
+        }
+        match sight {
+            Sight::Present(digest) => {
+                let why = self.unread.get(&digest);
+                let why = why.map_or("it has changed meanwhile; try again in a moment", |why| why);
+                Found::Broken { why: why.into() }
+            }
+            Sight::Unsettled => {
+                Found::Broken { why: "it is being written; try again in a moment".into() }
+            }
+            Sight::Unknown(trouble) => Found::Broken { why: trouble.to_string() },
+            Sight::Missing | Sight::Gone => {
+                Found::Missing { looked_at: module.file_in(&self.folder), names: stems(snapshot) }
+            }
+        }
+    }
+}
+
+/// The stems of the modules in the watched folder.
+fn stems(snapshot: &Snapshot) -> Vec<String> {
+    let names = snapshot.modules.keys().filter_map(|name| name.to_str());
+    names.filter_map(|name| name.strip_suffix(".wasm")).map(str::to_owned).collect()
+}

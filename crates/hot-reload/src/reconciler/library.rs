@@ -1,0 +1,151 @@
+//! The modules that a reconciler has at hand: those loaded, and where their bytes
+//! come from.
+//!
+//! Bytes come from the look itself, from the file where it still holds them, or
+//! from the data folder. Whatever reads or writes does so on a thread that may block.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    path::Path,
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use reflowd_loader::{LoadError, Loader, Source};
+use reflowd_runtime::{Digest, Module};
+use thiserror::Error;
+
+use crate::{
+    Claims, Depth, FetchError, KeepError, Kept, Look, Moment, ScanOptions, Scanner, Snapshot,
+};
+
+pub(super) struct Library {
+    loader: Loader,
+    kept: Arc<Kept>,
+    /// Locked only where it is used, on a thread that may block.
+    scanner: Arc<Mutex<Scanner>>,
+    loaded: HashMap<Digest, Arc<dyn Module>>,
+    /// What this process has kept itself, and so need not read to know that it is good.
+    kept_here: BTreeSet<Digest>,
+}
+
+/// A module could not be loaded.
+#[derive(Debug, Error)]
+pub(super) enum TakeError {
+    /// Its bytes cannot be had.
+    #[error(transparent)]
+    Bytes(FetchError),
+    /// It is no module that can run.
+    #[error(transparent)]
+    Load(LoadError),
+}
+
+/// A module was not kept.
+#[derive(Debug, Error)]
+pub(super) enum StoreError {
+    /// Its bytes cannot be had.
+    #[error(transparent)]
+    Bytes(FetchError),
+    /// The data folder does not take it.
+    #[error(transparent)]
+    Keep(KeepError),
+}
+
+impl Library {
+    pub(super) fn new(loader: Loader, kept: Kept, options: ScanOptions) -> Self {
+        Self {
+            loader,
+            kept: Arc::new(kept),
+            scanner: Arc::new(Mutex::new(Scanner::new(options))),
+            loaded: HashMap::new(),
+            kept_here: BTreeSet::new(),
+        }
+    }
+
+    /// Looks at the disk. The bytes of modules that are loaded are not read again.
+    pub(super) async fn look(&self, look: Look, depth: Depth) -> Snapshot {
+        let scanner = Arc::clone(&self.scanner);
+        let has: BTreeSet<Digest> = self.loaded.keys().copied().collect();
+        blocking(move || scanner.lock().scan(&look, &has, depth, Moment::now())).await
+    }
+
+    pub(super) fn get(&self, digest: &Digest) -> Option<&Arc<dyn Module>> {
+        self.loaded.get(digest)
+    }
+
+    /// Loads the module from the look's bytes, the file or the data folder.
+    ///
+    /// # Errors
+    /// The bytes cannot be had, or are no module that can run.
+    pub(super) async fn take(
+        &mut self,
+        digest: Digest,
+        file: &Path,
+        snapshot: &Snapshot,
+    ) -> Result<&Arc<dyn Module>, TakeError> {
+        let bytes = self.bytes(digest, file, snapshot).await.map_err(TakeError::Bytes)?;
+        let source = Source::Bytes { name: file.display().to_string(), bytes };
+        let module = self.loader.load(source).await.map_err(TakeError::Load)?;
+        Ok(self.loaded.entry(digest).insert_entry(module).into_mut())
+    }
+
+    /// Keeps the module in the data folder: what goes live must outlive its file.
+    ///
+    /// # Errors
+    /// The bytes cannot be had, or there is no room for them.
+    pub(super) async fn store(
+        &mut self,
+        digest: Digest,
+        file: &Path,
+        snapshot: &Snapshot,
+        needed: BTreeSet<Digest>,
+    ) -> Result<(), StoreError> {
+        let kept = Arc::clone(&self.kept);
+        if self.kept_here.contains(&digest) && blocking(move || kept.has(&digest)).await {
+            return Ok(());
+        }
+        let bytes = self.bytes(digest, file, snapshot).await.map_err(StoreError::Bytes)?;
+        let claims = Claims { needed, recent: self.loaded.keys().copied().collect() };
+        let kept = Arc::clone(&self.kept);
+        blocking(move || kept.keep(digest, &bytes, &claims)).await.map_err(StoreError::Keep)?;
+        self.kept_here.insert(digest);
+        Ok(())
+    }
+
+    /// Lets go of the modules that are not among those.
+    pub(super) fn retain(&mut self, used: &BTreeSet<Digest>) {
+        let loader = &self.loader;
+        self.loaded.retain(|digest, _| {
+            let keep = used.contains(digest);
+            if !keep {
+                loader.forget(digest);
+            }
+            keep
+        });
+        self.kept_here.retain(|digest| used.contains(digest));
+    }
+
+    async fn bytes(
+        &self,
+        digest: Digest,
+        file: &Path,
+        snapshot: &Snapshot,
+    ) -> Result<Bytes, FetchError> {
+        if let Some(bytes) = snapshot.bytes.get(&digest) {
+            return Ok(bytes.clone());
+        }
+        let (scanner, kept) = (Arc::clone(&self.scanner), Arc::clone(&self.kept));
+        let file = file.to_owned();
+        blocking(move || {
+            let fetched = scanner.lock().fetch(&file, &digest);
+            fetched.or_else(|error| kept.read(&digest).map_err(|_| error))
+        })
+        .await
+    }
+}
+
+/// Reads or writes files where nobody else waits for the thread.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(work).await.expect("looking, reading and writing do not panic")
+}

@@ -1,0 +1,158 @@
+//! From a change that is planned to one that is ready: everything that can fail.
+//!
+//! Checking, making engines and keeping modules come before the point of no
+//! return. What comes out needs only to be put in place.
+
+use std::collections::BTreeSet;
+
+use reflowd_runtime::{
+    ActorLog, ActorName, Change, Digest, ProgramSpec, Ready, Settings, Start, WireDef,
+};
+
+use super::{Reconciler, fit::Fit, telling::chain};
+use crate::{ActorSpec, Adjusting, ChangePlan, ModuleRef, Snapshot, WireSpec};
+
+/// A change is not made; its actors go on as they are.
+#[derive(Debug)]
+pub(super) struct ChangeRefused {
+    pub(super) why: String,
+    /// Whether the same change deserves the same answer as long as its surroundings are the same.
+    pub(super) lasts: bool,
+}
+
+impl ChangeRefused {
+    /// The actor cannot become what it is to be, today or tomorrow.
+    fn lasting(actor: &ActorName, error: &dyn std::error::Error) -> Self {
+        Self { why: format!("`{actor}`: {}", chain(error)), lasts: true }
+    }
+
+    /// Another time it may go well.
+    fn passing(actor: &ActorName, why: impl std::fmt::Display) -> Self {
+        Self { why: format!("`{actor}`: {why}"), lasts: false }
+    }
+}
+
+impl Reconciler {
+    /// What can be said against a change without making anything.
+    pub(super) fn judge(&self, change: &ChangePlan) -> Result<(), ChangeRefused> {
+        if let Some(why) = self.memory.refused_changes.standing(change) {
+            return Err(ChangeRefused { why: why.into(), lasts: true });
+        }
+        let metadata = |module: &ModuleRef, digest: &Digest| match module {
+            ModuleRef::Builtin { name } => self.blueprint.connector_metadata(name),
+            _ => self.library.get(digest).map(|module| module.metadata().clone()),
+        };
+        let queued = |actor: &ActorName| {
+            let actor = self.system.actor(actor.as_str());
+            actor.map(|actor| actor.mailbox().queued_by_port()).unwrap_or_default()
+        };
+        let running = &self.running;
+        Fit { change, running, metadata: &metadata, queued: &queued }.check()
+    }
+
+    /// Makes all of a change ready.
+    pub(super) async fn prepare(
+        &mut self,
+        change: &ChangePlan,
+        snapshot: &Snapshot,
+    ) -> Result<Change, ChangeRefused> {
+        let mut ready = Change { drain: self.drain, ..Change::default() };
+        for start in &change.start {
+            let program = self.make(&start.actor, &start.spec, start.digest).await?;
+            self.store(&start.actor, &start.spec.module, start.digest, change, snapshot).await?;
+            ready.start.push(Start {
+                name: start.actor.clone(),
+                ready: program,
+                settings: start.spec.settings.clone(),
+                state: (self.state)(&start.actor),
+                was: start.was.clone(),
+            });
+        }
+        for swap in &change.swap {
+            let program = self.make(&swap.actor, &swap.spec, swap.digest).await?;
+            self.store(&swap.actor, &swap.spec.module, swap.digest, change, snapshot).await?;
+            ready.swap.push((swap.actor.clone(), program));
+            ready.settings.extend(self.settings(&swap.actor, &swap.spec));
+        }
+        for adjust in &change.adjust {
+            self.check_version(adjust)?;
+            ready.settings.extend(self.settings(&adjust.actor, &adjust.spec));
+        }
+        ready.stop = change.stop.iter().map(|stop| stop.actor.clone()).collect();
+        ready.wires = Some(self.running.wires_after(change).into_iter().map(wire_def).collect());
+        Ok(ready)
+    }
+
+    /// Makes an actor's module ready, with a first engine: the proof that there can be one.
+    async fn make(
+        &self,
+        actor: &ActorName,
+        spec: &ActorSpec,
+        digest: Digest,
+    ) -> Result<Ready, ChangeRefused> {
+        if let ModuleRef::Builtin { name } = &spec.module {
+            let ready = self.blueprint.connector(actor, name, spec);
+            return ready.map_err(|why| ChangeRefused::passing(actor, why));
+        }
+        let Some(module) = self.library.get(&digest) else {
+            let why = self.unread.get(&digest).map_or("its module changed meanwhile", |why| why);
+            return Err(ChangeRefused::passing(actor, why));
+        };
+        let log = ActorLog::new(actor.clone(), spec.settings.log_rate);
+        let program = module
+            .prepare(ProgramSpec {
+                actor: actor.clone(),
+                config: spec.keys.config.clone(),
+                env: spec.keys.env.clone(),
+                entry_point: spec.keys.entry_point.clone(),
+                memory: spec.keys.memory,
+                allow_hosts: spec.keys.allow_hosts.clone(),
+                engine_per: spec.keys.engine_per,
+                version: spec.version.clone(),
+                log: log.clone(),
+            })
+            .await
+            .map_err(|error| ChangeRefused::lasting(actor, &error))?;
+        let engine =
+            program.instantiate().await.map_err(|error| ChangeRefused::lasting(actor, &error))?;
+        let version = module.version().map(str::to_owned);
+        Ok(Ready::Engine { program, engine, version, log })
+    }
+
+    /// Keeps the module that an actor is to run.
+    async fn store(
+        &mut self,
+        actor: &ActorName,
+        module: &ModuleRef,
+        digest: Digest,
+        change: &ChangePlan,
+        snapshot: &Snapshot,
+    ) -> Result<(), ChangeRefused> {
+        let Some(file) = module.file_in(&self.folder) else { return Ok(()) };
+        // The rest of the change needs its modules as much as what runs.
+        let needed: BTreeSet<Digest> = (self.running.actors.values().map(|actor| actor.digest))
+            .chain(change.start.iter().map(|start| start.digest))
+            .chain(change.swap.iter().map(|swap| swap.digest))
+            .collect();
+        let stored = self.library.store(digest, &file, snapshot, needed).await;
+        stored.map_err(|error| ChangeRefused::passing(actor, chain(&error)))
+    }
+
+    /// The in-place keys of an actor, where they differ from those in force.
+    fn settings(&self, actor: &ActorName, spec: &ActorSpec) -> Option<(ActorName, Settings)> {
+        let running = self.running.actors.get(actor)?;
+        (running.spec.settings != spec.settings).then(|| (actor.clone(), spec.settings.clone()))
+    }
+
+    fn check_version(&self, adjust: &Adjusting) -> Result<(), ChangeRefused> {
+        let Some(wanted) = &adjust.spec.version else { return Ok(()) };
+        let Some(running) = self.running.actors.get(&adjust.actor) else { return Ok(()) };
+        let found = self.library.get(&running.digest).and_then(|module| module.version());
+        reflowd_loader::check_version(found, Some(wanted))
+            .map_err(|error| ChangeRefused::lasting(&adjust.actor, &error))
+    }
+}
+
+fn wire_def(wire: WireSpec) -> WireDef {
+    WireDef { from: wire.from, to: wire.to, overflow: wire.overflow }
+}

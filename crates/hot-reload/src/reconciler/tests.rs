@@ -1,0 +1,209 @@
+//! Passes over a folder, one by one, with nothing that makes them by itself.
+
+use std::fs;
+
+use reflowd_loader::Limits;
+use reflowd_runtime::{Event, EventKind, Metadata, Ready, Settings};
+use tempfile::TempDir;
+use tokio::runtime::Handle;
+
+use super::*;
+use crate::{ActorSpec, Draft, Found, GenerationKeys, ModuleFile, ModuleRef, View};
+
+const QUIET: Duration = Duration::from_millis(10);
+
+/// A flow of which each line is an actor and its module; without wires.
+struct Lines {
+    config: PathBuf,
+}
+
+impl Blueprint for Lines {
+    fn files(&self, _texts: &Texts) -> ConfigFiles {
+        ConfigFiles { configs: vec![self.config.clone()], includes: Vec::new() }
+    }
+
+    fn draft(&self, texts: &Texts) -> Result<Box<dyn Draft>, String> {
+        let actors = texts[&self.config].lines().map(|line| {
+            let (actor, module) = line.split_once(' ').ok_or("a line without a module")?;
+            let (stem, pin) = (module.to_owned(), None);
+            let spec = ActorSpec {
+                module: if module.starts_with('/') {
+                    ModuleRef::Path { path: module.into(), pin }
+                } else {
+                    ModuleRef::Stem { stem, pin }
+                },
+                keys: GenerationKeys::default(),
+                settings: Settings::default(),
+                version: None,
+                was: None,
+                origin: "flow:1".into(),
+            };
+            Ok((actor.parse().unwrap(), spec))
+        });
+        let actors = actors.collect::<Result<_, String>>()?;
+        Ok(Box::new(LinesDraft(Flow { actors, wires: Vec::new() })))
+    }
+
+    fn connector(&self, _: &ActorName, _: &str, _: &ActorSpec) -> Result<Ready, String> {
+        Err("there are no connectors".into())
+    }
+
+    fn connector_metadata(&self, _name: &str) -> Option<Metadata> {
+        None
+    }
+}
+
+struct LinesDraft(Flow);
+
+impl Draft for LinesDraft {
+    fn flow(&self) -> &Flow {
+        &self.0
+    }
+
+    fn check(&self, lookup: &dyn Fn(&ModuleRef) -> Found) -> Result<Option<String>, String> {
+        for spec in self.0.actors.values() {
+            match lookup(&spec.module) {
+                Found::Known(_) => {}
+                Found::Missing { .. } => return Err(format!("{} is missing", spec.module)),
+                Found::Broken { why } => return Err(why),
+            }
+        }
+        Ok(None)
+    }
+
+    fn adopted(&self) {}
+}
+
+struct Rig {
+    root: TempDir,
+    system: System,
+    reconciler: Reconciler,
+    reloader: Reloader,
+}
+
+/// What others can see, and what the reconciler will go by.
+#[derive(Debug, PartialEq)]
+struct Seen {
+    view: Arc<View>,
+    modules: Arc<Vec<ModuleFile>>,
+    in_sync: bool,
+    refusal_counts: BTreeMap<&'static str, u64>,
+    bad_modules: BTreeMap<Digest, String>,
+    config_problem: Option<String>,
+    events: usize,
+}
+
+impl Rig {
+    /// `relay.wasm` in the watched folder, and a flow.
+    async fn begin(flow: &str) -> Self {
+        let root = TempDir::new().unwrap();
+        let modules = root.path().join("modules");
+        fs::create_dir(&modules).unwrap();
+        let config = root.path().join("flow");
+        fs::write(&config, flow).unwrap();
+        fs::write(modules.join("relay.wasm"), relay()).unwrap();
+        let system = System::new(Handle::current());
+        let (reconciler, reloader) = Reconciler::new(Parts {
+            system: system.clone(),
+            loader: Loader::new(Limits::default()),
+            blueprint: Arc::new(Lines { config }),
+            kept: Kept::open(&root.path().join("data"), 1 << 30).unwrap(),
+            modules,
+            autostart: None,
+            scan: ScanOptions { quiet: QUIET, ..ScanOptions::default() },
+            pace: Pace { quiet: QUIET, rescan: Duration::from_secs(3600) },
+            eyes: Eyes::Blind,
+            drain: Duration::from_secs(1),
+            state: Box::new(|_| None),
+        });
+        let mut rig = Self { root, system, reconciler, reloader };
+        let report = rig.reconciler.begin().await;
+        assert!(report.is_clean(), "{report:?}");
+        rig
+    }
+
+    /// Writes a file, other bytes in each call, and renames it into place.
+    fn put(&self, file: &str, bytes: &[u8]) {
+        let temporary = self.root.path().join("being-written");
+        fs::write(&temporary, bytes).unwrap();
+        fs::rename(temporary, self.root.path().join(file)).unwrap();
+    }
+
+    async fn pass(&mut self, options: ReloadOptions) -> Report {
+        self.reconciler.settled_pass(options, Depth::Everything).await
+    }
+
+    fn seen(&self) -> Seen {
+        Seen {
+            view: self.reloader.view(),
+            modules: self.reloader.modules(),
+            in_sync: self.reloader.in_sync(),
+            refusal_counts: self.reloader.refusal_counts(),
+            bad_modules: self.reconciler.memory.bad_modules.all_standing(Instant::now()),
+            config_problem: self.reconciler.config_problem().map(str::to_owned),
+            events: self.system.events().since(0).0.iter().filter(of_passes).count(),
+        }
+    }
+}
+
+/// Whether a pass has said it, and not an actor on its way out.
+fn of_passes(event: &&Event) -> bool {
+    !matches!(event.kind, EventKind::Draining { .. } | EventKind::Stopped { .. })
+}
+
+fn relay() -> Vec<u8> {
+    let guests = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/guests");
+    fs::read(Path::new(guests).join("relay.wasm")).unwrap()
+}
+
+const NOW: ReloadOptions = ReloadOptions { dry_run: false, force: false, allow_removal: false };
+const DRY: ReloadOptions = ReloadOptions { dry_run: true, ..NOW };
+
+#[tokio::test]
+async fn a_dry_run_says_what_a_pass_would_do_and_leaves_no_trace() {
+    let mut rig = Rig::begin("a relay\n").await;
+    let broken: &[u8] = b"this is no module";
+    for (what, file, bytes) in [
+        ("another actor", "flow", b"a relay\nb relay\n".as_slice()),
+        ("an actor less", "flow", b"a relay\n"),
+        ("a configuration that makes no sense", "flow", b"a\n"),
+        ("a configuration that lacks a module", "flow", b"a relay\nc nothing\n"),
+        ("a configuration that is right again", "flow", b"a relay\nd relay\n"),
+        ("a configuration that was emptied", "flow", b""),
+        ("a configuration that is not empty any more", "flow", b"a relay\ne relay\n"),
+        ("a broken module", "modules/relay.wasm", broken),
+    ] {
+        rig.put(file, bytes);
+        let before = rig.seen();
+        let dry = rig.pass(DRY).await;
+        assert_eq!(rig.seen(), before, "{what}");
+        let wet = rig.pass(NOW).await;
+        assert_eq!(dry, wet, "{what}");
+        assert!(!wet.is_empty(), "{what}");
+        assert!(rig.seen().events > before.events, "{what}");
+    }
+
+    // What is known of the module stays known, whatever is tried.
+    let before = rig.seen();
+    assert_eq!((before.bad_modules.len(), before.refusal_counts.values().sum::<u64>()), (1, 1));
+    let report = rig.pass(ReloadOptions { force: true, ..DRY }).await;
+    assert!(!report.refused.is_empty(), "{report:?}");
+    assert_eq!(rig.seen(), before);
+    rig.system.kill().await;
+}
+
+#[tokio::test]
+async fn a_configuration_that_is_refused_takes_no_path_out_of_sight() {
+    let mut rig = Rig::begin("a relay\n").await;
+    rig.put("one.wasm", &relay());
+    let one = rig.root.path().join("one.wasm");
+    rig.put("flow", format!("a {}\n", one.display()).as_bytes());
+    let report = rig.pass(NOW).await;
+    assert!(report.is_clean() && !report.changed.is_empty(), "{report:?}");
+    rig.put("flow", b"a /nowhere/two.wasm\n");
+    let report = rig.pass(NOW).await;
+    assert!(!report.is_clean(), "{report:?}");
+    let view = rig.reloader.view();
+    assert!(view["a"].wanted.is_some(), "{view:?}");
+    rig.system.kill().await;
+}

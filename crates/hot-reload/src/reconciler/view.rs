@@ -1,0 +1,102 @@
+//! How actors and files stand to each other, for whoever asks between passes.
+
+use std::path::{Path, PathBuf};
+
+use reflowd_runtime::{ActorState, Digest};
+use tokio::time::Instant;
+
+use crate::{
+    ActorSpec, ActorView, BadModules, Flow, ModuleFile, Running, RunningActor, Sight, Snapshot,
+    View,
+};
+
+/// What a view is made of.
+pub(super) struct Stand<'a> {
+    pub(super) flow: &'a Flow,
+    pub(super) running: &'a Running,
+    pub(super) snapshot: &'a Snapshot,
+    pub(super) bad_modules: &'a BadModules,
+    /// The watched folder.
+    pub(super) folder: &'a Path,
+    pub(super) now: Instant,
+}
+
+impl Stand<'_> {
+    /// All actors that disk asks for or that run.
+    pub(super) fn actors(&self) -> View {
+        let running = self.running.actors.iter();
+        let running = running.map(|(name, actor)| {
+            (name.clone(), self.running_actor(actor, self.flow.actors.get(name)))
+        });
+        let asked = self.flow.actors.iter();
+        let pending = asked.filter(|(name, _)| !self.running.actors.contains_key(*name));
+        let pending = pending.map(|(name, spec)| (name.clone(), self.pending_actor(spec)));
+        running.chain(pending).collect()
+    }
+
+    fn running_actor(&self, actor: &RunningActor, asked: Option<&ActorSpec>) -> ActorView {
+        let sight = self.snapshot.module(&actor.spec.module);
+        let wanted = sight.present().copied();
+        let file_gone = matches!(sight, Sight::Gone);
+        let spec_in_force =
+            actor.autostarted || asked.is_some_and(|spec| same_spec(spec, &actor.spec));
+        ActorView {
+            module: actor.spec.module.to_string(),
+            autostarted: actor.autostarted,
+            wanted,
+            in_sync: spec_in_force && wanted == Some(actor.digest),
+            file_gone,
+            pending: None,
+        }
+    }
+
+    fn pending_actor(&self, spec: &ActorSpec) -> ActorView {
+        let wanted = self.snapshot.module(&spec.module).present().copied();
+        let refusal = wanted.and_then(|digest| self.bad_modules.standing(&digest, self.now));
+        let why = refusal.map_or_else(
+            || "its change was refused; see `reflowd events`".into(),
+            |refusal| refusal.why.clone(),
+        );
+        ActorView {
+            module: spec.module.to_string(),
+            autostarted: false,
+            wanted,
+            in_sync: false,
+            file_gone: false,
+            pending: Some((ActorState::Loading, why)),
+        }
+    }
+
+    /// All files of modules that the look has seen.
+    pub(super) fn modules(&self) -> Vec<ModuleFile> {
+        let in_folder = self.snapshot.modules.iter();
+        let in_folder = in_folder.map(|(name, sight)| (self.folder.join(name), sight));
+        let by_path = self.snapshot.paths.iter().map(|(path, sight)| (path.clone(), sight));
+        in_folder.chain(by_path).map(|(file, sight)| self.module(file, sight)).collect()
+    }
+
+    fn module(&self, file: PathBuf, sight: &Sight<Digest>) -> ModuleFile {
+        let digest = sight.present().copied();
+        let uses = |actor: &RunningActor| {
+            Some(actor.digest) == digest
+                && actor.spec.module.file_in(self.folder).as_ref() == Some(&file)
+        };
+        let actors = self.running.actors.iter().filter(|(_, actor)| uses(actor));
+        let actors: Vec<_> = actors.map(|(name, _)| name.clone()).collect();
+        let refusal = digest.and_then(|digest| self.bad_modules.standing(&digest, self.now));
+        let (state, why) = match (sight, refusal) {
+            (_, Some(refusal)) => ("refused", Some(refusal.why.clone())),
+            (Sight::Present(_), None) if !actors.is_empty() => ("running", None),
+            (Sight::Present(_), None) => ("unused", None),
+            (Sight::Unsettled, _) => ("being written", None),
+            (Sight::Missing | Sight::Gone, _) => ("gone", None),
+            (Sight::Unknown(trouble), _) => ("unknown", Some(trouble.to_string())),
+        };
+        ModuleFile { file, digest, state, why, actors }
+    }
+}
+
+/// Whether both ask for the same, wherever they stand in the configuration.
+fn same_spec(a: &ActorSpec, b: &ActorSpec) -> bool {
+    a.module == b.module && a.keys == b.keys && a.settings == b.settings && a.version == b.version
+}

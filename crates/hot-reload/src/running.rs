@@ -1,0 +1,95 @@
+//! What runs, as passes remember it: what disk asks for is held against this.
+
+use std::collections::BTreeMap;
+
+use reflowd_runtime::{ActorName, Digest, Generation};
+
+use crate::{
+    ActorSpec, WireSpec,
+    plan::{Adjusting, ChangePlan, Starting, Swapping},
+};
+
+/// What runs.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Running {
+    /// The actors, those that drain included.
+    pub actors: BTreeMap<ActorName, RunningActor>,
+    /// The wires.
+    pub wires: Vec<WireSpec>,
+}
+
+/// One actor that runs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RunningActor {
+    /// What it was asked to run when it was last changed.
+    pub spec: ActorSpec,
+    /// The module that it runs.
+    pub digest: Digest,
+    /// The generation that it runs.
+    pub generation: Generation,
+    /// Whether a file alone has started it.
+    pub autostarted: bool,
+    /// Whether it is on its way out.
+    pub draining: bool,
+}
+
+impl Running {
+    /// All wires after the change. An actor that stops keeps its own until it is empty.
+    pub(crate) fn wires_after(&self, change: &ChangePlan) -> Vec<WireSpec> {
+        let same = |a: &WireSpec, b: &WireSpec| a.from == b.from && a.to == b.to;
+        let goes = |actor: &ActorName| {
+            change.stop.iter().any(|stop| stop.actor == *actor)
+                || change.start.iter().any(|start| start.was.as_ref() == Some(actor))
+        };
+        let stays = self.wires.iter().filter(|wire| {
+            !change.cut.iter().chain(&change.connect).any(|other| same(other, wire))
+                && !goes(&wire.from.actor)
+                && !goes(&wire.to.actor)
+        });
+        stays.chain(&change.connect).cloned().collect()
+    }
+
+    /// The change is done, and gave these generations.
+    pub(crate) fn take(
+        &mut self,
+        change: &ChangePlan,
+        generations: &BTreeMap<ActorName, Generation>,
+    ) {
+        self.wires = self.wires_after(change);
+        for Starting { actor, spec, digest, autostarted, was, draining: _ } in &change.start {
+            if let Some(was) = was {
+                self.actors.remove(was);
+            }
+            self.put(actor, spec, *digest, *autostarted, generations);
+        }
+        for Swapping { actor, spec, digest, autostarted } in &change.swap {
+            self.put(actor, spec, *digest, *autostarted, generations);
+        }
+        for Adjusting { actor, spec, autostarted } in &change.adjust {
+            if let Some(running) = self.actors.get_mut(actor) {
+                running.spec = spec.clone();
+                running.autostarted = *autostarted;
+            }
+        }
+        for stop in &change.stop {
+            if let Some(running) = self.actors.get_mut(&stop.actor) {
+                running.draining = true;
+            }
+        }
+    }
+
+    fn put(
+        &mut self,
+        actor: &ActorName,
+        spec: &ActorSpec,
+        digest: Digest,
+        autostarted: bool,
+        generations: &BTreeMap<ActorName, Generation>,
+    ) {
+        let before = self.actors.get(actor).map(|running| running.generation);
+        let generation = generations.get(actor).copied().or(before).unwrap_or(Generation::FIRST);
+        let spec = spec.clone();
+        let running = RunningActor { spec, digest, generation, autostarted, draining: false };
+        self.actors.insert(actor.clone(), running);
+    }
+}
