@@ -16,7 +16,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use clap::{Args, Parser, Subcommand};
+use clap::{Arg, Args, Parser, Subcommand, value_parser};
 use tokio::runtime;
 
 pub(crate) use client::Client;
@@ -24,6 +24,9 @@ pub(crate) use client::Client;
 /// Runs WebAssembly actors from a folder.
 #[derive(Debug, Parser)]
 #[command(name = "reflowd", version, max_term_width = 100, after_help = EXAMPLES)]
+#[command(mut_subcommand("run", |run| without(run, &["socket"])))]
+#[command(mut_subcommand("check", |check| without(check, &["socket"])))]
+#[command(mut_subcommand("inspect", |inspect| without(inspect, &["config", "socket"])))]
 pub(crate) struct Cli {
     /// The configuration file
     #[arg(long, global = true, env = "REFLOWD_CONFIG", value_name = "FILE")]
@@ -80,6 +83,15 @@ pub(crate) enum Tool {
     Resume(Actor),
     /// Let an actor that rests or has failed try again now
     Retry(Actor),
+}
+
+/// A command that does not show flags of all commands for which it has no use.
+/// It takes them all the same, so that they may stand in an alias.
+fn without(command: clap::Command, flags: &[&'static str]) -> clap::Command {
+    let hidden = |flag: &&'static str| {
+        Arg::new(*flag).long(*flag).hide(true).value_parser(value_parser!(PathBuf))
+    };
+    command.args(flags.iter().map(hidden))
 }
 
 /// How to print.
@@ -208,4 +220,40 @@ pub(crate) fn print(text: &str) -> Result<(), Stop> {
 pub(crate) fn note(text: &str) {
     // With nobody there to read it, there is nothing else to do about it.
     _ = writeln!(anstream::stderr(), "{text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn a_command_shows_the_flags_that_it_has_a_use_for() {
+        for (command, shows) in [
+            ("run", [true, false]),
+            ("check", [true, false]),
+            ("inspect", [false, false]),
+            ("ps", [true, true]),
+            ("reload", [true, true]),
+        ] {
+            let mut cli = Cli::command();
+            cli.build();
+            let help = cli.find_subcommand_mut(command).unwrap().render_help().to_string();
+            let found = ["--config", "--socket"].map(|flag| help.contains(flag));
+            assert_eq!(found, shows, "{help}");
+        }
+    }
+
+    #[test]
+    fn a_flag_of_all_commands_may_stand_on_either_side() {
+        for words in
+            ["reflowd --socket s ps", "reflowd ps --socket s", "reflowd --socket s inspect x"]
+        {
+            let cli = Cli::try_parse_from(words.split(' ')).unwrap();
+            assert_eq!(cli.socket, Some("s".into()), "{words}");
+        }
+        let cli = Cli::try_parse_from(["reflowd", "check", "--config", "c"]).unwrap();
+        assert_eq!(cli.config, Some("c".into()));
+    }
 }

@@ -105,7 +105,8 @@ impl<'c> Check<'c> {
                 }
                 Lookup::Broken { why } => {
                     let message = format!("{} cannot be used", title(&spec.module));
-                    found.push(Diagnostic::error("E0206", message).at_some(place, "").note(why));
+                    let problem = Diagnostic::error("E0206", message).at_some(place, "").note(why);
+                    found.push(problem.help("put a good module there, or name another; `reflowd inspect FILE` tells what is wrong with a file"));
                 }
             }
         }
@@ -321,7 +322,10 @@ fn missing(
                 problem = problem.note(format!("looked for `{}`", path.display()));
             }
             let close = similar(stem, names());
-            problem.help_some(close.map(|name| format!("did you mean `{name}`?")))
+            problem.help(match close {
+                Some(name) => format!("did you mean `{name}`?"),
+                None => format!("put the module there, or take the actors of `{stem}` out"),
+            })
         }
         ModuleRef::Path { path, .. } => problem(format!("there is no file `{}`", path.display()))
             .help("a path goes from the folder of the file in which it stands; without `/` and `.wasm` it names a file in the modules folder"),
