@@ -9,6 +9,7 @@ use std::{
     io::{IsTerminal, Write},
     path::Path,
     sync::Arc,
+    thread::available_parallelism,
     time::{Duration, Instant},
 };
 
@@ -70,7 +71,10 @@ pub(crate) fn run(flag: Option<&Path>) -> Outcome {
         .enable_all()
         .build()
         .context("cannot start the control side's threads")?;
+    // As many guests as there are cores compute at a time; one thread more is left
+    // for all that is not a guest.
     let turns = Builder::new_multi_thread()
+        .worker_threads(available_parallelism().map_or(2, |cores| cores.get() + 1))
         .thread_name("turns")
         .enable_all()
         .build()
@@ -284,7 +288,7 @@ fn parts(
     let states = Arc::clone(snapshots);
     Parts {
         system,
-        loader: Loader::new(limits),
+        loader: Loader::new(limits).with_engine(daemon.engine),
         blueprint: Arc::new(blueprint),
         kept,
         modules: daemon.modules.clone(),

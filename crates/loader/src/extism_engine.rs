@@ -34,12 +34,13 @@ use reflowd_runtime::{
     Turn,
 };
 use tokio::runtime::{Handle, RuntimeFlavor};
-use tracing::{Level, level_filters::LevelFilter};
+use tracing::Level;
 
 use crate::{
     binary::{Binary, PAGE},
+    code::{Ended, Parts},
     deadline,
-    host::{Host, Surroundings},
+    host::{self, Host, Surroundings},
     signature::{ENV, USER},
     turn::{Side, encode},
 };
@@ -131,20 +132,6 @@ pub(crate) struct Instance {
 /// but after the SDK's own timer has heard of the call, is taken and has no
 /// effect, and the call would never end. By this time the guest runs.
 const FIRST_STROKE: Duration = Duration::from_millis(20);
-
-/// How a call ended.
-pub(crate) enum Ended {
-    /// The guest answered.
-    Answer(Bytes),
-    /// The guest answered with an error of its own.
-    Guest(String),
-    /// The guest answered with something that cannot be taken.
-    Bad(String),
-    /// The guest broke. The instance must be dropped.
-    Trap(String),
-    /// The deadline struck. The instance must be dropped.
-    Timeout,
-}
 
 impl Instance {
     /// Calls an export that is asked about the module, outside of turns. Blocks.
@@ -261,7 +248,9 @@ fn with_host_functions<'a>(builder: PluginBuilder<'a>, seat: &Arc<Seat>) -> Plug
         (ENV, "log_info", 1, None, |plugin, host, args| log(plugin, host, args, Level::INFO)),
         (ENV, "log_warn", 1, None, |plugin, host, args| log(plugin, host, args, Level::WARN)),
         (ENV, "log_error", 1, None, |plugin, host, args| log(plugin, host, args, Level::ERROR)),
-        (ENV, "get_log_level", 0, Some(ValType::I32), |_, _, _| Ok(Some(Val::I32(log_level())))),
+        (ENV, "get_log_level", 0, Some(ValType::I32), |_, _, _| {
+            Ok(Some(Val::I32(host::log_level())))
+        }),
     ];
     functions.into_iter().fold(builder, |builder, (namespace, name, params, result, serve)| {
         let seat = seat.clone();
@@ -345,7 +334,7 @@ fn var_set(
     let removes = args.get(1).and_then(Val::i64) == Some(0);
     let value = if removes { None } else { Some(taken(plugin, args, 1)?) };
     if !host.set_var(&key, value) {
-        return Err(Error::msg("var_set: the variables are over 1 MiB"));
+        return Err(Error::msg(host::TOO_MANY_VARS));
     }
     free(plugin, args);
     Ok(None)
@@ -374,20 +363,8 @@ fn log(
     Ok(None)
 }
 
-/// The ABI's number of the lowest level that is written at all.
-fn log_level() -> i32 {
-    match LevelFilter::current().into_level() {
-        Some(Level::TRACE) => 0,
-        Some(Level::DEBUG) => 1,
-        Some(Level::INFO) => 2,
-        Some(Level::WARN) => 3,
-        Some(Level::ERROR) => 4,
-        None => i32::MAX,
-    }
-}
-
 fn side(host: &mut Host) -> Result<&mut Side, Error> {
-    host.side.as_mut().ok_or_else(|| Error::msg("outputs and state exist only within a turn"))
+    host.side.as_mut().ok_or_else(|| Error::msg(host::NO_TURN))
 }
 
 /// The bytes of the block that argument `index` is the handle of.
@@ -424,32 +401,26 @@ fn free(plugin: &mut CurrentPlugin, args: &[Val]) {
 pub(crate) struct ExtismProgram(Arc<Made>);
 
 /// What a program and its engines share.
-pub(crate) struct Made {
-    pub(crate) digest: Digest,
-    pub(crate) metadata: Metadata,
-    pub(crate) code: Code,
-    pub(crate) around: Arc<Surroundings>,
-    pub(crate) entry_point: String,
-    pub(crate) engine_per: EnginePer,
-    /// How long instantiation may take before nobody waits for it any more.
-    pub(crate) patience: Duration,
+struct Made {
+    parts: Parts,
+    code: Code,
     /// The instance that proved the program; it becomes the first engine.
-    pub(crate) proven: Mutex<Option<Instance>>,
+    proven: Mutex<Option<Instance>>,
 }
 
 impl ExtismProgram {
-    pub(crate) fn new(made: Made) -> Self {
-        Self(Arc::new(made))
+    pub(crate) fn new(parts: Parts, code: Code, proven: Instance) -> Self {
+        Self(Arc::new(Made { parts, code, proven: Mutex::new(Some(proven)) }))
     }
 }
 
 impl Program for ExtismProgram {
     fn digest(&self) -> Digest {
-        self.0.digest
+        self.0.parts.digest
     }
 
     fn metadata(&self) -> &Metadata {
-        &self.0.metadata
+        &self.0.parts.metadata
     }
 
     fn instantiate(&self) -> BoxFuture<'_, Result<Box<dyn Engine>, InstantiateError>> {
@@ -462,12 +433,13 @@ impl Program for ExtismProgram {
                 return Ok(engine(instance));
             }
             let made = self.0.clone();
-            let work = tokio::task::spawn_blocking(move || made.code.instantiate(&made.around));
+            let work =
+                tokio::task::spawn_blocking(move || made.code.instantiate(&made.parts.around));
             let failed = |why: String| InstantiateError { why };
-            match tokio::time::timeout(self.0.patience, work).await {
+            match tokio::time::timeout(self.0.parts.patience, work).await {
                 Ok(Ok(instance)) => instance.map(engine).map_err(failed),
                 Ok(Err(panic)) => Err(failed(panic.to_string())),
-                Err(_) => Err(failed(format!("it takes more than {:?}", self.0.patience))),
+                Err(_) => Err(failed(format!("it takes more than {:?}", self.0.parts.patience))),
             }
         })
     }
@@ -514,14 +486,17 @@ impl ExtismEngine {
         deadline: Instant,
     ) -> Result<reflowd_runtime::Effects, FailureKind> {
         let begun = Instant::now();
-        let input = encode(&context, &self.made.around.context_config);
+        let input = encode(&context, &self.made.parts.around.context_config);
         let mut instance = match self.instance.take() {
             Some(instance) => instance,
-            None => self.made.code.instantiate(&self.made.around).map_err(FailureKind::Trap)?,
+            None => {
+                self.made.code.instantiate(&self.made.parts.around).map_err(FailureKind::Trap)?
+            }
         };
         let side = Side::new(context);
-        let (side, ended) = instance.call(&self.made.entry_point, &input, Some(side), deadline);
-        if self.made.engine_per == EnginePer::Actor {
+        let (side, ended) =
+            instance.call(&self.made.parts.entry_point, &input, Some(side), deadline);
+        if self.made.parts.engine_per == EnginePer::Actor {
             self.instance = Some(instance);
         }
         let side = side.expect("a turn's side comes back from the call");

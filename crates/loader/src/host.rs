@@ -8,12 +8,21 @@ use std::{collections::BTreeMap, sync::Arc, time::Instant};
 use bytes::Bytes;
 use reflowd_runtime::{ActorLog, ProgramSpec};
 use serde_json::Value;
-use tracing::Level;
+use tracing::{Level, level_filters::LevelFilter};
 
-use crate::{http, turn::Side};
+use crate::{
+    http::{self, Answer, HttpError},
+    turn::Side,
+};
 
 /// Bytes that one engine's variables may take, names included.
 const MAX_VARS: usize = 1 << 20;
+
+/// What a guest breaks with whose variables would go over that.
+pub(crate) const TOO_MANY_VARS: &str = "var_set: the variables are over 1 MiB";
+
+/// What a guest breaks with that wants a turn's things outside of one.
+pub(crate) const NO_TURN: &str = "outputs and state exist only within a turn";
 
 /// What stays the same for every engine of one program.
 pub(crate) struct Surroundings {
@@ -55,6 +64,16 @@ impl Surroundings {
             allow_hosts: spec.allow_hosts.clone(),
             log: Some(spec.log.clone()),
         }
+    }
+
+    /// Makes an HTTP request where the operator allows it. Blocks.
+    pub(crate) fn http(
+        &self,
+        request: &[u8],
+        body: &[u8],
+        deadline: Instant,
+    ) -> Result<Answer, HttpError> {
+        http::request(request, body, &self.allow_hosts, deadline)
     }
 }
 
@@ -119,7 +138,13 @@ impl Host {
     /// Makes an HTTP request where the operator allows it. What is refused or
     /// fails is told to the guest as status 0 and an empty body, and logged.
     pub(crate) fn http(&mut self, request: &[u8], body: &[u8]) -> Bytes {
-        match http::request(request, body, &self.around.allow_hosts, self.deadline) {
+        let answer = self.around.http(request, body, self.deadline);
+        self.answered(answer)
+    }
+
+    /// Notes what an HTTP request has brought; its body is for the guest.
+    pub(crate) fn answered(&mut self, answer: Result<Answer, HttpError>) -> Bytes {
+        match answer {
             Ok(answer) => {
                 self.http_status = answer.status;
                 self.http_headers = answer.headers;
@@ -132,6 +157,18 @@ impl Host {
                 Bytes::new()
             }
         }
+    }
+}
+
+/// The ABI's number of the lowest level that is written at all.
+pub(crate) fn log_level() -> i32 {
+    match LevelFilter::current().into_level() {
+        Some(Level::TRACE) => 0,
+        Some(Level::DEBUG) => 1,
+        Some(Level::INFO) => 2,
+        Some(Level::WARN) => 3,
+        Some(Level::ERROR) => 4,
+        None => i32::MAX,
     }
 }
 

@@ -57,10 +57,13 @@ mod metadata;
 mod turn;
 mod host;
 mod http;
+mod code;
+mod direct;
 mod deadline;
 mod extism_engine;
 
 pub use binary::{Binary, Export, Import, InvalidBinary, ItemType, Memory};
+pub use code::{EngineKind, UnknownEngine};
 pub use loaded::{LoadedModule, check_version};
 pub use loader::{Inspection, Limits, LoadError, LoadErrorKind, Loader, Source};
 pub use metadata::InvalidMetadata;

@@ -1,6 +1,6 @@
 //! A loaded module, and how it is made ready for an actor.
 
-use std::{sync::Arc, time::Instant};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -14,7 +14,7 @@ use tokio::task::spawn_blocking;
 
 use crate::{
     binary::{Binary, ItemType},
-    extism_engine::{Code, Ended, ExtismProgram, Instance, Made},
+    code::{Code, Ended, EngineKind, Instance, Parts},
     host::Surroundings,
     loader::{Limits, compile},
     metadata,
@@ -27,8 +27,8 @@ const ENTRY_POINT: &str = "process";
 /// A module that has passed every step of loading.
 pub struct LoadedModule {
     loaded: Loaded,
-    /// The code with which it was loaded, for the first actor that needs the same.
-    first: Mutex<Option<Code>>,
+    /// The code with which it was loaded, for all actors or for the first.
+    code: Mutex<Option<Code>>,
 }
 
 /// What is known of a loaded module.
@@ -39,11 +39,14 @@ pub(crate) struct Loaded {
     pub(crate) metadata: Metadata,
     pub(crate) version: Option<String>,
     pub(crate) limits: Limits,
+    pub(crate) engine: EngineKind,
 }
 
 impl LoadedModule {
-    pub(crate) fn new(loaded: Loaded, code: Option<Code>) -> Self {
-        Self { loaded, first: Mutex::new(code) }
+    pub(crate) fn new(loaded: Loaded, code: Code) -> Self {
+        // Code that counts fuel is slower and could run out of it in a turn.
+        let counts = loaded.engine == EngineKind::Extism && loaded.binary.runs_at_instantiation();
+        Self { loaded, code: Mutex::new((!counts).then_some(code)) }
     }
 
     /// The bytes from which it was loaded.
@@ -58,8 +61,19 @@ impl LoadedModule {
         &self.loaded.binary
     }
 
+    /// Code that is there for an actor with so much memory.
+    fn code_for(&self, memory: u64) -> Option<Code> {
+        let mut code = self.code.lock();
+        match code.as_ref()?.share() {
+            Some(shared) => Some(shared),
+            // Its limit on memory is compiled in.
+            None if memory == self.loaded.limits.memory => code.take(),
+            None => None,
+        }
+    }
+
     async fn make(&self, spec: ProgramSpec) -> Result<Arc<dyn Program>, PrepareError> {
-        let Loaded { digest, bytes, binary, metadata, version, limits } = &self.loaded;
+        let Loaded { digest, bytes, binary, metadata, version, limits, engine } = &self.loaded;
         let entry_point = spec.entry_point.clone().unwrap_or_else(|| ENTRY_POINT.into());
         check_entry_point(binary, &entry_point)?;
         check_version(version.as_deref(), spec.version.as_deref())?;
@@ -67,12 +81,12 @@ impl LoadedModule {
         check_config(metadata, &spec)?;
 
         let failed = |why: String| PrepareError::from(InstantiateError { why });
-        let first = (spec.memory == limits.memory).then(|| self.first.lock().take()).flatten();
-        let code = match first {
+        let memory = spec.memory;
+        let code = match self.code_for(memory) {
             Some(code) => code,
             None => {
-                let compiling =
-                    compile(bytes.clone(), binary.clone(), spec.memory, limits.compile_timeout);
+                let (bytes, binary) = (bytes.clone(), binary.clone());
+                let compiling = compile(*engine, bytes, binary, memory, limits.compile_timeout);
                 compiling.await.map_err(failed)?
             }
         };
@@ -82,10 +96,10 @@ impl LoadedModule {
         let (engine_per, timeout) = (spec.engine_per, limits.metadata_timeout);
         let surroundings = around.clone();
         let proving = spawn_blocking(move || {
-            let mut instance = code.instantiate(&surroundings).map_err(failed)?;
+            let mut instance = code.instantiate(&surroundings, memory, timeout).map_err(failed)?;
             if validates {
                 let config = serde_json::to_vec(&spec.config).expect("JSON can be written");
-                validate(&mut instance, &config, Instant::now() + timeout)?;
+                validate(&mut instance, &config, timeout)?;
             }
             Ok::<_, PrepareError>((code, instance))
         });
@@ -95,16 +109,9 @@ impl LoadedModule {
             Ok(Err(panic)) => return Err(failed(panic.to_string())),
             Err(_) => return Err(failed(format!("it takes more than {patience:?}"))),
         };
-        Ok(Arc::new(ExtismProgram::new(Made {
-            digest: *digest,
-            metadata: metadata.clone(),
-            code,
-            around,
-            entry_point,
-            engine_per,
-            patience,
-            proven: Mutex::new(Some(instance)),
-        })))
+        let (digest, metadata) = (*digest, metadata.clone());
+        let parts = Parts { digest, metadata, around, entry_point, engine_per, memory, patience };
+        Ok(code.into_program(parts, instance))
     }
 }
 
@@ -171,9 +178,9 @@ fn check_config(metadata: &Metadata, spec: &ProgramSpec) -> Result<(), PrepareEr
     }
 }
 
-fn validate(instance: &mut Instance, config: &[u8], deadline: Instant) -> Result<(), PrepareError> {
+fn validate(instance: &mut Instance, config: &[u8], time: Duration) -> Result<(), PrepareError> {
     let rejected = |why: String| Err(PrepareError::ConfigRejected { why });
-    match instance.ask("validate_config", config, deadline) {
+    match instance.ask("validate_config", config, time) {
         Ended::Answer(answer) => match serde_json::from_slice::<bool>(&answer) {
             Ok(true) => Ok(()),
             Ok(false) => rejected("`validate_config` said false".into()),

@@ -8,7 +8,7 @@ use std::{
     io::Read,
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -22,7 +22,7 @@ use tokio::{sync::Semaphore, task::spawn_blocking};
 
 use crate::{
     binary::{Binary, Export, Import, InvalidBinary, ItemType, Memory},
-    extism_engine::{Code, Ended},
+    code::{Code, Ended, EngineKind},
     host::Surroundings,
     loaded::{Loaded, LoadedModule},
     metadata::{self, InvalidMetadata, unwrap_base64},
@@ -74,6 +74,7 @@ impl Default for Limits {
 #[derive(Clone)]
 pub struct Loader {
     limits: Limits,
+    engine: EngineKind,
     loaded: Arc<Mutex<HashMap<Digest, Arc<LoadedModule>>>>,
 }
 
@@ -81,7 +82,18 @@ impl Loader {
     /// A loader that has loaded nothing.
     #[must_use]
     pub fn new(limits: Limits) -> Self {
-        Self { limits, loaded: Arc::default() }
+        Self { limits, engine: EngineKind::default(), loaded: Arc::default() }
+    }
+
+    /// The same, for another engine. What has been loaded is not taken over.
+    #[must_use]
+    pub fn with_engine(self, engine: EngineKind) -> Self {
+        Self { engine, loaded: Arc::default(), ..self }
+    }
+
+    /// The same, with nothing loaded.
+    fn empty(&self) -> Self {
+        self.clone().with_engine(self.engine)
     }
 
     /// Loads a module, or finds it among those loaded.
@@ -113,7 +125,7 @@ impl Loader {
     /// # Errors
     /// As [`Loader::load`].
     pub async fn validate(&self, source: Source) -> Result<(), LoadError> {
-        Self::new(self.limits).load(source).await.map(|_| ())
+        self.empty().load(source).await.map(|_| ())
     }
 
     /// The module of that digest, if it is loaded.
@@ -131,7 +143,7 @@ impl Loader {
     pub async fn inspect(&self, source: Source) -> Inspection {
         let mut inspection = Inspection { module: source.name(), ..Inspection::default() };
         let result = match self.read(source).await {
-            Ok(bytes) => Self::new(self.limits).run(bytes, &mut inspection).await.map(|_| ()),
+            Ok(bytes) => self.empty().run(bytes, &mut inspection).await.map(|_| ()),
             Err(kind) => Err((None, kind)),
         };
         inspection.problem = result.err().map(|(_, kind)| kind.to_string());
@@ -186,7 +198,7 @@ impl Loader {
         check_imports(&binary)?;
         check_memory(&binary, self.limits.memory)?;
 
-        let limits = self.limits;
+        let (limits, engine) = (self.limits, self.engine);
         let permit = COMPILING.acquire().await.expect("the semaphore is never closed");
         // Another task may have loaded the same bytes while this one waited.
         if let Some(module) = self.loaded.lock().get(&digest) {
@@ -196,11 +208,7 @@ impl Loader {
         let compiling = spawn_blocking(move || {
             // Whoever waits may give up; the next compilation still has to wait.
             let _permit = permit;
-            if asked.runs_at_instantiation() {
-                Code::compile_with_fuel(&code_bytes, &asked, limits.memory)
-            } else {
-                Code::compile(&code_bytes, &asked, limits.memory)
-            }
+            Code::compile_first(engine, &code_bytes, &asked, limits.memory)
         });
         let code = match tokio::time::timeout(limits.compile_timeout, compiling).await {
             Ok(Ok(code)) => code.map_err(LoadErrorKind::Compile)?,
@@ -210,7 +218,7 @@ impl Loader {
 
         let asked = binary.clone();
         let asking = spawn_blocking(move || {
-            let said = ask(&code, &asked, limits.metadata_timeout);
+            let said = ask(&code, &asked, limits);
             (code, said)
         });
         // Each question has its own deadline; this one is for what no deadline reaches.
@@ -231,12 +239,8 @@ impl Loader {
         if let Some(version) = &version {
             check_version(version)?;
         }
-        // Code that counts fuel is slower and could run out of it in a turn.
-        let code = (!binary.runs_at_instantiation()).then_some(code);
-        Ok(Arc::new(LoadedModule::new(
-            Loaded { digest, bytes, binary, metadata, version, limits },
-            code,
-        )))
+        let loaded = Loaded { digest, bytes, binary, metadata, version, limits, engine };
+        Ok(Arc::new(LoadedModule::new(loaded, code)))
     }
 }
 
@@ -254,6 +258,7 @@ impl Source {
 /// # Errors
 /// What the compiler said, or that it took too long.
 pub(crate) async fn compile(
+    engine: EngineKind,
     bytes: Bytes,
     binary: Binary,
     memory: u64,
@@ -262,7 +267,7 @@ pub(crate) async fn compile(
     let permit = COMPILING.acquire().await.expect("the semaphore is never closed");
     let compiling = spawn_blocking(move || {
         let _permit = permit;
-        Code::compile(&bytes, &binary, memory)
+        Code::compile(engine, &bytes, &binary, memory)
     });
     match tokio::time::timeout(timeout, compiling).await {
         Ok(Ok(code)) => code,
@@ -333,12 +338,14 @@ struct Said {
     version: Option<Bytes>,
 }
 
-fn ask(code: &Code, binary: &Binary, timeout: Duration) -> Result<Said, LoadErrorKind> {
+fn ask(code: &Code, binary: &Binary, limits: Limits) -> Result<Said, LoadErrorKind> {
+    let timeout = limits.metadata_timeout;
     let around = Arc::new(Surroundings::none());
-    let mut instance = code.instantiate(&around).map_err(LoadErrorKind::InitFailed)?;
+    let instance = code.instantiate(&around, limits.memory, timeout);
+    let mut instance = instance.map_err(LoadErrorKind::InitFailed)?;
     let mut answer = |export: &'static str| {
         let failed = |why: String| LoadErrorKind::AskFailed { export, why };
-        match instance.ask(export, &[], Instant::now() + timeout) {
+        match instance.ask(export, &[], timeout) {
             Ended::Answer(bytes) => Ok(bytes),
             Ended::Guest(error) => Err(failed(format!("returned an error: {error}"))),
             Ended::Bad(why) => Err(failed(format!("gave {why}"))),

@@ -23,19 +23,31 @@ const EXPECTED: &str =
 
 /// The JSON that a guest's turn begins with. `config` is its config object, encoded.
 pub(crate) fn encode(context: &Context, config: &[u8]) -> Vec<u8> {
-    let state = if context.state_in_context { &context.state.text()[..] } else { b"{}" };
+    let mut out = Vec::with_capacity(encoded_len(context, config));
+    encode_to(&mut out, context, config);
+    out
+}
+
+/// About how many bytes [`encode_to`] appends: rarely less.
+pub(crate) fn encoded_len(context: &Context, config: &[u8]) -> usize {
+    let state = if context.state_in_context { context.state.text().len() } else { 2 };
     let payload: usize =
         context.payload.iter().map(|(p, m)| p.as_str().len() + m.encoded_len() + 4).sum();
     let meta = context.meta.as_ref().map_or(0, |meta| meta.len() + 8);
-    let mut out = Vec::with_capacity(payload + config.len() + state.len() + meta + 40);
+    payload + config.len() + state + meta + 40
+}
+
+/// Appends the JSON that a guest's turn begins with.
+pub(crate) fn encode_to(out: &mut Vec<u8>, context: &Context, config: &[u8]) {
+    let state = if context.state_in_context { &context.state.text()[..] } else { b"{}" };
     out.extend_from_slice(b"{\"payload\":{");
     for (index, (port, message)) in context.payload.iter().enumerate() {
         if index > 0 {
             out.push(b',');
         }
-        serde_json::to_writer(&mut out, port.as_str()).expect("a vector takes every string");
+        serde_json::to_writer(&mut *out, port.as_str()).expect("a vector takes every string");
         out.push(b':');
-        message.encode_to(&mut out);
+        message.encode_to(out);
     }
     out.extend_from_slice(b"},\"config\":");
     out.extend_from_slice(config);
@@ -46,7 +58,6 @@ pub(crate) fn encode(context: &Context, config: &[u8]) -> Vec<u8> {
         out.extend_from_slice(meta);
     }
     out.push(b'}');
-    out
 }
 
 /// The host's side of a turn that goes on.

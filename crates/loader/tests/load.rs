@@ -8,18 +8,62 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use guest::*;
-use reflowd_loader::{InvalidBinary, InvalidMetadata, Limits, LoadErrorKind, Loader, Source};
+use reflowd_loader::{
+    EngineKind, InvalidBinary, InvalidMetadata, Limits, LoadErrorKind, Loader, Source,
+};
 use reflowd_runtime::{Module, PrepareError, ProgramSpec};
 use serde_json::json;
 
+/// Makes a test on one engine, of what the engines do differently.
+macro_rules! on_one_engine {
+    ($($kind:ident: $name:ident)+) => { $(
+        mod $name {
+            #[tokio::test(flavor = "multi_thread")]
+            async fn alone() {
+                super::$name(super::Rig(reflowd_loader::EngineKind::$kind)).await;
+            }
+        }
+    )+ };
+}
+
+on_both_engines! {
+    a_file_is_loaded_once_and_kept_by_digest
+    a_file_that_cannot_be_read_may_be_tried_again
+    a_module_over_the_limit_is_refused_from_file_and_from_bytes
+    what_is_no_core_module_is_refused
+    exports_are_checked_by_name_and_type
+    imports_are_checked_by_name_and_type
+    declared_memory_must_fit
+    memory_may_be_as_large_as_it_is_declared
+    wrong_metadata_is_refused
+    a_module_that_breaks_when_asked_is_refused
+    endless_metadata_is_stopped_and_may_be_tried_again
+    endless_initialisers_are_stopped
+    a_reactor_is_initialised_before_its_first_turn
+    the_version_is_semantic_and_held_against_the_actors
+    the_entry_point_may_have_another_name
+    an_actors_config_must_satisfy_the_schema
+    a_module_may_refuse_an_actors_config
+    an_actors_memory_must_cover_the_declared
+    an_inspection_tells_what_it_can
+    validating_keeps_nothing
+}
+
+on_one_engine! {
+    Direct: initialisers_may_call_the_host
+    Extism: initialisers_that_call_the_host_are_refused
+    Extism: every_function_of_the_table_can_be_imported
+    Extism: wasi_is_there_for_modules_that_import_it
+    Extism: a_program_that_exits_has_broken
+}
+
 const IDLE: &str = r#"(func (export "process") (result i32) (i32.const 0))"#;
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_file_is_loaded_once_and_kept_by_digest() {
+async fn a_file_is_loaded_once_and_kept_by_digest(on: Rig) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("guest.wasm");
     std::fs::write(&path, guest(IDLE)).unwrap();
-    let loader = loader();
+    let loader = on.loader();
     let module = loader.load(Source::File(path.clone())).await.unwrap();
     assert_eq!(module.metadata().component, "Guest");
     assert_eq!(module.version(), None);
@@ -30,11 +74,10 @@ async fn a_file_is_loaded_once_and_kept_by_digest() {
     assert!(loader.get(&module.digest()).is_none());
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_file_that_cannot_be_read_may_be_tried_again() {
+async fn a_file_that_cannot_be_read_may_be_tried_again(on: Rig) {
     let folder = tempfile::tempdir().unwrap();
     for path in [folder.path().join("missing.wasm"), folder.path().to_path_buf()] {
-        let error = loader().load(Source::File(path.clone())).await.err().unwrap();
+        let error = on.loader().load(Source::File(path.clone())).await.err().unwrap();
         assert!(matches!(error.kind, LoadErrorKind::Read(_)), "{error}");
         assert!(error.to_string().starts_with(&path.display().to_string()), "{error}");
         assert!(!error.is_intrinsic());
@@ -42,22 +85,21 @@ async fn a_file_that_cannot_be_read_may_be_tried_again() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_module_over_the_limit_is_refused_from_file_and_from_bytes() {
+async fn a_module_over_the_limit_is_refused_from_file_and_from_bytes(on: Rig) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("big.wasm");
     let bytes = guest(IDLE);
     std::fs::write(&path, &bytes).unwrap();
     let size = bytes.len() as u64;
-    let loader = Loader::new(Limits { module_size: size - 1, ..Limits::default() });
+    let loader =
+        Loader::new(Limits { module_size: size - 1, ..Limits::default() }).with_engine(on.0);
     for source in [Source::File(path), Source::Bytes { name: "big".into(), bytes }] {
         let error = loader.load(source).await.err().unwrap();
         assert_eq!(error.kind, LoadErrorKind::TooLarge { size, max: size - 1 });
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_core_module_is_refused() {
+async fn what_is_no_core_module_is_refused(on: Rig) {
     use InvalidBinary::{Component, Empty, Text, Truncated};
     let whole = guest(IDLE);
     let component: Bytes = wat::parse_str("(component)").unwrap().into();
@@ -67,16 +109,15 @@ async fn what_is_no_core_module_is_refused() {
         (component, Component),
         (whole.slice(..whole.len() / 2), Truncated(whole.len() / 2)),
     ] {
-        let error = load(bytes).await.err().unwrap();
+        let error = on.load(bytes).await.err().unwrap();
         assert_eq!(error.kind, LoadErrorKind::InvalidBinary(expected));
         assert!(error.is_intrinsic());
         assert!(error.digest.is_some());
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn exports_are_checked_by_name_and_type() {
-    let kind = refused(module(r#"(func (export "process") (result i32) i32.const 0)"#)).await;
+async fn exports_are_checked_by_name_and_type(on: Rig) {
+    let kind = on.refused(module(r#"(func (export "process") (result i32) i32.const 0)"#)).await;
     let LoadErrorKind::MissingExport { name, exports } = kind else { panic!("{kind:?}") };
     assert_eq!((name.as_str(), exports.as_str()), ("get_metadata", "`process`"));
     for (fields, expected) in [
@@ -85,16 +126,15 @@ async fn exports_are_checked_by_name_and_type() {
         (r#"(func (export "get_metadata") (result i64) i64.const 0)"#, "() -> i64"),
         (r#"(global (export "get_metadata") i32 (i32.const 0))"#, "global"),
     ] {
-        let kind = refused(module(fields)).await;
+        let kind = on.refused(module(fields)).await;
         let LoadErrorKind::WrongExportType { found, .. } = &kind else { panic!("{kind:?}") };
         assert_eq!(found, expected);
     }
     let other = guest(r#"(func (export "get_version") (param i32))"#);
-    assert!(matches!(refused(other).await, LoadErrorKind::WrongExportType { .. }));
+    assert!(matches!(on.refused(other).await, LoadErrorKind::WrongExportType { .. }));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn imports_are_checked_by_name_and_type() {
+async fn imports_are_checked_by_name_and_type(on: Rig) {
     let import = |what: &str| guest_with(what, METADATA, IDLE);
     for what in [
         r#"(import "env" "abort" (func (param i32)))"#,
@@ -109,13 +149,14 @@ async fn imports_are_checked_by_name_and_type() {
         } else {
             import(what)
         };
-        let kind = refused(bytes).await;
+        let kind = on.refused(bytes).await;
         assert!(matches!(kind, LoadErrorKind::UnknownImport { .. }), "{kind:?}");
     }
-    let kind = refused(import(
-        r#"(import "extism:host/user" "__get_state" (func (param i32) (result i64)))"#,
-    ))
-    .await;
+    let kind = on
+        .refused(import(
+            r#"(import "extism:host/user" "__get_state" (func (param i32) (result i64)))"#,
+        ))
+        .await;
     let text = kind.to_string();
     assert!(text.contains("`__get_state` from `extism:host/user` as (i32) -> i64"), "{text}");
     assert!(text.contains("the host has (i64) -> i64"), "{text}");
@@ -123,11 +164,10 @@ async fn imports_are_checked_by_name_and_type() {
         r#"(import "extism:host/env" "memory_bytes" (memory 1))
            (func (export "get_metadata") (result i32) i32.const 0)"#,
     );
-    assert!(matches!(refused(memory).await, LoadErrorKind::WrongImportType { .. }));
+    assert!(matches!(on.refused(memory).await, LoadErrorKind::WrongImportType { .. }));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn every_function_of_the_table_can_be_imported() {
+async fn every_function_of_the_table_can_be_imported(on: Rig) {
     let all = reflowd_loader::host_functions();
     let imports: String = all
         .enumerate()
@@ -138,38 +178,41 @@ async fn every_function_of_the_table_can_be_imported() {
             format!("(import \"{namespace}\" \"{name}\" (func $f{i} (param {params}) (result {results})))")
         })
         .collect();
-    load(guest_with(&imports, METADATA, IDLE)).await.unwrap();
+    on.load(guest_with(&imports, METADATA, IDLE)).await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn declared_memory_must_fit() {
+async fn declared_memory_must_fit(on: Rig) {
     let big = module(r#"(memory 2000) (func (export "get_metadata") (result i32) i32.const 0)"#);
-    let kind = refused(big).await;
+    let kind = on.refused(big).await;
     assert_eq!(kind, LoadErrorKind::MemoryTooSmall { needed: 2000 << 16, limit: 100 << 20 });
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn memory_may_be_as_large_as_it_is_declared() {
+async fn memory_may_be_as_large_as_it_is_declared(on: Rig) {
     // The stock engine refuses to reach a declared maximum.
     let fixed = r#"(memory (export "memory") 2 2)"#;
     let text = guest_fields(METADATA, IDLE).replace(r#"(memory (export "memory") 2)"#, fixed);
     assert!(text.contains(fixed));
-    let program = prepare(module(&text), spec()).await.map_err(|e| e.to_string()).unwrap();
+    let program = on.prepare(module(&text), spec()).await.map_err(|e| e.to_string()).unwrap();
     engine_of(&program).await;
 
     let tight = ProgramSpec { memory: 2 << 16, ..spec() };
     let body = r#"(drop (memory.grow (i32.const 1))) (call $answer <<{"outputs":{}}>>)"#;
-    let program = prepare(process(body), tight).await.map_err(|e| e.to_string()).unwrap();
-    let failure = failure(engine_of(&program).await, context("null"), LONG).await;
-    assert!(format!("{failure:?}").contains("grew over `memory`"), "{failure:?}");
+    let program = on.prepare(process(body), tight).await.map_err(|e| e.to_string()).unwrap();
+    let engine = engine_of(&program).await;
+    if on.0 == EngineKind::Extism {
+        let failure = failure(engine, context("null"), LONG).await;
+        assert!(format!("{failure:?}").contains("grew over `memory`"), "{failure:?}");
+    } else {
+        // It is told that it cannot grow, and goes on.
+        turn(engine, context("null")).await;
+    }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn wrong_metadata_is_refused() {
+async fn wrong_metadata_is_refused(on: Rig) {
     let kind =
-        refused(guest_with("", r#"{"component":"","inports":[],"outports":[]}"#, IDLE)).await;
+        on.refused(guest_with("", r#"{"component":"","inports":[],"outports":[]}"#, IDLE)).await;
     assert_eq!(kind, LoadErrorKind::InvalidMetadata(InvalidMetadata::NoComponent));
-    let kind = refused(guest_with("", "hello", IDLE)).await;
+    let kind = on.refused(guest_with("", "hello", IDLE)).await;
     assert!(kind.to_string().contains("it answered hello"), "{kind}");
 }
 
@@ -181,42 +224,38 @@ fn metadata(body: &str) -> Bytes {
     module(&format!("{}{own}{}", &text[..start], &text[end..]))
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_module_that_breaks_when_asked_is_refused() {
+async fn a_module_that_breaks_when_asked_is_refused(on: Rig) {
     for (body, part) in [
         ("unreachable", "`get_metadata` trapped: wasm trap"),
         ("(call $fail <<no luck>>) (i32.const 1)", "`get_metadata` returned an error: no luck"),
         ("(call $send_output (call $block <<{}>>)) (i32.const 0)", "only within a turn"),
     ] {
-        let kind = refused(metadata(body)).await;
+        let kind = on.refused(metadata(body)).await;
         assert!(matches!(kind, LoadErrorKind::AskFailed { .. }), "{kind:?}");
         assert!(kind.to_string().contains(part), "{kind}");
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn endless_metadata_is_stopped_and_may_be_tried_again() {
-    let error = load(metadata("(loop $l (br $l)) unreachable")).await.err().unwrap();
+async fn endless_metadata_is_stopped_and_may_be_tried_again(on: Rig) {
+    let error = on.load(metadata("(loop $l (br $l)) unreachable")).await.err().unwrap();
     assert_eq!(error.kind, LoadErrorKind::MetadataTimeout(Duration::from_secs(2)));
     assert!(!error.is_intrinsic());
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn endless_initialisers_are_stopped() {
+async fn endless_initialisers_are_stopped(on: Rig) {
     for functions in [
         "(func $s (loop $l (br $l))) (start $s)",
         r#"(func (export "_initialize") (loop $l (br $l)))"#,
         r#"(func (export "__wasm_call_ctors") (loop $l (br $l)))"#,
     ] {
-        let error = load(guest(&format!("{IDLE} {functions}"))).await.err().unwrap();
+        let error = on.load(guest(&format!("{IDLE} {functions}"))).await.err().unwrap();
         assert!(matches!(error.kind, LoadErrorKind::InitFailed(_)), "{error}");
         assert!(error.to_string().contains("do not end"), "{error}");
         assert!(error.is_intrinsic());
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn initialisers_that_call_the_host_are_refused() {
+async fn initialisers_that_call_the_host_are_refused(on: Rig) {
     let calls = [
         "(call $log_info (i64.const 8))",
         "(drop (call $config_get (i64.const 8)))",
@@ -234,15 +273,35 @@ async fn initialisers_that_call_the_host_are_refused() {
             format!("(func $s {call}) (start $s)"),
             format!(r#"(func (export "_initialize") {call})"#),
         ] {
-            let kind = refused(guest(&format!("{IDLE} {start}"))).await;
+            let kind = on.refused(guest(&format!("{IDLE} {start}"))).await;
             assert!(matches!(kind, LoadErrorKind::InitFailed(_)), "{kind:?}");
             assert!(kind.to_string().contains("calls host functions while"), "{kind}");
         }
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_reactor_is_initialised_before_its_first_turn() {
+async fn initialisers_may_call_the_host(on: Rig) {
+    for start in ["(func $s {}) (start $s)", r#"(func (export "_initialize") {})"#] {
+        let body = r#"
+          (call $log_info (call $block <<hello>>))
+          (call $var_set (call $block <<k>>) (call $block <<7>>))"#;
+        let process = r#"(func (export "process") (result i32)
+          (call $put_block (call $var_get (call $block <<k>>))))"#;
+        let guest = guest(&format!("{process} {}", start.replace("{}", body)));
+        assert_eq!(data(&turn(on.engine(guest).await, context("null")).await.1), "7");
+    }
+    for (call, part) in [
+        ("(call $send_output (i64.const 0))", "only within a turn"),
+        ("(call $log_info (i64.const 8))", "no block"),
+        ("unreachable", "unreachable"),
+    ] {
+        let kind = on.refused(guest(&format!("{IDLE} (func $s {call}) (start $s)"))).await;
+        assert!(matches!(kind, LoadErrorKind::InitFailed(_)), "{kind:?}");
+        assert!(kind.to_string().contains(part), "{kind}");
+    }
+}
+
+async fn a_reactor_is_initialised_before_its_first_turn(on: Rig) {
     let reactor = guest(
         r#"(global $n (mut i32) (i32.const 48))
         (func (export "_initialize") (global.set $n (i32.add (global.get $n) (i32.const 1))))
@@ -250,13 +309,12 @@ async fn a_reactor_is_initialised_before_its_first_turn() {
           (i32.store8 (i32.const 0) (global.get $n))
           (call $put_block (call $block (i32.const 0) (i32.const 1))))"#,
     );
-    let (engine, effects) = turn(engine(reactor).await, context("null")).await;
+    let (engine, effects) = turn(on.engine(reactor).await, context("null")).await;
     assert_eq!(data(&effects), "1");
     assert_eq!(data(&turn(engine, context("null")).await.1), "1");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn wasi_is_there_for_modules_that_import_it() {
+async fn wasi_is_there_for_modules_that_import_it(on: Rig) {
     let wasi = guest_with(
         r#"(import "wasi_snapshot_preview1" "clock_time_get" (func $clock (param i32 i64 i32) (result i32)))
            (import "wasi_snapshot_preview1" "random_get" (func $random (param i32 i32) (result i32)))
@@ -280,32 +338,30 @@ async fn wasi_is_there_for_modules_that_import_it() {
               (then unreachable))
           (call $answer <<{"outputs":{}}>>))"#,
     );
-    turn(engine(wasi).await, context("null")).await;
+    turn(on.engine(wasi).await, context("null")).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_program_that_exits_has_broken() {
+async fn a_program_that_exits_has_broken(on: Rig) {
     let exits = guest_with(
         r#"(import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))"#,
         METADATA,
         r#"(func (export "process") (result i32) (call $exit (i32.const 3)) unreachable)"#,
     );
-    let failure = failure(engine(exits).await, context("null"), LONG).await;
+    let failure = failure(on.engine(exits).await, context("null"), LONG).await;
     assert_eq!((failure.kind.class(), failure.engine.is_some()), ("trap", false));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_version_is_semantic_and_held_against_the_actors() {
+async fn the_version_is_semantic_and_held_against_the_actors(on: Rig) {
     let version = |answer: &str| {
         guest(&format!(
             r#"{IDLE} (func (export "get_version") (result i32) (call $answer <<{answer}>>))"#
         ))
     };
-    assert_eq!(load(version("\"1.2.3\"")).await.unwrap().version(), Some("1.2.3"));
-    assert_eq!(refused(version("\"1.2\"")).await, LoadErrorKind::VersionInvalid("1.2".into()));
-    assert!(matches!(refused(version("7")).await, LoadErrorKind::VersionInvalid(_)));
+    assert_eq!(on.load(version("\"1.2.3\"")).await.unwrap().version(), Some("1.2.3"));
+    assert_eq!(on.refused(version("\"1.2\"")).await, LoadErrorKind::VersionInvalid("1.2".into()));
+    assert!(matches!(on.refused(version("7")).await, LoadErrorKind::VersionInvalid(_)));
     let told = METADATA.replacen('{', r#"{"version":"2.0.0","#, 1);
-    assert_eq!(load(guest_with("", &told, IDLE)).await.unwrap().version(), Some("2.0.0"));
+    assert_eq!(on.load(guest_with("", &told, IDLE)).await.unwrap().version(), Some("2.0.0"));
 
     for (bytes, wanted, expected) in [
         (version("\"1.2.3\""), ">=1.2, <2", None),
@@ -313,7 +369,8 @@ async fn the_version_is_semantic_and_held_against_the_actors() {
         (guest(IDLE), ">=1", Some("none, and the actor asks for >=1")),
         (version("\"1.2.3\""), "new", Some("write `>=1.2, <2`")),
     ] {
-        let result = prepare(bytes, ProgramSpec { version: Some(wanted.into()), ..spec() }).await;
+        let result =
+            on.prepare(bytes, ProgramSpec { version: Some(wanted.into()), ..spec() }).await;
         match (result, expected) {
             (Ok(_), None) => {}
             (Err(error @ PrepareError::VersionMismatch { .. }), Some(part)) => {
@@ -324,24 +381,23 @@ async fn the_version_is_semantic_and_held_against_the_actors() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_entry_point_may_have_another_name() {
+async fn the_entry_point_may_have_another_name(on: Rig) {
     let other = guest(
         r#"(func (export "handle") (result i32) (call $answer <<{"outputs":{"out":{"type":"Flow"}}}>>))
            (func (export "typed") (param i32))"#,
     );
     let named = |name: &str| ProgramSpec { entry_point: Some(name.into()), ..spec() };
-    let program = prepare(other.clone(), named("handle")).await.map_err(|e| e.to_string()).unwrap();
+    let program =
+        on.prepare(other.clone(), named("handle")).await.map_err(|e| e.to_string()).unwrap();
     turn(engine_of(&program).await, context("null")).await;
-    let error = prepare(other.clone(), spec()).await.err().unwrap().to_string();
+    let error = on.prepare(other.clone(), spec()).await.err().unwrap().to_string();
     assert!(error.contains("does not export `process`"), "{error}");
     assert!(error.contains("`get_metadata`, `handle`, `typed`"), "{error}");
-    let error = prepare(other, named("typed")).await.err().unwrap();
+    let error = on.prepare(other, named("typed")).await.err().unwrap();
     assert!(matches!(error, PrepareError::WrongExportType { .. }), "{error}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_actors_config_must_satisfy_the_schema() {
+async fn an_actors_config_must_satisfy_the_schema(on: Rig) {
     let schema = r#""config_schema":{"type":"object","required":["min"],"properties":{"min":{"type":"number"}}},"#;
     let bytes = guest_with("", &METADATA.replacen('{', &format!("{{{schema}"), 1), IDLE);
     for (config, expected) in [
@@ -350,7 +406,7 @@ async fn an_actors_config_must_satisfy_the_schema() {
         (json!({}), Some("\"min\" is a required property")),
     ] {
         let config = config.as_object().unwrap().clone();
-        match (prepare(bytes.clone(), ProgramSpec { config, ..spec() }).await, expected) {
+        match (on.prepare(bytes.clone(), ProgramSpec { config, ..spec() }).await, expected) {
             (Ok(_), None) => {}
             (Err(PrepareError::ConfigRejected { why }), Some(part)) => {
                 assert!(why.contains(part), "{why}");
@@ -360,8 +416,7 @@ async fn an_actors_config_must_satisfy_the_schema() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_module_may_refuse_an_actors_config() {
+async fn a_module_may_refuse_an_actors_config(on: Rig) {
     let validates = |body: &str| {
         guest(&format!(r#"{IDLE} (func (export "validate_config") (result i32) {body})"#))
     };
@@ -373,7 +428,7 @@ async fn a_module_may_refuse_an_actors_config() {
         ("unreachable", Some("broke: wasm trap")),
         ("(loop $l (br $l)) unreachable", Some("not answer in time")),
     ] {
-        match (prepare(validates(body), spec()).await, expected) {
+        match (on.prepare(validates(body), spec()).await, expected) {
             (Ok(_), None) => {}
             (Err(PrepareError::ConfigRejected { why }), Some(part)) => {
                 assert!(why.contains(part), "{why}");
@@ -383,17 +438,16 @@ async fn a_module_may_refuse_an_actors_config() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_actors_memory_must_cover_the_declared() {
+async fn an_actors_memory_must_cover_the_declared(on: Rig) {
     let error =
-        prepare(guest(IDLE), ProgramSpec { memory: 1 << 16, ..spec() }).await.err().unwrap();
+        on.prepare(guest(IDLE), ProgramSpec { memory: 1 << 16, ..spec() }).await.err().unwrap();
     assert!(matches!(error, PrepareError::MemoryTooSmall { needed: 131_072, limit: 65_536 }));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_inspection_tells_what_it_can() {
-    let inspect =
-        |bytes| async { soon(loader().inspect(Source::Bytes { name: "x".into(), bytes })).await };
+async fn an_inspection_tells_what_it_can(on: Rig) {
+    let inspect = |bytes| async {
+        soon(on.loader().inspect(Source::Bytes { name: "x".into(), bytes })).await
+    };
     let whole = inspect(guest(IDLE)).await;
     assert_eq!(whole.problem, None);
     assert_eq!(whole.metadata.as_ref().unwrap().component, "Guest");
@@ -415,16 +469,15 @@ async fn an_inspection_tells_what_it_can() {
     assert!(component.problem.unwrap().contains("component"));
     assert!(component.digest.is_some());
 
-    let missing = soon(loader().inspect(Source::File("/no/such/file.wasm".into()))).await;
+    let missing = soon(on.loader().inspect(Source::File("/no/such/file.wasm".into()))).await;
     assert!(missing.problem.unwrap().contains("cannot read"));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn validating_keeps_nothing() {
-    let loader = loader();
+async fn validating_keeps_nothing(on: Rig) {
+    let loader = on.loader();
     let bytes = guest(IDLE);
     let source = Source::Bytes { name: "x".into(), bytes: bytes.clone() };
     loader.validate(source).await.unwrap();
-    let digest = load(bytes).await.unwrap().digest();
+    let digest = on.load(bytes).await.unwrap().digest();
     assert!(loader.get(&digest).is_none());
 }

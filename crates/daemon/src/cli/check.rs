@@ -92,7 +92,7 @@ struct Modules {
 impl Modules {
     async fn load(config: &Config) -> Self {
         let limits = Limits { module_size: config.daemon.module_size, ..Limits::default() };
-        let loader = Loader::new(limits);
+        let loader = Loader::new(limits).with_engine(config.daemon.engine);
         let folder = config.daemon.modules.clone();
         let stems = stems(&folder);
         let mut modules = Self { folder, stems, found: BTreeMap::new(), unused: Vec::new() };

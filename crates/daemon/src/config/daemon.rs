@@ -6,6 +6,8 @@ use std::{
     time::Duration,
 };
 
+use reflowd_loader::EngineKind;
+
 use super::{
     environment::{Environment, normal},
     reader::Table,
@@ -55,14 +57,6 @@ impl Default for Keep {
     }
 }
 
-/// What runs modules.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum EngineKind {
-    /// The Extism SDK.
-    #[default]
-    Extism,
-}
-
 /// Where the daemon is talked to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct AdminConfig {
@@ -104,7 +98,8 @@ impl DaemonConfig {
             set(&mut self.keep.bytes, keep.size("bytes", 1..=u64::MAX >> 1));
             keep.finish();
         }
-        set(&mut self.engine, table.choice("engine", &[("extism", EngineKind::Extism)]));
+        let engines = [("direct", EngineKind::Direct), ("extism", EngineKind::Extism)];
+        set(&mut self.engine, table.choice("engine", &engines));
         let budget = table.size("memory_budget", 1 << 20..=u64::MAX >> 1);
         self.memory_budget = budget.or(self.memory_budget);
         set(&mut self.allow_insecure_dir, table.boolean("allow_insecure_dir"));

@@ -4,14 +4,12 @@ use std::{ffi::OsString, time::Duration};
 
 use proptest::prelude::*;
 use reflowd_hot_reload::{GenerationKeys, ModuleRef};
+use reflowd_loader::EngineKind;
 use reflowd_runtime::{
     Digest, EnginePer, Metadata, Overflow, Persistence, Send, Settings, Trigger,
 };
 
-use super::{
-    daemon::{EngineKind, Keep},
-    *,
-};
+use super::{daemon::Keep, *};
 
 /// Parses the texts and holds the flow against its modules.
 fn check(
@@ -419,7 +417,7 @@ quiet = "50ms"
 drain = "0s"
 rescan = "1h 30m"
 keep = { generations = 7, bytes = "2 GiB" }
-engine = "extism"
+engine = "direct"
 memory_budget = "1 GiB"
 allow_insecure_dir = true
 module_size = 1_000_000
@@ -482,7 +480,7 @@ overflow = "drop-newest"
         rescan: Duration::from_secs(5400),
         watch: true,
         keep: Keep { generations: 7, bytes: 2 << 30 },
-        engine: EngineKind::Extism,
+        engine: EngineKind::Direct,
         memory_budget: Some(1 << 30),
         allow_insecure_dir: true,
         module_size: 1_000_000,

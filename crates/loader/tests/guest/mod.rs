@@ -9,7 +9,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use reflowd_loader::{Limits, LoadError, LoadErrorKind, LoadedModule, Loader, Source};
+use reflowd_loader::{EngineKind, Limits, LoadError, LoadErrorKind, LoadedModule, Loader, Source};
 use reflowd_runtime::{
     ActorLog, Context, Effects, Engine, EnginePer, Failure, FailureKind, Message, Module,
     PrepareError, Program, ProgramSpec, State, TurnLimits,
@@ -135,16 +135,61 @@ pub(crate) fn module(fields: &str) -> Bytes {
     }
 }
 
-pub(crate) fn loader() -> Loader {
-    Loader::new(Limits { metadata_timeout: Duration::from_secs(2), ..Limits::default() })
-}
+/// Makes a test on each engine of each of these functions.
+macro_rules! on_both_engines {
+    ($($name:ident)+) => { $(
+        mod $name {
+            #[tokio::test(flavor = "multi_thread")]
+            async fn direct() {
+                super::$name(super::Rig(reflowd_loader::EngineKind::Direct)).await;
+            }
 
-pub(crate) async fn load(bytes: Bytes) -> Result<Arc<LoadedModule>, LoadError> {
-    soon(loader().load(Source::Bytes { name: "guest.wasm".into(), bytes })).await
+            #[tokio::test(flavor = "multi_thread")]
+            async fn extism() {
+                super::$name(super::Rig(reflowd_loader::EngineKind::Extism)).await;
+            }
+        }
+    )+ };
 }
+pub(crate) use on_both_engines;
 
-pub(crate) async fn refused(bytes: Bytes) -> LoadErrorKind {
-    load(bytes).await.map(|_| ()).expect_err("the module is refused").kind
+/// What runs a test's guests.
+#[derive(Clone, Copy)]
+pub(crate) struct Rig(pub(crate) EngineKind);
+
+impl Rig {
+    pub(crate) fn loader(self) -> Loader {
+        let limits = Limits { metadata_timeout: Duration::from_secs(2), ..Limits::default() };
+        Loader::new(limits).with_engine(self.0)
+    }
+
+    pub(crate) async fn load(self, bytes: Bytes) -> Result<Arc<LoadedModule>, LoadError> {
+        soon(self.loader().load(Source::Bytes { name: "guest.wasm".into(), bytes })).await
+    }
+
+    pub(crate) async fn refused(self, bytes: Bytes) -> LoadErrorKind {
+        self.load(bytes).await.map(|_| ()).expect_err("the module is refused").kind
+    }
+
+    pub(crate) async fn prepare(
+        self,
+        bytes: Bytes,
+        spec: ProgramSpec,
+    ) -> Result<Arc<dyn Program>, PrepareError> {
+        let module = self.load(bytes).await.expect("the module can be loaded");
+        soon(module.prepare(spec)).await
+    }
+
+    pub(crate) async fn engine(self, bytes: Bytes) -> Box<dyn Engine> {
+        let program = self.prepare(bytes, spec()).await.map_err(|e| e.to_string());
+        engine_of(&program.expect("the module can be prepared")).await
+    }
+
+    /// The failure of a guest's first turn, whose `process` has this body.
+    pub(crate) async fn fails(self, body: &str) -> (FailureKind, bool) {
+        let failure = failure(self.engine(process(body)).await, context("null"), LONG).await;
+        (failure.kind, failure.engine.is_some())
+    }
 }
 
 pub(crate) fn spec() -> ProgramSpec {
@@ -162,21 +207,8 @@ pub(crate) fn spec() -> ProgramSpec {
     }
 }
 
-pub(crate) async fn prepare(
-    bytes: Bytes,
-    spec: ProgramSpec,
-) -> Result<Arc<dyn Program>, PrepareError> {
-    let module = load(bytes).await.expect("the module can be loaded");
-    soon(module.prepare(spec)).await
-}
-
 pub(crate) async fn engine_of(program: &Arc<dyn Program>) -> Box<dyn Engine> {
     soon(program.instantiate()).await.expect("the program can be instantiated")
-}
-
-pub(crate) async fn engine(bytes: Bytes) -> Box<dyn Engine> {
-    let program = prepare(bytes, spec()).await.map_err(|e| e.to_string());
-    engine_of(&program.expect("the module can be prepared")).await
 }
 
 /// A turn's context with one message, which may be any JSON.
@@ -216,12 +248,6 @@ pub(crate) async fn failure(engine: Box<dyn Engine>, context: Context, time: Dur
         Ok((_, effects)) => panic!("the turn succeeded: {effects:?}"),
         Err(failure) => failure,
     }
-}
-
-/// The failure of a guest's first turn, whose `process` has this body.
-pub(crate) async fn fails(body: &str) -> (FailureKind, bool) {
-    let failure = failure(engine(process(body)).await, context("null"), LONG).await;
-    (failure.kind, failure.engine.is_some())
 }
 
 /// The data of the only output.

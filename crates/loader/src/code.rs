@@ -1,0 +1,202 @@
+//! Compiled code on either engine, so that loading takes the same steps on both.
+//!
+//! Everything here may take long, and blocks: it belongs on threads for that.
+
+use std::{fmt, str::FromStr, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use reflowd_runtime::{Digest, EnginePer, Metadata, Program};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use tokio::runtime::Handle;
+
+use crate::{binary::Binary, direct, extism_engine, host::Surroundings};
+
+/// What runs modules.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EngineKind {
+    /// The Extism SDK: the reference for what the plug-in ABI means, and no sandbox.
+    #[default]
+    Extism,
+    /// The plug-in ABI on wasmtime itself: faster, fair, and within limits that hold.
+    Direct,
+}
+
+/// A word that names no engine.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("`{0}` is no engine; there are `direct` and `extism`")]
+pub struct UnknownEngine(String);
+
+impl EngineKind {
+    /// Every engine.
+    pub const ALL: [Self; 2] = [Self::Direct, Self::Extism];
+}
+
+impl FromStr for EngineKind {
+    type Err = UnknownEngine;
+
+    fn from_str(text: &str) -> Result<Self, UnknownEngine> {
+        let kind = Self::ALL.into_iter().find(|kind| kind.to_string() == text);
+        kind.ok_or_else(|| UnknownEngine(text.into()))
+    }
+}
+
+impl fmt::Display for EngineKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Extism => "extism",
+            Self::Direct => "direct",
+        })
+    }
+}
+
+/// A compiled module.
+pub(crate) enum Code {
+    Extism(Box<extism_engine::Code>),
+    Direct(direct::Code),
+}
+
+impl Code {
+    /// Compiles a module to be asked about itself.
+    ///
+    /// # Errors
+    /// What the compiler said.
+    pub(crate) fn compile_first(
+        engine: EngineKind,
+        bytes: &[u8],
+        binary: &Binary,
+        memory: u64,
+    ) -> Result<Self, String> {
+        match engine {
+            EngineKind::Extism if binary.runs_at_instantiation() => {
+                let code = extism_engine::Code::compile_with_fuel(bytes, binary, memory);
+                code.map(|code| Self::Extism(Box::new(code)))
+            }
+            _ => Self::compile(engine, bytes, binary, memory),
+        }
+    }
+
+    /// Compiles a module for an actor with so much memory.
+    ///
+    /// # Errors
+    /// What the compiler said.
+    pub(crate) fn compile(
+        engine: EngineKind,
+        bytes: &[u8],
+        binary: &Binary,
+        memory: u64,
+    ) -> Result<Self, String> {
+        match engine {
+            EngineKind::Extism => {
+                let code = extism_engine::Code::compile(bytes, binary, memory);
+                code.map(|code| Self::Extism(Box::new(code)))
+            }
+            EngineKind::Direct => direct::Code::compile(bytes, binary).map(Self::Direct),
+        }
+    }
+
+    /// The code for one more actor; none where each needs its own.
+    pub(crate) fn share(&self) -> Option<Self> {
+        match self {
+            Self::Extism(_) => None,
+            Self::Direct(code) => Some(Self::Direct(code.clone())),
+        }
+    }
+
+    /// A new instance, initialised. Its initialisers may take `time`, where the
+    /// engine can hold them to it.
+    ///
+    /// # Errors
+    /// What went wrong in its start function or initialisers.
+    pub(crate) fn instantiate(
+        &self,
+        around: &Arc<Surroundings>,
+        memory: u64,
+        time: Duration,
+    ) -> Result<Instance, String> {
+        match self {
+            Self::Extism(code) => {
+                code.instantiate(around).map(|instance| Instance::Extism(Box::new(instance)))
+            }
+            Self::Direct(code) => {
+                let instance = code.instantiate(around, memory, time);
+                Handle::current().block_on(instance).map(|i| Instance::Direct(Box::new(i)))
+            }
+        }
+    }
+
+    /// The program of an actor, whose first engine is to be `proven`, an instance
+    /// of this very code.
+    pub(crate) fn into_program(self, parts: Parts, proven: Instance) -> Arc<dyn Program> {
+        match (self, proven) {
+            (Self::Extism(code), Instance::Extism(proven)) => {
+                Arc::new(extism_engine::ExtismProgram::new(parts, *code, *proven))
+            }
+            (Self::Direct(code), Instance::Direct(proven)) => {
+                Arc::new(direct::DirectProgram::new(parts, code, *proven))
+            }
+            _ => unreachable!("an instance is of the engine of its code"),
+        }
+    }
+}
+
+/// What a program is told, whatever runs it.
+pub(crate) struct Parts {
+    pub(crate) digest: Digest,
+    pub(crate) metadata: Metadata,
+    pub(crate) around: Arc<Surroundings>,
+    pub(crate) entry_point: String,
+    pub(crate) engine_per: EnginePer,
+    /// Bytes of linear memory.
+    pub(crate) memory: u64,
+    /// How long instantiation may take before nobody waits for it any more.
+    pub(crate) patience: Duration,
+}
+
+/// A running module that is asked about itself.
+pub(crate) enum Instance {
+    Extism(Box<extism_engine::Instance>),
+    Direct(Box<direct::Instance>),
+}
+
+impl Instance {
+    /// Calls an export outside of turns.
+    pub(crate) fn ask(&mut self, export: &str, input: &[u8], time: Duration) -> Ended {
+        let deadline = std::time::Instant::now() + time;
+        match self {
+            Self::Extism(instance) => instance.ask(export, input, deadline),
+            Self::Direct(instance) => {
+                Handle::current().block_on(instance.ask(export, input, deadline))
+            }
+        }
+    }
+}
+
+/// How a call ended.
+pub(crate) enum Ended {
+    /// The guest answered.
+    Answer(Bytes),
+    /// The guest answered with an error of its own.
+    Guest(String),
+    /// The guest answered with something that cannot be taken.
+    Bad(String),
+    /// The guest broke. The instance must be dropped.
+    Trap(String),
+    /// The deadline struck. The instance must be dropped.
+    Timeout,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_engine_is_named_by_its_word() {
+        for kind in EngineKind::ALL {
+            assert_eq!(kind.to_string().parse(), Ok(kind));
+            assert_eq!(serde_json::to_string(&kind).unwrap(), format!("\"{kind}\""));
+        }
+        assert_eq!("wasm3".parse::<EngineKind>(), Err(UnknownEngine("wasm3".into())));
+    }
+}

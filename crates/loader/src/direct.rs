@@ -1,0 +1,355 @@
+//! The engine on wasmtime itself.
+//!
+//! One compiler serves the process, and the code of a module is shared by all of
+//! its actors. A guest's limits belong to its store: memory, tables, and a deadline
+//! that the clock's ticks hold it to from its first instruction on. At a tick it
+//! also lets others compute, so that a guest that never ends costs its neighbours
+//! nothing but their share. A guest that broke is dropped with all that it held.
+
+mod compiler;
+mod guest;
+mod abi;
+mod blocks;
+mod gate;
+
+use std::{
+    sync::{Arc, OnceLock},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
+use reflowd_runtime::{
+    Context, Digest, Effects, Engine, EnginePer, Failure, FailureKind, InstantiateError, Metadata,
+    Program, Turn,
+};
+use tokio::runtime::Handle;
+use wasmtime::{InstancePre, Linker, Memory, Store, Trap, TypedFunc, Val};
+
+use self::{
+    blocks::Blocks,
+    compiler::Running,
+    gate::{Gate, Place},
+    guest::Guest,
+};
+use crate::{
+    binary::Binary,
+    code::{Ended, Parts},
+    host::{Host, Surroundings},
+    turn::{Side, encode_to, encoded_len},
+};
+
+/// Compiled code whose imports are resolved. Clones share it.
+#[derive(Clone)]
+pub(crate) struct Code {
+    pre: InstancePre<Guest>,
+    /// Whether a new instance runs code of the module before it is asked to.
+    runs_at_instantiation: bool,
+}
+
+impl Code {
+    /// Compiles a module. Takes long.
+    ///
+    /// # Errors
+    /// What the compiler said.
+    pub(crate) fn compile(bytes: &[u8], binary: &Binary) -> Result<Self, String> {
+        let module = compiler::compile(bytes)?;
+        let pre = linker().instantiate_pre(&module).map_err(|e| e.root_cause().to_string())?;
+        Ok(Self { pre, runs_at_instantiation: binary.runs_at_instantiation() })
+    }
+
+    /// A new instance, initialised.
+    ///
+    /// # Errors
+    /// What went wrong in its start function or initialisers, or that they take
+    /// more than `time`.
+    pub(crate) async fn instantiate(
+        &self,
+        around: &Arc<Surroundings>,
+        memory: u64,
+        time: Duration,
+    ) -> Result<Instance, String> {
+        let place = Arc::new(Place::new(Gate::of_process()));
+        let made = self.instantiate_at(place, around, memory, Instant::now() + time).await;
+        made.map_err(|ended| match ended {
+            Ended::Timeout => "its initialisers do not end".into(),
+            Ended::Trap(why) | Ended::Bad(why) | Ended::Guest(why) => why,
+            Ended::Answer(_) => "its initialisers answer".into(),
+        })
+    }
+
+    async fn instantiate_at(
+        &self,
+        place: Arc<Place>,
+        around: &Arc<Surroundings>,
+        memory: u64,
+        deadline: Instant,
+    ) -> Result<Instance, Ended> {
+        let host = Host::new(around.clone());
+        let mut store = Store::new(compiler::engine(), Guest::new(host, memory, place));
+        store.limiter(|guest| guest);
+        store.epoch_deadline_callback(guest::tick);
+        store.data_mut().host.deadline = deadline;
+        store.set_epoch_deadline(1);
+        let _running = Running::new();
+        let started = async {
+            let instance = self.pre.instantiate_async(&mut store).await?;
+            initialise(&mut store, instance).await?;
+            Ok(instance)
+        };
+        let instance = match started.await {
+            Ok(instance) => instance,
+            Err(error) => return Err(ended(Err(error), &store.data().blocks)),
+        };
+        store.data_mut().blocks.end();
+        let memory = instance.exports(&mut store).find_map(wasmtime::Export::into_memory);
+        Ok(Instance { store, instance, memory })
+    }
+}
+
+/// Runs what toolchains leave to the host: the constructors of a reactor, once.
+async fn initialise(
+    store: &mut Store<Guest>,
+    instance: wasmtime::Instance,
+) -> wasmtime::Result<()> {
+    let plain = |store: &mut Store<Guest>, name| {
+        let function = instance.get_func(&mut *store, name);
+        function.map(|function| function.typed::<(), ()>(&*store).ok())
+    };
+    if let Some(haskell) = instance.get_func(&mut *store, "hs_init") {
+        if let Some(Some(function)) = plain(store, "_initialize") {
+            function.call_async(&mut *store, ()).await?;
+        }
+        // It is given no arguments, as a count and a list.
+        let mut results = vec![Val::I32(0); haskell.ty(&*store).results().len()];
+        return haskell.call_async(store, &[Val::I32(0), Val::I32(0)], &mut results).await;
+    }
+    // The first of that name counts, even where its type shows that it is another thing.
+    let first = match plain(store, "__wasm_call_ctors") {
+        Some(first) => Some(first),
+        None => plain(store, "_initialize"),
+    };
+    match first.flatten() {
+        Some(function) => function.call_async(store, ()).await,
+        None => Ok(()),
+    }
+}
+
+/// The functions of the host, for every module.
+fn linker() -> &'static Linker<Guest> {
+    static LINKER: OnceLock<Linker<Guest>> = OnceLock::new();
+    LINKER.get_or_init(|| {
+        let mut linker = Linker::new(compiler::engine());
+        abi::link(&mut linker).expect("each function has a name of its own");
+        linker
+    })
+}
+
+/// A store with a module's only instance.
+pub(crate) struct Instance {
+    store: Store<Guest>,
+    instance: wasmtime::Instance,
+    memory: Option<Memory>,
+}
+
+impl Instance {
+    /// Calls an export that is asked about the module, outside of turns and of the
+    /// gate: on a thread of its own.
+    pub(crate) async fn ask(&mut self, export: &str, input: &[u8], deadline: Instant) -> Ended {
+        let function = match self.function(export) {
+            Ok(function) => function,
+            Err(ended) => return ended,
+        };
+        let guest = self.store.data_mut();
+        guest.host.deadline = deadline;
+        guest.blocks.begin(input.len(), |arena| arena.extend_from_slice(input));
+        call(&mut self.store, &function).await
+    }
+
+    fn function(&mut self, export: &str) -> Result<TypedFunc<(), i32>, Ended> {
+        let function = self.instance.get_typed_func(&mut self.store, export);
+        function.map_err(|error| Ended::Trap(format!("`{export}`: {error}")))
+    }
+}
+
+/// Calls a function of the store's instance whose input is in its blocks.
+async fn call(store: &mut Store<Guest>, function: &TypedFunc<(), i32>) -> Ended {
+    let running = Running::new();
+    store.set_epoch_deadline(1);
+    let code = function.call_async(&mut *store, ()).await;
+    drop(running);
+    let blocks = &mut store.data_mut().blocks;
+    let ended = ended(code, blocks);
+    blocks.end();
+    ended
+}
+
+/// What it means that a guest ended with that code, or did not end by itself.
+fn ended(code: wasmtime::Result<i32>, blocks: &Blocks) -> Ended {
+    let said = || blocks.error().map(|error| String::from_utf8_lossy(error).into_owned());
+    match code {
+        Ok(code) => match (said(), code, blocks.output()) {
+            (Some(error), ..) => Ended::Guest(error),
+            (None, 0, Ok(output)) => Ended::Answer(Bytes::copy_from_slice(output)),
+            (None, 0, Err(size)) => {
+                Ended::Bad(format!("an output of {size} bytes, where it has none"))
+            }
+            (None, code, _) => Ended::Guest(format!("exit code {code}, and no text")),
+        },
+        Err(error) if error.downcast_ref() == Some(&Trap::Interrupt) => Ended::Timeout,
+        Err(error) => Ended::Trap(said().unwrap_or_else(|| error.root_cause().to_string())),
+    }
+}
+
+/// A module made ready for one actor.
+pub(crate) struct DirectProgram(Arc<Made>);
+
+/// What a program and its engines share.
+struct Made {
+    parts: Parts,
+    code: Code,
+    /// The instance that proved the program; it becomes the first engine.
+    proven: Mutex<Option<Instance>>,
+}
+
+impl DirectProgram {
+    pub(crate) fn new(parts: Parts, code: Code, proven: Instance) -> Self {
+        Self(Arc::new(Made { parts, code, proven: Mutex::new(Some(proven)) }))
+    }
+}
+
+impl Made {
+    async fn instantiate(&self) -> Result<Instance, String> {
+        let Parts { around, memory, patience, .. } = &self.parts;
+        self.code.instantiate(around, *memory, *patience).await
+    }
+}
+
+impl Program for DirectProgram {
+    fn digest(&self) -> Digest {
+        self.0.parts.digest
+    }
+
+    fn metadata(&self) -> &Metadata {
+        &self.0.parts.metadata
+    }
+
+    fn instantiate(&self) -> BoxFuture<'_, Result<Box<dyn Engine>, InstantiateError>> {
+        Box::pin(async move {
+            let proven = self.0.proven.lock().take();
+            let instance = if let Some(proven) = proven {
+                Ok(proven)
+            } else if self.0.code.runs_at_instantiation {
+                let made = self.0.clone();
+                let runtime = Handle::current();
+                let work = move || runtime.block_on(made.instantiate());
+                let done = tokio::task::spawn_blocking(work).await;
+                done.unwrap_or_else(|panic| Err(panic.to_string()))
+            } else {
+                self.0.instantiate().await
+            };
+            let ready = instance.and_then(|instance| Ready::new(instance, &self.0.parts));
+            let ready = ready.map_err(|why| InstantiateError { why })?;
+            let place = ready.instance.store.data().place.clone();
+            Ok(Box::new(DirectEngine { made: self.0.clone(), place, ready: Some(ready) })
+                as Box<dyn Engine>)
+        })
+    }
+}
+
+/// An instance and its export that takes turns.
+struct Ready {
+    instance: Instance,
+    entry: TypedFunc<(), i32>,
+}
+
+impl Ready {
+    fn new(mut instance: Instance, parts: &Parts) -> Result<Self, String> {
+        let entry = instance.instance.get_typed_func(&mut instance.store, &parts.entry_point);
+        let entry = entry.map_err(|error| format!("`{}`: {error}", parts.entry_point))?;
+        Ok(Self { instance, entry })
+    }
+}
+
+/// One running instance, or for engines that last a message, the place for one.
+struct DirectEngine {
+    made: Arc<Made>,
+    place: Arc<Place>,
+    ready: Option<Ready>,
+}
+
+impl Engine for DirectEngine {
+    fn turn(
+        mut self: Box<Self>,
+        context: Context,
+        deadline: tokio::time::Instant,
+    ) -> BoxFuture<'static, Turn> {
+        Box::pin(async move {
+            match self.run(context, deadline.into_std()).await {
+                Ok(effects) => Ok((self as Box<dyn Engine>, effects)),
+                Err(kind @ (FailureKind::Trap(_) | FailureKind::Timeout(_))) => {
+                    Err(Failure { kind, engine: None })
+                }
+                Err(kind) => Err(Failure { kind, engine: Some(self) }),
+            }
+        })
+    }
+
+    fn memory_bytes(&self) -> u64 {
+        let Some(Ready { instance: Instance { store, memory, .. }, .. }) = &self.ready else {
+            return 0;
+        };
+        memory.map_or(0, |memory| memory.data_size(store) as u64)
+    }
+}
+
+impl DirectEngine {
+    async fn run(&mut self, context: Context, deadline: Instant) -> Result<Effects, FailureKind> {
+        let Self { made, place, ready } = self;
+        let _held = place.enter().await;
+        let begun = Instant::now();
+        if deadline + place.waited() <= begun {
+            return Err(FailureKind::Timeout(Duration::ZERO));
+        }
+        let parts = &made.parts;
+        let mut anew = None;
+        let ready = match ready {
+            Some(ready) => ready,
+            None => {
+                let instance =
+                    made.code.instantiate_at(place.clone(), &parts.around, parts.memory, deadline);
+                let instance = instance.await.map_err(|ended| failure(ended, begun))?;
+                anew.insert(Ready::new(instance, parts).map_err(FailureKind::Trap)?)
+            }
+        };
+        let store = &mut ready.instance.store;
+        let Guest { host, blocks, .. } = store.data_mut();
+        let config = &parts.around.context_config;
+        let hint = encoded_len(&context, config);
+        blocks.begin(hint, |arena| encode_to(arena, &context, config));
+        host.deadline = deadline;
+        host.side = Some(Side::new(context));
+        let ended = call(store, &ready.entry).await;
+        let side = store.data_mut().host.side.take();
+        let side = side.expect("it is put there before each call");
+        if parts.engine_per == EnginePer::Message {
+            self.ready = None;
+        }
+        match ended {
+            Ended::Answer(result) => side.finish(result).map_err(FailureKind::Turn),
+            ended => Err(failure(ended, begun)),
+        }
+    }
+}
+
+/// The failure of a turn that ended without an answer.
+fn failure(ended: Ended, begun: Instant) -> FailureKind {
+    match ended {
+        Ended::Answer(_) => FailureKind::Turn("the guest gave an answer too many".into()),
+        Ended::Bad(why) => FailureKind::Turn(format!("the guest gave {why}")),
+        Ended::Guest(error) => FailureKind::Guest(error),
+        Ended::Trap(why) => FailureKind::Trap(why),
+        Ended::Timeout => FailureKind::Timeout(begun.elapsed()),
+    }
+}
