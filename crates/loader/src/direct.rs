@@ -11,6 +11,8 @@ mod guest;
 mod abi;
 mod blocks;
 mod gate;
+#[cfg_attr(not(test), expect(dead_code, reason = "the engine does not link it yet"))]
+mod wasi;
 
 use std::{
     sync::{Arc, OnceLock},

@@ -30,6 +30,11 @@ impl Signature {
         Self { params: Vec::new(), results: vec![ValType::I32] }
     }
 
+    /// What is passed.
+    pub(crate) fn params(&self) -> &[ValType] {
+        &self.params
+    }
+
     /// Whether there is nothing to pass and nothing to take.
     pub(crate) fn is_empty(&self) -> bool {
         self.params.is_empty() && self.results.is_empty()
