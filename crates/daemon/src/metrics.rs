@@ -3,10 +3,12 @@
 //! Whatever can be seen is read from where it is: nothing is counted here. So
 //! the books in the metrics are the books, and they balance in every scrape.
 
-use std::{collections::BTreeMap, fmt::Write as _};
+use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 
 use reflowd_hot_reload::View;
-use reflowd_runtime::{Actor, ActorState, Counts, Entry, Histogram, Ledger, System, WireCounts};
+use reflowd_runtime::{
+    Actor, ActorState, Counts, Entry, Histogram, Ledger, Meters, System, WireCounts,
+};
 
 /// What the text is, for the header.
 pub(crate) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -109,9 +111,10 @@ fn wires(page: &mut Page, ledger: &Ledger) {
 
 fn actors(page: &mut Page, ledger: &Ledger) {
     let all: Vec<&Actor> = ledger.actors.iter().map(|(actor, _)| &**actor).collect();
+    let metered = all.iter().map(|actor| (actor.name().as_str(), actor.meters()));
+    let metered: Vec<(&str, &Meters)> = metered.chain([(GONE, &ledger.gone_meters)]).collect();
     let mut family = page.counter("reflowd_turns_total", "Turns by how they ended");
-    for actor in &all {
-        let (name, meters) = (actor.name().as_str(), actor.meters());
+    for (name, meters) in &metered {
         for (outcome, counter) in [
             ("ok", &meters.turns_ok),
             ("trap", &meters.turns_trap),
@@ -123,34 +126,36 @@ fn actors(page: &mut Page, ledger: &Ledger) {
             family.sample(&[("actor", name), ("outcome", outcome)], counter.get());
         }
     }
-    let each = |family: &mut Family<'_>, labels: &[(&str, &str)], value: fn(&Actor) -> u64| {
-        for actor in &all {
-            let name = ("actor", actor.name().as_str());
-            let labels: Vec<_> = [name].iter().chain(labels).copied().collect();
-            family.sample(&labels, value(actor));
+    let each = |family: &mut Family<'_>, labels: &[(&str, &str)], value: fn(&Meters) -> u64| {
+        for (name, meters) in &metered {
+            let labels: Vec<_> = [("actor", *name)].iter().chain(labels).copied().collect();
+            family.sample(&labels, value(meters));
         }
     };
     let name = "reflowd_messages_unrouted_total";
     let help = "Messages that left by a port without a wire";
-    each(&mut page.counter(name, help), &[], |actor| actor.meters().unrouted.get());
+    each(&mut page.counter(name, help), &[], |meters| meters.unrouted.get());
     let mut family = page.counter("reflowd_swaps_total", "Swaps of an actor's engine");
-    each(&mut family, &[("outcome", "swapped")], |actor| actor.meters().swaps.get());
+    each(&mut family, &[("outcome", "swapped")], |meters| meters.swaps.get());
     let name = "reflowd_restarts_total";
     let help = "Engines replaced by others of the same generation";
-    each(&mut page.counter(name, help), &[], |actor| actor.meters().restarts.get());
-    let name = "reflowd_generation";
-    each(&mut page.gauge(name, "The generation that an actor runs"), &[], |actor| {
-        actor.status().generation.number()
-    });
-    let name = "reflowd_engine_memory_bytes";
-    let help = "Memory that an engine held after its last turn";
-    each(&mut page.gauge(name, help), &[], Actor::memory_bytes);
-
+    each(&mut page.counter(name, help), &[], |meters| meters.restarts.get());
     let name = "reflowd_blocked_seconds_total";
     let mut family = page.counter(name, "Time that an actor waited for full mailboxes");
+    for (name, meters) in &metered {
+        let seconds = Duration::from_millis(meters.blocked_millis.get());
+        family.sample(&[("actor", name)], seconds.as_secs_f64());
+    }
+
+    let mut family = page.gauge("reflowd_generation", "The generation that an actor runs");
     for actor in &all {
-        let seconds = std::time::Duration::from_millis(actor.meters().blocked_millis.get());
-        family.sample(&[("actor", actor.name().as_str())], seconds.as_secs_f64());
+        let generation = actor.status().generation.number();
+        family.sample(&[("actor", actor.name().as_str())], generation);
+    }
+    let help = "Memory that an engine held after its last turn";
+    let mut family = page.gauge("reflowd_engine_memory_bytes", help);
+    for actor in &all {
+        family.sample(&[("actor", actor.name().as_str())], actor.memory_bytes());
     }
     let runs = |actor: &&&Actor| {
         !actor.is_source()
@@ -167,20 +172,20 @@ fn actors(page: &mut Page, ledger: &Ledger) {
         family.sample(&[("state", state)], n);
     }
 
-    type Read = fn(&Actor) -> &Histogram;
+    type Read = fn(&Meters) -> &Histogram;
     let histograms: [(&str, &str, Read); 3] = [
-        ("reflowd_turn_seconds", "Wall clock of a turn", |a| &a.meters().turn_seconds),
-        ("reflowd_mailbox_wait_seconds", "Time from a message's arrival to its turn", |a| {
-            &a.meters().wait_seconds
+        ("reflowd_turn_seconds", "Wall clock of a turn", |meters| &meters.turn_seconds),
+        ("reflowd_mailbox_wait_seconds", "Time from a message's arrival to its turn", |meters| {
+            &meters.wait_seconds
         }),
-        ("reflowd_swap_pause_seconds", "Pause that a swap put on waiting messages", |a| {
-            &a.meters().swap_pause_seconds
+        ("reflowd_swap_pause_seconds", "Pause that a swap put on waiting messages", |meters| {
+            &meters.swap_pause_seconds
         }),
     ];
     for (name, help, read) in histograms {
         let mut family = page.family(name, help, "histogram");
-        for actor in &all {
-            family.histogram(actor.name().as_str(), read(actor));
+        for (name, meters) in &metered {
+            family.histogram(name, read(meters));
         }
     }
 }

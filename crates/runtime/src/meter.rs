@@ -59,6 +59,14 @@ impl Histogram {
         buckets
     }
 
+    /// Adds all durations of another.
+    fn add(&self, other: &Self) {
+        for (bucket, more) in self.buckets.iter().zip(&other.buckets) {
+            bucket.fetch_add(more.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+        self.nanos.fetch_add(other.nanos.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+
     /// How many durations there were.
     #[must_use]
     pub fn count(&self) -> u64 {
@@ -110,6 +118,38 @@ pub struct Meters {
 }
 
 impl Meters {
+    /// Adds all that another actor has counted.
+    pub(crate) fn add(&self, other: &Self) {
+        let Self {
+            turns_ok,
+            turns_trap,
+            turns_timeout,
+            turns_error,
+            turns_guest_error,
+            turns_unavailable,
+            turn_seconds,
+            wait_seconds,
+            swap_pause_seconds,
+            swaps,
+            restarts,
+            unrouted,
+            blocked_millis,
+        } = other;
+        self.turns_ok.add(turns_ok.get());
+        self.turns_trap.add(turns_trap.get());
+        self.turns_timeout.add(turns_timeout.get());
+        self.turns_error.add(turns_error.get());
+        self.turns_guest_error.add(turns_guest_error.get());
+        self.turns_unavailable.add(turns_unavailable.get());
+        self.turn_seconds.add(turn_seconds);
+        self.wait_seconds.add(wait_seconds);
+        self.swap_pause_seconds.add(swap_pause_seconds);
+        self.swaps.add(swaps.get());
+        self.restarts.add(restarts.get());
+        self.unrouted.add(unrouted.get());
+        self.blocked_millis.add(blocked_millis.get());
+    }
+
     /// Turns that did not succeed.
     #[must_use]
     pub fn failures(&self) -> u64 {

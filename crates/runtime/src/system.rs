@@ -76,6 +76,8 @@ struct Inner {
 #[derive(Default)]
 struct Past {
     books: Books,
+    /// What actors that are gone have counted.
+    meters: Meters,
     /// Wires that were cut while something waited on them.
     retiring: Vec<Arc<Wire>>,
     /// States of removed actors, taken up if the actor comes back.
@@ -125,6 +127,8 @@ pub struct Ledger {
     pub wires: Vec<(Arc<Wire>, WireCounts)>,
     /// What actors and wires that are gone have left.
     pub gone: Books,
+    /// What actors that are gone have counted. With it, no sum over all actors falls.
+    pub gone_meters: Meters,
 }
 
 impl Ledger {
@@ -351,6 +355,8 @@ impl System {
     #[must_use]
     pub fn ledger(&self) -> Ledger {
         let past = self.0.past.lock();
+        let gone_meters = Meters::default();
+        gone_meters.add(&past.meters);
         let mut gone = past.books;
         for wire in &past.retiring {
             gone.wires.add(&wire.counts());
@@ -363,7 +369,7 @@ impl System {
             let counts = wire.counts();
             (wire, counts)
         });
-        Ledger { actors: actors.collect(), wires: wires.collect(), gone }
+        Ledger { actors: actors.collect(), wires: wires.collect(), gone, gone_meters }
     }
 
     /// Sends a message to an actor from outside.
@@ -666,6 +672,7 @@ impl System {
         actor.stopped().await;
         let mut past = self.0.past.lock();
         self.0.actors.remove(was);
+        past.meters.add(actor.meters());
         for wire in actor.shared.routes.load().all() {
             past.retiring.push(Arc::clone(wire));
             self.finish_wire(wire);
@@ -796,6 +803,7 @@ impl System {
             return;
         }
         past.books.deliveries.add(&actor.mailbox().counts());
+        past.meters.add(actor.meters());
         past.retiring.extend(actor.shared.routes.load().all().cloned());
         past.sweep();
         let now = Instant::now();

@@ -598,6 +598,7 @@ async fn the_books_balance_by_the_metrics() {
     let rig = Rig::with(&actors, &settings, &wires).await;
     rig.post("/v1/actors/a/ports/in?block", LINES, &integers(0..8)).await;
     rig.settled().await;
+    let before = samples(&rig.get("/metrics").await.body);
     // What is gone still counts.
     let stop = Change {
         stop: vec!["c".parse().unwrap()],
@@ -616,11 +617,19 @@ async fn the_books_balance_by_the_metrics() {
 
     let page = rig.get("/metrics").await;
     let samples = samples(&page.body);
-    let sum = |name: &str| -> f64 {
-        let head = format!("{name}{{");
-        let of_name = samples.iter().filter(|(key, _)| key.starts_with(&head));
+    let sum_in = |samples: &BTreeMap<String, f64>, name: &str| -> f64 {
+        let of_name = samples.iter().filter(|(key, _)| key.split('{').next() == Some(name));
         of_name.map(|(_, value)| value).sum()
     };
+    let sum = |name: &str| sum_in(&samples, name);
+    for key in before.keys() {
+        let name = key.split('{').next().unwrap();
+        if ["_total", "_count", "_sum", "_bucket"].iter().any(|end| name.ends_with(end)) {
+            // Seconds are added up in another order.
+            assert!(sum(name) >= sum_in(&before, name) - 1e-9, "{name} has gone back");
+        }
+    }
+    assert_eq!(sum("reflowd_turns_total"), 24.0);
     let accepted = sum("reflowd_messages_accepted_total");
     assert_eq!(accepted, 24.0);
     let dead = sum("reflowd_messages_dead_lettered_total");
