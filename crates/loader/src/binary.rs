@@ -3,13 +3,15 @@
 //! A [`Binary`] is filled as far as the bytes can be read, so that a module that
 //! is refused can still be shown. Whether it may run is a separate answer.
 
+mod bounds;
+
 use std::borrow::Cow;
 
 use serde::Serialize;
 use thiserror::Error;
 use wasmparser::{
     BinaryReaderError, CompositeInnerType, ExternalKind, FuncType, Imports, Parser, Payload,
-    TypeRef, Validator, WasmFeatures,
+    TypeRef, ValidPayload, Validator, WasmFeatures,
 };
 
 use crate::signature::{Signature, WASI};
@@ -109,22 +111,31 @@ pub enum InvalidBinary {
         /// Where.
         offset: usize,
     },
+    /// The bytes are a module, but one that could keep a compiler busy for ever.
+    #[error(
+        "the module has {found} {what}, and {max} are allowed; build it optimised, or divide it"
+    )]
+    OverLimit {
+        /// What there is too much of.
+        what: &'static str,
+        /// How much there is, at least.
+        found: u64,
+        /// How much may be.
+        max: u64,
+    },
 }
 
 impl Binary {
-    /// Reads `bytes` as far as possible, and says whether they are a valid module.
+    /// Reads `bytes` as far as possible, and says whether they are a valid module
+    /// of reasonable proportions.
     pub fn read(bytes: &[u8]) -> (Self, Result<(), InvalidBinary>) {
         let mut binary = Self::default();
-        if let Err(why) = check_magic(bytes) {
-            return (binary, Err(why));
-        }
-        let mut valid = binary.survey(bytes).map_err(|e| invalid(&e, bytes));
-        if valid.is_ok() {
-            valid = Validator::new_with_features(features())
-                .validate_all(bytes)
-                .map(|_| ())
-                .map_err(|e| invalid(&e, bytes));
-        }
+        let valid = check_magic(bytes).and_then(|()| {
+            binary.read_sections(bytes).map_err(|refused| match refused {
+                Refused::Invalid(error) => invalid(&error, bytes),
+                Refused::Over(why) => why,
+            })
+        });
         (binary, valid)
     }
 
@@ -208,75 +219,155 @@ impl Binary {
         Cow::Borrowed(bytes)
     }
 
-    fn survey(&mut self, bytes: &[u8]) -> Result<(), BinaryReaderError> {
-        let mut types: Vec<Option<FuncType>> = Vec::new();
-        let mut functions: Vec<u32> = Vec::new();
-        let function = |types: &[Option<FuncType>], index: Option<u32>| {
-            let ty = index.and_then(|i| types.get(usize::try_from(i).ok()?)?.as_ref());
-            ty.map_or(ItemType::Other("function"), |ty| ItemType::Function(ty.into()))
-        };
-        for payload in Parser::new(0).parse_all(bytes) {
-            match payload? {
-                Payload::TypeSection(section) => {
-                    for group in section {
-                        types.extend(group?.into_types().map(|ty| match ty.composite_type.inner {
-                            CompositeInnerType::Func(ty) => Some(ty),
-                            _ => None,
-                        }));
-                    }
-                }
-                Payload::ImportSection(section) => {
-                    for group in section {
-                        let Imports::Single(_, import) = group? else { continue };
-                        let ty = match import.ty {
-                            TypeRef::Func(index) | TypeRef::FuncExact(index) => {
-                                functions.push(index);
-                                function(&types, Some(index))
-                            }
-                            TypeRef::Table(_) => ItemType::Other("table"),
-                            TypeRef::Memory(_) => ItemType::Other("memory"),
-                            TypeRef::Global(_) => ItemType::Other("global"),
-                            TypeRef::Tag(_) => ItemType::Other("tag"),
-                        };
-                        let (module, name) = (import.module.into(), import.name.into());
-                        self.imports.push(Import { module, name, ty });
-                    }
-                }
-                Payload::FunctionSection(section) => {
-                    for index in section {
-                        functions.push(index?);
-                    }
-                }
-                Payload::MemorySection(section) => {
-                    for memory in section {
-                        let memory = memory?;
-                        let bytes = |pages: u64| pages.saturating_mul(PAGE);
-                        let (min, max) = (bytes(memory.initial), memory.maximum.map(bytes));
-                        self.memory.get_or_insert(Memory { min, max });
-                    }
-                }
-                Payload::ExportSection(section) => {
-                    for export in section {
-                        let export = export?;
-                        let ty = match export.kind {
-                            ExternalKind::Func | ExternalKind::FuncExact => {
-                                let index = usize::try_from(export.index).ok();
-                                let index = index.and_then(|i| functions.get(i).copied());
-                                function(&types, index)
-                            }
-                            ExternalKind::Table => ItemType::Other("table"),
-                            ExternalKind::Memory => ItemType::Other("memory"),
-                            ExternalKind::Global => ItemType::Other("global"),
-                            ExternalKind::Tag => ItemType::Other("tag"),
-                        };
-                        self.exports.push(Export { name: export.name.into(), ty });
-                    }
-                }
-                Payload::StartSection { .. } => self.start = true,
-                _ => {}
+    /// Surveys and validates in one pass. What is invalid is surveyed to the end.
+    fn read_sections(&mut self, bytes: &[u8]) -> Result<(), Refused> {
+        let mut parser = Parser::new(0);
+        parser.set_features(features());
+        let mut declared = Declared::default();
+        let mut validation = Validation::new();
+        let mut valid = Ok(());
+        for payload in parser.parse_all(bytes) {
+            let surveyed = payload.map_err(Refused::from).and_then(|payload| {
+                bounds::check_section(&payload, self.memory.map(|memory| memory.min))?;
+                self.survey(&payload, &mut declared)?;
+                Ok(payload)
+            });
+            match surveyed {
+                Ok(payload) if valid.is_ok() => valid = validation.check(&payload),
+                Ok(_) => {}
+                Err(refused) => return valid.and(Err(refused)),
             }
         }
+        valid
+    }
+
+    fn survey(&mut self, payload: &Payload<'_>, declared: &mut Declared) -> Result<(), Refused> {
+        match payload {
+            Payload::TypeSection(section) => {
+                for group in section.clone() {
+                    for ty in group?.into_types() {
+                        declared.add_type(ty.composite_type.inner)?;
+                    }
+                }
+            }
+            Payload::ImportSection(section) => {
+                for group in section.clone() {
+                    let Imports::Single(_, import) = group? else { continue };
+                    let ty = match import.ty {
+                        TypeRef::Func(index) | TypeRef::FuncExact(index) => {
+                            declared.functions.push(index);
+                            declared.function(Some(index))
+                        }
+                        TypeRef::Table(_) => ItemType::Other("table"),
+                        TypeRef::Memory(_) => ItemType::Other("memory"),
+                        TypeRef::Global(_) => ItemType::Other("global"),
+                        TypeRef::Tag(_) => ItemType::Other("tag"),
+                    };
+                    let (module, name) = (import.module.into(), import.name.into());
+                    self.imports.push(Import { module, name, ty });
+                }
+            }
+            Payload::FunctionSection(section) => {
+                for index in section.clone() {
+                    declared.functions.push(index?);
+                }
+            }
+            Payload::MemorySection(section) => {
+                for memory in section.clone() {
+                    let memory = memory?;
+                    let bytes = |pages: u64| pages.saturating_mul(PAGE);
+                    let (min, max) = (bytes(memory.initial), memory.maximum.map(bytes));
+                    self.memory.get_or_insert(Memory { min, max });
+                }
+            }
+            Payload::ExportSection(section) => {
+                for export in section.clone() {
+                    let export = export?;
+                    let ty = match export.kind {
+                        ExternalKind::Func | ExternalKind::FuncExact => {
+                            let index = usize::try_from(export.index).ok();
+                            let index = index.and_then(|i| declared.functions.get(i).copied());
+                            declared.function(index)
+                        }
+                        ExternalKind::Table => ItemType::Other("table"),
+                        ExternalKind::Memory => ItemType::Other("memory"),
+                        ExternalKind::Global => ItemType::Other("global"),
+                        ExternalKind::Tag => ItemType::Other("tag"),
+                    };
+                    self.exports.push(Export { name: export.name.into(), ty });
+                }
+            }
+            Payload::StartSection { .. } => self.start = true,
+            _ => {}
+        }
         Ok(())
+    }
+}
+
+/// What later sections refer to by number.
+#[derive(Default)]
+struct Declared {
+    /// By index; only functions have a type that matters.
+    types: Vec<Option<FuncType>>,
+    /// The type of each function, imports first.
+    functions: Vec<u32>,
+}
+
+impl Declared {
+    fn add_type(&mut self, ty: CompositeInnerType) -> Result<(), Refused> {
+        let ty = if let CompositeInnerType::Func(ty) = ty { Some(ty) } else { None };
+        if let Some(ty) = &ty {
+            bounds::PARAMS.check(ty.params().len())?;
+            bounds::RESULTS.check(ty.results().len())?;
+        }
+        self.types.push(ty);
+        // One entry of the section may stand for many types.
+        Ok(bounds::TYPES.check(self.types.len())?)
+    }
+
+    fn function(&self, ty: Option<u32>) -> ItemType {
+        let ty = ty.and_then(|i| self.types.get(usize::try_from(i).ok()?)?.as_ref());
+        ty.map_or(ItemType::Other("function"), |ty| ItemType::Function(ty.into()))
+    }
+}
+
+/// The rules of WebAssembly, and our bounds for functions.
+struct Validation {
+    validator: Validator,
+    functions: bounds::Functions,
+}
+
+impl Validation {
+    fn new() -> Self {
+        Self {
+            validator: Validator::new_with_features(features()),
+            functions: bounds::Functions::default(),
+        }
+    }
+
+    fn check(&mut self, payload: &Payload<'_>) -> Result<(), Refused> {
+        if let ValidPayload::Func(function, body) = self.validator.payload(payload)? {
+            self.functions.check(function, &body)?;
+        }
+        Ok(())
+    }
+}
+
+/// Why reading ended.
+enum Refused {
+    Invalid(BinaryReaderError),
+    Over(InvalidBinary),
+}
+
+impl From<BinaryReaderError> for Refused {
+    fn from(error: BinaryReaderError) -> Self {
+        Self::Invalid(error)
+    }
+}
+
+impl From<InvalidBinary> for Refused {
+    fn from(why: InvalidBinary) -> Self {
+        Self::Over(why)
     }
 }
 
@@ -301,20 +392,22 @@ impl std::fmt::Display for ItemType {
     }
 }
 
-/// The proposals that a module may use: what the engine compiles, without those
-/// that would void a limit (shared, second or 64-bit memories).
+/// The proposals that a module may use: those that every engine here compiles,
+/// without those that would void a limit (shared, second or 64-bit memories) or
+/// need a garbage collector in the host. A proposal that the parser learns later
+/// stays off until it is named here.
 fn features() -> WasmFeatures {
-    let off = WasmFeatures::THREADS
-        | WasmFeatures::SHARED_EVERYTHING_THREADS
-        | WasmFeatures::MEMORY64
-        | WasmFeatures::MULTI_MEMORY
-        | WasmFeatures::CUSTOM_PAGE_SIZES
-        | WasmFeatures::EXCEPTIONS
-        | WasmFeatures::LEGACY_EXCEPTIONS
-        | WasmFeatures::STACK_SWITCHING
-        | WasmFeatures::WIDE_ARITHMETIC
-        | WasmFeatures::COMPONENT_MODEL;
-    WasmFeatures::default().difference(off)
+    WasmFeatures::FLOATS
+        | WasmFeatures::MUTABLE_GLOBAL
+        | WasmFeatures::SATURATING_FLOAT_TO_INT
+        | WasmFeatures::SIGN_EXTENSION
+        | WasmFeatures::REFERENCE_TYPES
+        | WasmFeatures::MULTI_VALUE
+        | WasmFeatures::BULK_MEMORY
+        | WasmFeatures::SIMD
+        | WasmFeatures::RELAXED_SIMD
+        | WasmFeatures::TAIL_CALL
+        | WasmFeatures::EXTENDED_CONST
 }
 
 fn check_magic(bytes: &[u8]) -> Result<(), InvalidBinary> {
@@ -389,6 +482,145 @@ mod tests {
         check(&wat::parse_str("(module (memory i64 1))").unwrap(), Err("memory64"));
         check(&wat::parse_str("(module (memory 1) (memory 1))").unwrap(), Err("memories"));
         check(&wat::parse_str("(module (memory 1 2 shared))").unwrap(), Err("threads"));
+    }
+
+    #[test]
+    fn proposals_that_not_every_engine_compiles_are_refused() {
+        for (text, expected) in [
+            ("(func (param v128) (result v128) local.get 0)", Ok(())),
+            ("(func $f return_call $f)", Ok(())),
+            ("(func (result i32 i64) i32.const 1 i64.const 2)", Ok(())),
+            ("(table 1 funcref) (func (result funcref) ref.null func)", Ok(())),
+            ("(memory 1) (func (memory.fill (i32.const 0) (i32.const 0) (i32.const 0)))", Ok(())),
+            ("(global i32 (i32.add (i32.const 1) (i32.const 2)))", Ok(())),
+            ("(func (result externref) ref.null extern)", Err("gc")),
+            ("(type (struct (field i32)))", Err("gc")),
+            ("(type $t (func)) (func (param (ref $t)))", Err("function references")),
+            ("(tag)", Err("exceptions")),
+            (
+                "(func (param i64 i64 i64 i64) (result i64 i64) local.get 0 local.get 1 local.get 2 local.get 3 i64.add128)",
+                Err("wide arithmetic"),
+            ),
+            ("(memory 1 (pagesize 1))", Err("custom page sizes")),
+            ("(type $t (func)) (type (cont $t))", Err("stack switching")),
+        ] {
+            check(&wat::parse_str(format!("(module {text})")).unwrap(), expected);
+        }
+    }
+
+    /// A module with the most that is allowed passes, and with one more it does not.
+    #[track_caller]
+    fn at_most(bound: u64, what: &str, text: impl Fn(usize) -> String) {
+        let read = |count| Binary::read(&wat::parse_str(text(count)).unwrap()).1;
+        let max = usize::try_from(bound).unwrap();
+        assert_eq!(read(max), Ok(()), "{max} {what}");
+        let Err(InvalidBinary::OverLimit { what: found, max, .. }) = read(max + 1) else {
+            panic!("more than {max} {what}: {:?}", read(max + 1));
+        };
+        assert_eq!((found, max), (what, bound));
+    }
+
+    #[test]
+    fn what_a_module_has_is_bounded() {
+        let module =
+            |item: &'static str| move |n| format!("(module (type (func)) {})", item.repeat(n));
+        at_most(20_000, "types", |n| format!("(module {})", "(type (func))".repeat(n)));
+        at_most(1_000, "imports", module(r#"(import "a" "b" (func (type 0)))"#));
+        at_most(200_000, "functions", module("(func (type 0))"));
+        at_most(16, "tables", module("(table 1 funcref)"));
+        at_most(10_000, "globals", module("(global i32 (i32.const 1))"));
+        at_most(10_000, "element segments", module("(elem func)"));
+        at_most(100_000, "data segments", module(r#"(data "")"#));
+        at_most(10_000, "exports", |n| {
+            let exports: String = (0..n).map(|i| format!("(export \"{i}\" (func 0))")).collect();
+            format!("(module (func) {exports})")
+        });
+        at_most(200_000, "entries of one table", |n| format!("(module (table {n} funcref))"));
+        at_most(256, "parameters of one function", |n| {
+            format!("(module (type (func (param {}))))", "i32 ".repeat(n))
+        });
+        at_most(64, "results of one function or block", |n| {
+            format!("(module (type (func (result {}))))", "i32 ".repeat(n))
+        });
+        at_most(PAGE, "bytes up to the end of its data in its memory", |n| {
+            format!("(module (memory 1) (data (i32.const {}) \"abcd\"))", n - 4)
+        });
+    }
+
+    #[test]
+    fn what_a_function_has_is_bounded() {
+        let function = |body: String| format!("(module (func {body}))");
+        let nested = |block: &str, n| function(block.repeat(n) + &"end ".repeat(n));
+        // Without the count of locals and the end.
+        at_most(512 << 10, "bytes of code in one function", |n| function("nop ".repeat(n - 2)));
+        at_most(4_000, "locals in one function", |n| {
+            function(format!("(param i32) (local {})", "i64 ".repeat(n - 1)))
+        });
+        at_most(10_000, "blocks inside each other", |n| nested("block ", n));
+        at_most(100, "loops inside each other", |n| nested("loop ", n));
+        at_most(20_000, "labels of one `br_table`", |n| {
+            function(format!("i32.const 0 br_table {}", "0 ".repeat(n + 1)))
+        });
+    }
+
+    #[test]
+    fn what_costs_a_compiler_more_than_its_bytes_is_bounded() {
+        let read = |functions: usize, locals: usize, body: &str| {
+            let function = format!("(func (local {}) {body})", "i64 ".repeat(locals));
+            let text = format!("(module {})", function.repeat(functions));
+            Binary::read(&wat::parse_str(text).unwrap()).1.map_err(|e| e.to_string())
+        };
+        let over = |what: &str| {
+            Err(format!("the module has {what} are allowed; build it optimised, or divide it"))
+        };
+        let blocks = |n: usize| "block end if end ".repeat(n / 2).replace("if", "i32.const 0 if");
+        assert_eq!(read(1, 1000, &blocks(10_000)), Ok(()));
+        assert_eq!(
+            read(1, 1000, &blocks(10_002)),
+            over("10001000 locals times blocks in one function, and 10000000")
+        );
+        assert_eq!(read(20, 4000, &blocks(2500)), Ok(()));
+        assert_eq!(
+            read(21, 4000, &blocks(2500)),
+            over("210000000 locals times blocks in all functions, and 200000000")
+        );
+        let sets: String = (0..1000).map(|i| format!("i64.const 0 local.set {i} ")).collect();
+        let nested = |n: usize| "block ".repeat(n) + &sets + &sets + &"end ".repeat(n);
+        assert_eq!(read(1, 1000, &nested(250)), Ok(()));
+        assert_eq!(
+            read(1, 1000, &nested(251)),
+            over("251000 locals set inside blocks of one function, and 250000")
+        );
+        assert_eq!(read(20, 1000, &nested(250)), Ok(()));
+        assert_eq!(
+            read(21, 1000, &nested(250)),
+            over("5250000 locals set inside blocks of all functions, and 5000000")
+        );
+    }
+
+    #[test]
+    fn data_is_held_against_memory_only_where_both_are_known() {
+        for (text, fits) in [
+            (r#"(memory 1) (data (i32.const -1) "a")"#, false),
+            (r#"(memory 1) (data (i32.const 65536) "")"#, true),
+            (r#"(memory 1) (data (i32.const 65537) "")"#, false),
+            (r#"(memory 0) (data (i32.const 0) "a")"#, false),
+            (r#"(memory 0) (data "a")"#, true),
+            (r#"(import "a" "b" (memory 0)) (data (i32.const 0) "a")"#, true),
+            (r#"(memory 0) (data (i32.add (i32.const 0) (i32.const 0)) "a")"#, true),
+            (r#"(import "a" "b" (global i32)) (memory 0) (data (global.get 0) "a")"#, true),
+        ] {
+            let (_, valid) = Binary::read(&wat::parse_str(format!("(module {text})")).unwrap());
+            assert_eq!(valid.is_ok(), fits, "{text}: {valid:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_invalid_is_shown_to_the_end() {
+        let text = "(module (memory i64 1) (func (export \"f\") (result i32) i32.const 7))";
+        let (binary, valid) = Binary::read(&wat::parse_str(text).unwrap());
+        assert!(matches!(valid, Err(InvalidBinary::Malformed { .. })), "{valid:?}");
+        assert_eq!(binary.export("f").map(ToString::to_string).as_deref(), Some("() -> i32"));
     }
 
     #[track_caller]

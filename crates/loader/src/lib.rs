@@ -53,6 +53,8 @@ mod loader;
 mod loaded;
 mod signature;
 mod binary;
+#[allow(dead_code, reason = "the direct engine is to compile through it")]
+mod code_cache;
 mod metadata;
 mod turn;
 mod host;
@@ -64,6 +66,7 @@ mod extism_engine;
 
 pub use binary::{Binary, Export, Import, InvalidBinary, ItemType, Memory};
 pub use code::{EngineKind, UnknownEngine};
+pub use code_cache::CodeCacheError;
 pub use loaded::{LoadedModule, check_version};
 pub use loader::{Inspection, Limits, LoadError, LoadErrorKind, Loader, Source};
 pub use metadata::InvalidMetadata;

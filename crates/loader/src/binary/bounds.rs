@@ -1,0 +1,187 @@
+//! How large the parts of a module may be before a compiler sees it.
+//!
+//! The format allows what no compiler gets through in reasonable time or memory,
+//! and a few hundred kilobytes are enough for it. Each bound is several times what
+//! the largest programs of real languages have.
+
+use wasmparser::{
+    DataKind, DataSectionReader, FuncToValidate, FuncValidatorAllocations, FunctionBody, Operator,
+    OperatorsReader, Payload, TableSectionReader, ValidatorResources,
+};
+
+use super::{InvalidBinary, Refused, features};
+
+/// How many of something a module may have.
+pub(super) struct Bound {
+    what: &'static str,
+    max: u64,
+}
+
+/// Types, each of which costs the engine an entry shared by all modules.
+pub(super) const TYPES: Bound = Bound { what: "types", max: 20_000 };
+/// Parameters of one type: every call copies them.
+pub(super) const PARAMS: Bound = Bound { what: "parameters of one function", max: 256 };
+/// Results of one type. A block has a type too, and each branch carries them.
+pub(super) const RESULTS: Bound = Bound { what: "results of one function or block", max: 64 };
+/// Imports. The host has less than a hundred functions.
+pub(super) const IMPORTS: Bound = Bound { what: "imports", max: 1_000 };
+/// Functions with a body. The largest interpreters have a few ten thousand.
+pub(super) const FUNCTIONS: Bound = Bound { what: "functions", max: 200_000 };
+/// Tables.
+pub(super) const TABLES: Bound = Bound { what: "tables", max: 16 };
+/// Entries of a table from the start, eight bytes each in every instance.
+pub(super) const TABLE: Bound = Bound { what: "entries of one table", max: 200_000 };
+/// Globals, sixteen bytes each in every instance.
+pub(super) const GLOBALS: Bound = Bound { what: "globals", max: 10_000 };
+/// Exports.
+pub(super) const EXPORTS: Bound = Bound { what: "exports", max: 10_000 };
+/// Element segments.
+pub(super) const ELEMENTS: Bound = Bound { what: "element segments", max: 10_000 };
+/// Data segments. Go writes one for each run of bytes that are not zero.
+pub(super) const DATA: Bound = Bound { what: "data segments", max: 100_000 };
+/// Bytes of one function, for which a compiler takes some seconds at worst. The
+/// largest function of a large Go program has a tenth.
+pub(super) const BODY: Bound = Bound { what: "bytes of code in one function", max: 512 << 10 };
+/// Locals of one function, parameters too. Time grows with their square where all
+/// of them live through a loop.
+pub(super) const LOCALS: Bound = Bound { what: "locals in one function", max: 4_000 };
+/// Blocks inside each other. Go nests one for each point where a call may resume.
+pub(super) const NESTING: Bound = Bound { what: "blocks inside each other", max: 10_000 };
+/// Loops inside each other. Nobody writes a dozen.
+pub(super) const LOOPS: Bound = Bound { what: "loops inside each other", max: 100 };
+/// Labels of one `br_table`.
+pub(super) const LABELS: Bound = Bound { what: "labels of one `br_table`", max: 20_000 };
+
+/// Places where a compiler may have to look for the value of a local, in one
+/// function: every end of a block, for every local.
+const MEETING: Bound = Bound { what: "locals times blocks in one function", max: 10_000_000 };
+/// As [`MEETING`], in all functions together.
+const MEETING_IN_ALL: Bound =
+    Bound { what: "locals times blocks in all functions", max: 200_000_000 };
+/// Values that a compiler may have to pass on where paths meet, in one function: for
+/// every block, the locals that are set in it. Set inside many blocks, a few
+/// kilobytes of code can stand for gigabytes of the compiler's memory.
+const CARRIED: Bound = Bound { what: "locals set inside blocks of one function", max: 250_000 };
+/// As [`CARRIED`], in all functions together.
+const CARRIED_IN_ALL: Bound =
+    Bound { what: "locals set inside blocks of all functions", max: 5_000_000 };
+
+impl Bound {
+    pub(super) fn check(&self, found: impl TryInto<u64>) -> Result<(), InvalidBinary> {
+        let (what, max) = (self.what, self.max);
+        let found = found.try_into().unwrap_or(u64::MAX);
+        if found > max { Err(InvalidBinary::OverLimit { what, found, max }) } else { Ok(()) }
+    }
+}
+
+/// Checks what a section says of itself. `memory` is the declared minimum, in bytes.
+pub(super) fn check_section(payload: &Payload<'_>, memory: Option<u64>) -> Result<(), Refused> {
+    match payload {
+        Payload::TypeSection(section) => TYPES.check(section.count())?,
+        Payload::ImportSection(section) => IMPORTS.check(section.count())?,
+        Payload::FunctionSection(section) => FUNCTIONS.check(section.count())?,
+        Payload::TableSection(section) => check_tables(section)?,
+        Payload::GlobalSection(section) => GLOBALS.check(section.count())?,
+        Payload::ExportSection(section) => EXPORTS.check(section.count())?,
+        Payload::ElementSection(section) => ELEMENTS.check(section.count())?,
+        Payload::DataSection(section) => check_data(section, memory)?,
+        _ => {}
+    }
+    Ok(())
+}
+
+fn check_tables(section: &TableSectionReader<'_>) -> Result<(), Refused> {
+    TABLES.check(section.count())?;
+    for table in section.clone() {
+        TABLE.check(table?.ty.initial)?;
+    }
+    Ok(())
+}
+
+/// Every instance would trap at once on data beyond its memory.
+fn check_data(section: &DataSectionReader<'_>, memory: Option<u64>) -> Result<(), Refused> {
+    DATA.check(section.count())?;
+    for segment in section.clone() {
+        let segment = segment?;
+        let DataKind::Active { offset_expr, .. } = segment.kind else { continue };
+        let mut offset = offset_expr.get_operators_reader();
+        // Other offsets are known only when it is instantiated.
+        if let (Operator::I32Const { value }, Operator::End, Some(max)) =
+            (offset.read()?, offset.read()?, memory)
+        {
+            let end = u64::from(value.cast_unsigned()) + segment.data.len() as u64;
+            Bound { what: "bytes up to the end of its data in its memory", max }.check(end)?;
+        }
+    }
+    Ok(())
+}
+
+/// Validates functions, and counts what they have in common.
+#[derive(Default)]
+pub(super) struct Functions {
+    /// Kept from one function to the next.
+    allocations: FuncValidatorAllocations,
+    meeting: u64,
+    carried: u64,
+}
+
+/// A block that is not closed yet.
+struct Open {
+    is_loop: bool,
+    /// How often locals had been set before it.
+    sets_before: u64,
+}
+
+impl Functions {
+    /// Validates one function, and checks its bounds on the way.
+    pub(super) fn check(
+        &mut self,
+        function: FuncToValidate<ValidatorResources>,
+        body: &FunctionBody<'_>,
+    ) -> Result<(), Refused> {
+        BODY.check(body.range().len())?;
+        let mut validator = function.into_validator(std::mem::take(&mut self.allocations));
+        let mut reader = body.get_binary_reader();
+        validator.read_locals(&mut reader)?;
+        let locals = u64::from(validator.len_locals());
+        LOCALS.check(locals)?;
+
+        reader.set_features(features());
+        let mut operators = OperatorsReader::new(reader);
+        let mut open: Vec<Open> = Vec::new();
+        let (mut loops, mut sets, mut meeting, mut carried) = (0_u64, 0, 0, 0);
+        while !operators.eof() {
+            let at = operators.original_position();
+            let operator = operators.read()?;
+            validator.op(at, &operator)?;
+            match operator {
+                Operator::Block { .. } | Operator::If { .. } | Operator::Loop { .. } => {
+                    let is_loop = matches!(operator, Operator::Loop { .. });
+                    open.push(Open { is_loop, sets_before: sets });
+                    NESTING.check(open.len())?;
+                    loops += u64::from(is_loop);
+                    LOOPS.check(loops)?;
+                    meeting += locals;
+                    MEETING.check(meeting)?;
+                }
+                // The last one closes the function itself.
+                Operator::End => {
+                    if let Some(block) = open.pop() {
+                        loops -= u64::from(block.is_loop);
+                        carried += locals.min(sets - block.sets_before);
+                        CARRIED.check(carried)?;
+                    }
+                }
+                Operator::LocalSet { .. } | Operator::LocalTee { .. } => sets += 1,
+                Operator::BrTable { targets } => LABELS.check(targets.len())?,
+                _ => {}
+            }
+        }
+        operators.finish()?;
+        self.allocations = validator.into_allocations();
+        self.meeting += meeting;
+        self.carried += carried;
+        MEETING_IN_ALL.check(self.meeting)?;
+        Ok(CARRIED_IN_ALL.check(self.carried)?)
+    }
+}
