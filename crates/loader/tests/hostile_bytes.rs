@@ -126,6 +126,7 @@ const LOADED: usize = 100;
 #[tokio::test(flavor = "multi_thread")]
 async fn mutants_of_good_modules_are_read_and_loaded_without_a_panic() {
     let mut dice = Dice::new();
+    println!("REFLOWD_SEED={}", dice.0);
     let originals: Vec<_> = ORIGINALS.iter().map(|path| original(path)).collect();
     let most = std::env::var("REFLOWD_MUTANTS").map_or(LOADED, |text| text.parse().unwrap());
     let limits = Limits {
@@ -228,13 +229,12 @@ fn with_sections_moved(bytes: &[u8], dice: &mut Dice) -> Vec<u8> {
 struct Dice(u64);
 
 impl Dice {
-    /// With the seed of the environment, or one that is printed.
+    /// With the seed of the environment, or another each time.
     fn new() -> Self {
         let seed = match std::env::var("REFLOWD_SEED") {
             Ok(seed) => seed.parse().unwrap(),
             Err(_) => SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs(),
         };
-        println!("REFLOWD_SEED={seed}");
         Self(seed)
     }
 

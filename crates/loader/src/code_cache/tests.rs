@@ -1,7 +1,5 @@
 //! What is kept comes back, and nothing that was touched does.
 
-#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
-
 use std::{os::unix::fs::symlink, time::Instant};
 
 use tempfile::TempDir;
