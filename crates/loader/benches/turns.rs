@@ -22,11 +22,11 @@ use bytes::Bytes;
 use criterion::{Criterion, Throughput};
 use extism::{Manifest, Plugin, Wasm};
 use futures_util::future::BoxFuture;
-use reflowd_loader::{Limits, Loader};
+use reflowd_loader::{EngineKind, Limits, Loader};
 use reflowd_runtime::{
     ActorLog, ActorName, ActorState, Change, Context, Digest, Effects, Engine, EnginePer,
     InstantiateError, Message, Metadata, Module, Port, PortName, PortRef, Program, ProgramSpec,
-    Ready, Settings, Start, System, Turn, Type, WireDef,
+    Ready, Settings, Start, State, System, Turn, TurnLimits, Type, WireDef,
 };
 use tokio::{
     runtime::{Builder, Runtime},
@@ -61,8 +61,9 @@ fn main() -> ExitCode {
         group.bench_function(way.name, |b| b.iter_custom(|turns| way.take(turns)));
     }
     group.finish();
-    // `cargo test` and a filter ask for less than the whole.
-    if std::env::args().any(|arg| arg == "--bench") {
+    // `cargo test` and a profiler ask for less than the whole.
+    let asked = |flag: &str| std::env::args().any(|arg| arg == flag);
+    if asked("--bench") && !asked("--profile-time") {
         print_table(&mut ways);
     }
     ExitCode::SUCCESS
@@ -92,8 +93,13 @@ fn ways() -> Vec<Way> {
     let bare_contexts = contexts.clone();
     let mut blocking = Some(Bare::new(&bytes));
     let pool = runtime();
-    let mut kept = Flow::of_module(&bytes, &quakes, EnginePer::Actor);
-    let mut anew = Flow::of_module(&bytes, &quakes, EnginePer::Message);
+    let [mut turns, mut direct_turns] = ENGINES.map(|engine| Alone::new(&bytes, &quakes, engine));
+    let nop = nop();
+    let [mut nops, mut direct_nops] = ENGINES.map(|engine| Alone::new(&nop, &quakes, engine));
+    let [mut kept, mut direct_kept] =
+        ENGINES.map(|engine| Flow::of_module(&bytes, &quakes, engine, EnginePer::Actor));
+    let [mut anew, mut direct_anew] =
+        ENGINES.map(|engine| Flow::of_module(&bytes, &quakes, engine, EnginePer::Message));
     let mut native = Flow::new(&quakes, native("strong"));
     vec![
         Way {
@@ -121,9 +127,34 @@ fn ways() -> Vec<Way> {
             }),
         },
         Way {
-            name: "mailbox to mailbox",
+            name: "turn alone, extism",
+            turns: 2_000,
+            run: Box::new(move |count| turns.turns(count)),
+        },
+        Way {
+            name: "turn alone, direct",
+            turns: 2_000,
+            run: Box::new(move |count| direct_turns.turns(count)),
+        },
+        Way {
+            name: "turn of a nop, extism",
+            turns: 2_000,
+            run: Box::new(move |count| nops.turns(count)),
+        },
+        Way {
+            name: "turn of a nop, direct",
+            turns: 2_000,
+            run: Box::new(move |count| direct_nops.turns(count)),
+        },
+        Way {
+            name: "mailbox to mailbox, extism",
             turns: 2_000,
             run: Box::new(move |turns| kept.turns(turns)),
+        },
+        Way {
+            name: "mailbox to mailbox, direct",
+            turns: 2_000,
+            run: Box::new(move |turns| direct_kept.turns(turns)),
         },
         Way {
             name: "mailbox to mailbox, no guest",
@@ -131,12 +162,20 @@ fn ways() -> Vec<Way> {
             run: Box::new(move |turns| native.turns(turns)),
         },
         Way {
-            name: "an engine for each message",
+            name: "engine per message, extism",
             turns: 100,
             run: Box::new(move |turns| anew.turns(turns)),
         },
+        Way {
+            name: "engine per message, direct",
+            turns: 100,
+            run: Box::new(move |turns| direct_anew.turns(turns)),
+        },
     ]
 }
+
+/// The engines that are held against each other.
+const ENGINES: [EngineKind; 2] = [EngineKind::Extism, EngineKind::Direct];
 
 /// A week of earthquakes, as messages.
 fn quakes() -> Vec<Message> {
@@ -190,6 +229,102 @@ impl Bare {
     }
 }
 
+/// A guest that looks at nothing and puts out nothing.
+fn nop() -> Bytes {
+    const METADATA: &str = r#"{"component":"Nop","inports":[],"outports":[]}"#;
+    let escaped: String = METADATA.bytes().map(|byte| format!("\\{byte:02x}")).collect();
+    let text = format!(
+        r#"(module
+          (import "extism:host/env" "alloc" (func $alloc (param i64) (result i64)))
+          (import "extism:host/env" "store_u64" (func $store (param i64 i64)))
+          (import "extism:host/env" "output_set" (func $output (param i64 i64)))
+          (memory 1)
+          (data (i32.const 0) "{escaped}")
+          (data (i32.const 256) "{{\22outputs\22:{{}}}}")
+          (func $answer (param $at i32) (param $length i32)
+            (local $block i64) (local $i i32)
+            (local.set $block (call $alloc (i64.const 64)))
+            (loop $next
+              (call $store (i64.add (local.get $block) (i64.extend_i32_u (local.get $i)))
+                (i64.load (i32.add (local.get $at) (local.get $i))))
+              (local.set $i (i32.add (local.get $i) (i32.const 8)))
+              (br_if $next (i32.lt_u (local.get $i) (local.get $length))))
+            (call $output (local.get $block) (i64.extend_i32_u (local.get $length))))
+          (func (export "get_metadata") (result i32)
+            (call $answer (i32.const 0) (i32.const {length})) (i32.const 0))
+          (func (export "process") (result i32)
+            (call $answer (i32.const 256) (i32.const 14)) (i32.const 0)))"#,
+        length = METADATA.len(),
+    );
+    wat::parse_str(&text).expect("it is WebAssembly").into()
+}
+
+/// The filter made ready for its actor.
+fn filter(
+    runtime: &Runtime,
+    bytes: &Bytes,
+    engine: EngineKind,
+    engine_per: EnginePer,
+) -> Arc<dyn Program> {
+    let loader = Loader::new(Limits::default()).with_engine(engine);
+    let module = runtime.block_on(loader.load_bytes("filter", bytes.clone()));
+    let module = module.expect("the sample loads");
+    let actor: ActorName = "filter".parse().expect("a plain word names an actor");
+    let spec = ProgramSpec {
+        actor: actor.clone(),
+        config: serde_json::from_str(CONFIG).expect("the config is an object"),
+        env: BTreeMap::new(),
+        entry_point: None,
+        memory: 100 << 20,
+        allow_hosts: Vec::new(),
+        engine_per,
+        version: None,
+        log: ActorLog::new(actor, 100),
+    };
+    runtime.block_on(module.prepare(spec)).expect("it takes the config")
+}
+
+/// An engine whose turns are taken one after the other, without an actor.
+struct Alone {
+    engine: Option<Box<dyn Engine>>,
+    contexts: Vec<Context>,
+    runtime: Runtime,
+}
+
+impl Alone {
+    fn new(bytes: &Bytes, quakes: &[Message], engine: EngineKind) -> Self {
+        let runtime = runtime();
+        let program = filter(&runtime, bytes, engine, EnginePer::Actor);
+        let engine = runtime.block_on(program.instantiate()).expect("it instantiates");
+        let context = |quake: &Message| Context {
+            payload: vec![("quake".parse().expect("a plain word names a port"), quake.clone())],
+            state: State::default(),
+            meta: None,
+            state_in_context: true,
+            limits: TurnLimits { output: 1 << 20, state: 1 << 20 },
+            now: None,
+        };
+        Self { engine: Some(engine), contexts: quakes.iter().map(context).collect(), runtime }
+    }
+
+    fn turns(&mut self, turns: u64) -> Duration {
+        let Self { engine, contexts, runtime } = self;
+        runtime.block_on(async {
+            let deadline = tokio::time::Instant::now() + Duration::from_secs(3600);
+            let mut ready = engine.take().expect("it comes back");
+            let began = Instant::now();
+            for context in contexts.iter().cycle().take(count(turns)) {
+                let (next, effects) = ready.turn(context.clone(), deadline).await.expect("a turn");
+                black_box(effects);
+                ready = next;
+            }
+            let took = began.elapsed();
+            *engine = Some(ready);
+            took
+        })
+    }
+}
+
 /// What a sink has taken. Changes are told when all that is awaited is there,
 /// so that no turn pays for waking the one who waits.
 #[derive(Default)]
@@ -210,25 +345,13 @@ struct Flow {
 }
 
 impl Flow {
-    fn of_module(bytes: &Bytes, quakes: &[Message], engine_per: EnginePer) -> Self {
-        let loader = Loader::new(Limits::default());
-        let runtime = runtime();
-        let module = runtime.block_on(loader.load_bytes("filter", bytes.clone()));
-        let module = module.expect("the sample loads");
-        let actor: ActorName = "filter".parse().expect("a plain word names an actor");
-        let spec = ProgramSpec {
-            actor: actor.clone(),
-            config: serde_json::from_str(CONFIG).expect("the config is an object"),
-            env: BTreeMap::new(),
-            entry_point: None,
-            memory: 100 << 20,
-            allow_hosts: Vec::new(),
-            engine_per,
-            version: None,
-            log: ActorLog::new(actor, 100),
-        };
-        let program = runtime.block_on(module.prepare(spec)).expect("it takes the config");
-        Self::new(quakes, program)
+    fn of_module(
+        bytes: &Bytes,
+        quakes: &[Message],
+        engine: EngineKind,
+        engine_per: EnginePer,
+    ) -> Self {
+        Self::new(quakes, filter(&runtime(), bytes, engine, engine_per))
     }
 
     fn new(quakes: &[Message], filter: Arc<dyn Program>) -> Self {

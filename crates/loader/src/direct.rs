@@ -319,8 +319,13 @@ impl DirectEngine {
         let ready = match ready {
             Some(ready) => ready,
             None => {
-                let instance =
-                    made.code.instantiate_at(place.clone(), &parts.around, parts.memory, deadline);
+                // Boxed, so that the turns of engines that last need no room for it.
+                let instance = Box::pin(made.code.instantiate_at(
+                    place.clone(),
+                    &parts.around,
+                    parts.memory,
+                    deadline,
+                ));
                 let instance = instance.await.map_err(|ended| failure(ended, begun))?;
                 anew.insert(Ready::new(instance, parts).map_err(FailureKind::Trap)?)
             }
