@@ -11,7 +11,6 @@ mod guest;
 mod abi;
 mod blocks;
 mod gate;
-#[cfg_attr(not(test), expect(dead_code, reason = "the engine does not link it yet"))]
 mod wasi;
 
 use std::{
@@ -34,6 +33,7 @@ use self::{
     compiler::Running,
     gate::{Gate, Place},
     guest::Guest,
+    wasi::{Exit, Wasi},
 };
 use crate::{
     binary::Binary,
@@ -104,7 +104,9 @@ impl Code {
             Ok(instance) => instance,
             Err(error) => return Err(ended(Err(error), &store.data().blocks)),
         };
-        store.data_mut().blocks.end();
+        let guest = store.data_mut();
+        Wasi::flush(guest);
+        guest.blocks.end();
         let memory = instance.exports(&mut store).find_map(wasmtime::Export::into_memory);
         Ok(Instance { store, instance, memory })
     }
@@ -143,7 +145,8 @@ fn linker() -> &'static Linker<Guest> {
     static LINKER: OnceLock<Linker<Guest>> = OnceLock::new();
     LINKER.get_or_init(|| {
         let mut linker = Linker::new(compiler::engine());
-        abi::link(&mut linker).expect("each function has a name of its own");
+        let linked = abi::link(&mut linker).and_then(|()| wasi::link(&mut linker));
+        linked.expect("each function has a name of its own");
         linker
     })
 }
@@ -181,15 +184,20 @@ async fn call(store: &mut Store<Guest>, function: &TypedFunc<(), i32>) -> Ended 
     store.set_epoch_deadline(1);
     let code = function.call_async(&mut *store, ()).await;
     drop(running);
-    let blocks = &mut store.data_mut().blocks;
-    let ended = ended(code, blocks);
-    blocks.end();
+    let guest = store.data_mut();
+    Wasi::flush(guest);
+    let ended = ended(code, &guest.blocks);
+    guest.blocks.end();
     ended
 }
 
 /// What it means that a guest ended with that code, or did not end by itself.
 fn ended(code: wasmtime::Result<i32>, blocks: &Blocks) -> Ended {
     let said = || blocks.error().map(|error| String::from_utf8_lossy(error).into_owned());
+    let code = match code {
+        Err(error) if error.downcast_ref() == Some(&Exit(0)) => Ok(0),
+        code => code,
+    };
     match code {
         Ok(code) => match (said(), code, blocks.output()) {
             (Some(error), ..) => Ended::Guest(error),

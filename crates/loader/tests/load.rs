@@ -33,6 +33,7 @@ on_both_engines! {
     what_is_no_core_module_is_refused
     exports_are_checked_by_name_and_type
     imports_are_checked_by_name_and_type
+    every_function_of_the_table_can_be_imported
     declared_memory_must_fit
     memory_may_be_as_large_as_it_is_declared
     wrong_metadata_is_refused
@@ -40,6 +41,8 @@ on_both_engines! {
     endless_metadata_is_stopped_and_may_be_tried_again
     endless_initialisers_are_stopped
     a_reactor_is_initialised_before_its_first_turn
+    wasi_is_there_for_modules_that_import_it
+    a_program_that_exits_has_broken
     the_version_is_semantic_and_held_against_the_actors
     the_entry_point_may_have_another_name
     an_actors_config_must_satisfy_the_schema
@@ -52,9 +55,6 @@ on_both_engines! {
 on_one_engine! {
     Direct: initialisers_may_call_the_host
     Extism: initialisers_that_call_the_host_are_refused
-    Extism: every_function_of_the_table_can_be_imported
-    Extism: wasi_is_there_for_modules_that_import_it
-    Extism: a_program_that_exits_has_broken
 }
 
 const IDLE: &str = r#"(func (export "process") (result i32) (i32.const 0))"#;

@@ -8,8 +8,28 @@ use std::time::Duration;
 
 use guest::*;
 use reflowd_loader::EngineKind;
-use reflowd_runtime::{EnginePer, FailureKind, Message, Type};
+use reflowd_runtime::{EnginePer, FailureKind, Message, Module, Type};
 use serde_json::{Value, json};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn guests_that_spin_do_not_keep_others_from_their_turns() {
+    const SPINNERS: usize = 20;
+    let on = Rig(EngineKind::Direct);
+    let module = on.load(process("(loop $l (br $l)) unreachable")).await.unwrap();
+    let mut spinning = tokio::task::JoinSet::new();
+    for _ in 0..SPINNERS {
+        let program = soon(module.prepare(spec())).await.map_err(|e| e.to_string()).unwrap();
+        spinning.spawn(engine_of(&program).await.turn(context("null"), within(LONG)));
+    }
+    let mut engine = on.engine(process(r#"(call $answer <<{"outputs":{}}>>)"#)).await;
+    for _ in 0..100 {
+        engine = turn(engine, context("null")).await.0;
+    }
+    assert!(spinning.try_join_next().is_none(), "they had not come to their deadline");
+    spinning.shutdown().await;
+    // Who was stopped in the middle has left its place to others.
+    turn(engine, context("null")).await;
+}
 
 on_both_engines! {
     data_crosses_a_guest_byte_for_byte
@@ -264,7 +284,7 @@ async fn a_deadline_ends_nobody_elses_turn(on: Rig) {
         let mut spec = spec();
         spec.actor = name.parse().unwrap();
         let module = module.clone();
-        async move { reflowd_runtime::Module::prepare(&*module, spec).await.map_err(|e| e.to_string()) }
+        async move { Module::prepare(&*module, spec).await.map_err(|e| e.to_string()) }
     };
     let (one, two) = (prepared("one").await.unwrap(), prepared("two").await.unwrap());
     let (endless, long) = (engine_of(&one).await, engine_of(&two).await);

@@ -2,9 +2,15 @@
 
 use std::{sync::Arc, time::Instant};
 
+use futures_util::future::BoxFuture;
+use tracing::Level;
 use wasmtime::{ResourceLimiter, StoreContextMut, UpdateDeadline};
 
-use super::{blocks::Blocks, gate::Place};
+use super::{
+    blocks::Blocks,
+    gate::Place,
+    wasi::{Stream, Wasi, WasiHost},
+};
 use crate::host::Host;
 
 /// Elements of one table. Compilers make one entry for each function.
@@ -18,14 +24,16 @@ pub(crate) struct Guest {
     pub(super) host: Host,
     pub(super) blocks: Blocks,
     pub(super) place: Arc<Place>,
+    wasi: Wasi,
     /// Bytes of linear memory that it may have.
     memory: usize,
 }
 
 impl Guest {
     pub(super) fn new(host: Host, memory: u64, place: Arc<Place>) -> Self {
-        let blocks = Blocks::new(memory);
-        Self { host, blocks, place, memory: usize::try_from(memory).unwrap_or(usize::MAX) }
+        let (blocks, wasi) = (Blocks::new(memory), Wasi::new());
+        let memory = usize::try_from(memory).unwrap_or(usize::MAX);
+        Self { host, blocks, place, wasi, memory }
     }
 
     /// When the call that goes on must have ended, as things stand. While the guest
@@ -67,6 +75,35 @@ pub(super) fn tick(store: StoreContextMut<'_, Guest>) -> wasmtime::Result<Update
             UpdateDeadline::YieldCustom(1, Box::pin(async move { place.give_way().await }))
         }
     })
+}
+
+impl WasiHost for Guest {
+    fn wasi(&mut self) -> &mut Wasi {
+        &mut self.wasi
+    }
+
+    fn line(&mut self, stream: Stream, text: &[u8]) {
+        let level = match stream {
+            Stream::Stdout => Level::INFO,
+            Stream::Stderr => Level::WARN,
+        };
+        self.host.log(level, text);
+    }
+
+    fn deadline(&self) -> Instant {
+        self.deadline()
+    }
+
+    fn waiting(&mut self, until: Instant) -> BoxFuture<'static, ()> {
+        let place = self.place.clone();
+        Box::pin(async move {
+            if until <= Instant::now() {
+                place.give_way().await;
+            } else {
+                place.outside(tokio::time::sleep_until(until.into())).await;
+            }
+        })
+    }
 }
 
 impl ResourceLimiter for Guest {
