@@ -125,6 +125,7 @@ impl Daemon {
             &config,
             TomlBlueprint::new(config.clone(), environment.clone()),
             system.clone(),
+            loader(&config, &data),
             kept,
             &snapshots,
         ));
@@ -275,20 +276,30 @@ impl fmt::Display for DrainEnd {
     }
 }
 
+/// The loader that the configuration asks for. It keeps compiled code with the data.
+fn loader(config: &Config, data: &DataFolder) -> Loader {
+    let limits = Limits { module_size: config.daemon.module_size, ..Limits::default() };
+    let loader = Loader::new(limits).with_engine(config.daemon.engine);
+    loader.clone().with_code_cache(data.path().join("code")).unwrap_or_else(|error| {
+        warn!(%error, "compiled code is not kept; each start compiles every module");
+        loader
+    })
+}
+
 /// What the reconciler needs, from the configuration.
 fn parts(
     config: &Config,
     blueprint: TomlBlueprint,
     system: System,
+    loader: Loader,
     kept: Kept,
     snapshots: &Arc<Snapshots>,
 ) -> Parts {
     let daemon = &config.daemon;
-    let limits = Limits { module_size: daemon.module_size, ..Limits::default() };
     let states = Arc::clone(snapshots);
     Parts {
         system,
-        loader: Loader::new(limits).with_engine(daemon.engine),
+        loader,
         blueprint: Arc::new(blueprint),
         kept,
         modules: daemon.modules.clone(),

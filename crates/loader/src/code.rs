@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::runtime::Handle;
 
-use crate::{binary::Binary, direct, extism_engine, host::Surroundings};
+use crate::{binary::Binary, code_cache::CodeCache, direct, extism_engine, host::Surroundings};
 
 /// What runs modules.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -58,7 +58,8 @@ pub(crate) enum Code {
 }
 
 impl Code {
-    /// Compiles a module to be asked about itself.
+    /// Compiles a module to be asked about itself, or finds its code in the cache,
+    /// where the engine can keep it there.
     ///
     /// # Errors
     /// What the compiler said.
@@ -67,13 +68,15 @@ impl Code {
         bytes: &[u8],
         binary: &Binary,
         memory: u64,
+        kept: Option<(&CodeCache, &Digest)>,
     ) -> Result<Self, String> {
         match engine {
+            EngineKind::Direct => direct::Code::compile(bytes, binary, kept).map(Self::Direct),
             EngineKind::Extism if binary.runs_at_instantiation() => {
                 let code = extism_engine::Code::compile_with_fuel(bytes, binary, memory);
                 code.map(|code| Self::Extism(Box::new(code)))
             }
-            _ => Self::compile(engine, bytes, binary, memory),
+            EngineKind::Extism => Self::compile(engine, bytes, binary, memory),
         }
     }
 
@@ -92,7 +95,7 @@ impl Code {
                 let code = extism_engine::Code::compile(bytes, binary, memory);
                 code.map(|code| Self::Extism(Box::new(code)))
             }
-            EngineKind::Direct => direct::Code::compile(bytes, binary).map(Self::Direct),
+            EngineKind::Direct => direct::Code::compile(bytes, binary, None).map(Self::Direct),
         }
     }
 

@@ -26,6 +26,7 @@ use reflowd_runtime::{
     Program, Turn,
 };
 use tokio::runtime::Handle;
+use tracing::warn;
 use wasmtime::{InstancePre, Linker, Memory, Store, Trap, TypedFunc, Val};
 
 use self::{
@@ -38,6 +39,7 @@ use self::{
 use crate::{
     binary::Binary,
     code::{Ended, Parts},
+    code_cache::CodeCache,
     host::{Host, Surroundings},
     turn::{Side, encode_to, encoded_len},
 };
@@ -51,12 +53,28 @@ pub(crate) struct Code {
 }
 
 impl Code {
-    /// Compiles a module. Takes long.
+    /// Compiles a module, or finds its code where it is kept. Takes long.
     ///
     /// # Errors
     /// What the compiler said.
-    pub(crate) fn compile(bytes: &[u8], binary: &Binary) -> Result<Self, String> {
-        let module = compiler::compile(bytes)?;
+    pub(crate) fn compile(
+        bytes: &[u8],
+        binary: &Binary,
+        kept: Option<(&CodeCache, &Digest)>,
+    ) -> Result<Self, String> {
+        let found = kept.and_then(|(cache, digest)| cache.get(compiler::engine(), digest));
+        let module = match found {
+            Some(module) => module,
+            None => {
+                let module = compiler::compile(bytes)?;
+                if let Some((cache, digest)) = kept
+                    && let Err(error) = cache.put(compiler::engine(), digest, &module)
+                {
+                    warn!(%digest, %error, "compiled code is not kept");
+                }
+                module
+            }
+        };
         let pre = linker().instantiate_pre(&module).map_err(|e| e.root_cause().to_string())?;
         Ok(Self { pre, runs_at_instantiation: binary.runs_at_instantiation() })
     }

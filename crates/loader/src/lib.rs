@@ -53,7 +53,6 @@ mod loader;
 mod loaded;
 mod signature;
 mod binary;
-#[allow(dead_code, reason = "the direct engine is to compile through it")]
 mod code_cache;
 mod metadata;
 mod turn;

@@ -23,6 +23,7 @@ use tokio::{sync::Semaphore, task::spawn_blocking};
 use crate::{
     binary::{Binary, Export, Import, InvalidBinary, ItemType, Memory},
     code::{Code, Ended, EngineKind},
+    code_cache::{CodeCache, CodeCacheError},
     host::Surroundings,
     loaded::{Loaded, LoadedModule},
     metadata::{self, InvalidMetadata, unwrap_base64},
@@ -75,6 +76,7 @@ impl Default for Limits {
 pub struct Loader {
     limits: Limits,
     engine: EngineKind,
+    cache: Option<Arc<CodeCache>>,
     loaded: Arc<Mutex<HashMap<Digest, Arc<LoadedModule>>>>,
 }
 
@@ -82,13 +84,22 @@ impl Loader {
     /// A loader that has loaded nothing.
     #[must_use]
     pub fn new(limits: Limits) -> Self {
-        Self { limits, engine: EngineKind::default(), loaded: Arc::default() }
+        Self { limits, engine: EngineKind::default(), cache: None, loaded: Arc::default() }
     }
 
     /// The same, for another engine. What has been loaded is not taken over.
     #[must_use]
     pub fn with_engine(self, engine: EngineKind) -> Self {
         Self { engine, loaded: Arc::default(), ..self }
+    }
+
+    /// The same, and compiled code is kept in `folder`, so that a module is compiled
+    /// once and not at each start. Only the `direct` engine can keep it.
+    ///
+    /// # Errors
+    /// The folder cannot be used, or others could put their code there.
+    pub fn with_code_cache(self, folder: impl Into<PathBuf>) -> Result<Self, CodeCacheError> {
+        Ok(Self { cache: Some(Arc::new(CodeCache::open(folder)?)), ..self })
     }
 
     /// The same, with nothing loaded.
@@ -198,7 +209,7 @@ impl Loader {
         check_imports(&binary)?;
         check_memory(&binary, self.limits.memory)?;
 
-        let (limits, engine) = (self.limits, self.engine);
+        let (limits, engine, cache) = (self.limits, self.engine, self.cache.clone());
         let permit = COMPILING.acquire().await.expect("the semaphore is never closed");
         // Another task may have loaded the same bytes while this one waited.
         if let Some(module) = self.loaded.lock().get(&digest) {
@@ -208,7 +219,8 @@ impl Loader {
         let compiling = spawn_blocking(move || {
             // Whoever waits may give up; the next compilation still has to wait.
             let _permit = permit;
-            Code::compile_first(engine, &code_bytes, &asked, limits.memory)
+            let kept = cache.as_deref().map(|cache| (cache, &digest));
+            Code::compile_first(engine, &code_bytes, &asked, limits.memory, kept)
         });
         let code = match tokio::time::timeout(limits.compile_timeout, compiling).await {
             Ok(Ok(code)) => code.map_err(LoadErrorKind::Compile)?,

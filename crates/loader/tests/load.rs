@@ -4,7 +4,7 @@
 
 mod guest;
 
-use std::time::Duration;
+use std::{os::unix::fs::MetadataExt, time::Duration};
 
 use bytes::Bytes;
 use guest::*;
@@ -72,6 +72,24 @@ async fn a_file_is_loaded_once_and_kept_by_digest(on: Rig) {
     assert!(std::sync::Arc::ptr_eq(&module, &again));
     loader.forget(&module.digest());
     assert!(loader.get(&module.digest()).is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn compiled_code_is_kept_for_the_next_process() {
+    let folder = tempfile::tempdir().unwrap();
+    let kept = folder.path().join("code");
+    let load = || async {
+        let loader = Rig(EngineKind::Direct).loader().with_code_cache(&kept).unwrap();
+        let source = Source::Bytes { name: "guest.wasm".into(), bytes: guest(IDLE) };
+        soon(loader.load(source)).await.unwrap();
+        let entry = std::fs::read_dir(&kept).unwrap().next().unwrap().unwrap().path();
+        (entry.clone(), std::fs::metadata(&entry).unwrap().ino())
+    };
+    let first = load().await;
+    assert_eq!(load().await, first, "it was not compiled again");
+    std::fs::write(&first.0, b"damaged").unwrap();
+    let (entry, _) = load().await;
+    assert!(std::fs::metadata(entry).unwrap().len() > 1000, "damaged code is compiled anew");
 }
 
 async fn a_file_that_cannot_be_read_may_be_tried_again(on: Rig) {
