@@ -607,7 +607,7 @@ fn a_value_that_cannot_be_is_an_error() {
     finds("[daemon]\nquiet = '400days'", "2:9 E0104");
     finds("[daemon]\nquiet = '999999999999999999999y'", "2:9 E0104");
     finds("[daemon]\nquiet = '-1s'", "2:9 E0104");
-    finds("[daemon]\nengine = 'direct'", "2:10 E0104");
+    finds("[daemon]\nengine = 'wasm3'", "2:10 E0104");
     finds("[daemon]\nmemory_budget = -1", "2:17 E0104");
     finds("[daemon]\nmemory_budget = 99999999999999999999999999999999999999999999", "2:17 E0104");
     finds("[daemon]\nmemory_budget = 'much'", "2:17 E0104");
