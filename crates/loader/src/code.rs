@@ -17,9 +17,9 @@ use crate::{binary::Binary, code_cache::CodeCache, direct, extism_engine, host::
 #[serde(rename_all = "lowercase")]
 pub enum EngineKind {
     /// The Extism SDK: the reference for what the plug-in ABI means, and no sandbox.
-    #[default]
     Extism,
     /// The plug-in ABI on wasmtime itself: faster, fair, and within limits that hold.
+    #[default]
     Direct,
 }
 

@@ -95,7 +95,7 @@ impl Code {
         made.map_err(|ended| match ended {
             Ended::Timeout => "its initialisers do not end".into(),
             Ended::Trap(why) | Ended::Bad(why) | Ended::Guest(why) => why,
-            Ended::Answer(_) => "its initialisers answer".into(),
+            Ended::Answer(_) => "it exits while it is initialised".into(),
         })
     }
 
@@ -379,7 +379,7 @@ impl DirectEngine {
 /// The failure of a turn that ended without an answer.
 fn failure(ended: Ended, begun: Instant) -> FailureKind {
     match ended {
-        Ended::Answer(_) => FailureKind::Turn("the guest gave an answer too many".into()),
+        Ended::Answer(_) => FailureKind::Trap("it exits while it is initialised".into()),
         Ended::Bad(why) => FailureKind::Turn(format!("the guest gave {why}")),
         Ended::Guest(error) => FailureKind::Guest(error),
         Ended::Trap(why) => FailureKind::Trap(why),
