@@ -190,6 +190,21 @@ pub(crate) enum Ended {
     Timeout,
 }
 
+/// Bytes of a guest's own error that are kept: enough for whoever reads it.
+const MAX_ERROR: usize = 8 << 10;
+
+impl Ended {
+    /// The guest answered with that error. What is too long to read is cut.
+    pub(crate) fn guest(mut error: String) -> Self {
+        if error.len() > MAX_ERROR {
+            error.truncate(error.floor_char_boundary(MAX_ERROR));
+            error.push('…');
+            error.shrink_to_fit();
+        }
+        Self::Guest(error)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

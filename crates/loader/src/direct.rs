@@ -218,7 +218,7 @@ fn ended(code: wasmtime::Result<i32>, blocks: &Blocks) -> Ended {
     };
     match code {
         Ok(code) => match (said(), code, blocks.output()) {
-            (Some(error), ..) => Ended::Guest(error),
+            (Some(error), ..) => Ended::guest(error),
             (None, 0, Ok(output)) => Ended::Answer(Bytes::copy_from_slice(output)),
             (None, 0, Err(size)) => {
                 Ended::Bad(format!("an output of {size} bytes, where it has none"))

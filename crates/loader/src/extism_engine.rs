@@ -189,7 +189,7 @@ fn classify(error: &Error) -> Ended {
             .any(|start| cause.starts_with(start))
         || cause.ends_with(" out of memory");
     if error.chain().count() == 1 && !sdk {
-        Ended::Guest(cause)
+        Ended::guest(cause)
     } else {
         Ended::Trap(innermost(error))
     }

@@ -282,9 +282,9 @@ impl Blocks {
         self.error
     }
 
-    /// The guest's error, if it has set one.
+    /// The guest's error, if it has set one. What is no block is no error.
     pub(crate) fn error(&self) -> Option<&[u8]> {
-        (self.error != 0).then(|| self.get(self.error).unwrap_or_default())
+        self.get(self.error).ok().filter(|error| !error.is_empty())
     }
 
     /// Bytes that all blocks take.

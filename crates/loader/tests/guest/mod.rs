@@ -4,7 +4,12 @@
 //! `<<some bytes>>` stands for the address and length of those bytes, which are
 //! put into its memory.
 
-#![allow(dead_code, reason = "each file of tests uses a part of the rig")]
+#![allow(
+    dead_code,
+    unused_imports,
+    unused_macros,
+    reason = "each file of tests uses a part of the rig"
+)]
 
 use std::{sync::Arc, time::Duration};
 
