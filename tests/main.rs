@@ -12,3 +12,4 @@ mod reload;
 mod stop;
 mod refusal;
 mod command;
+mod hostile;

@@ -185,10 +185,15 @@ impl Daemon {
         }
     }
 
+    /// The lines on stdout from now on, for whoever reads them elsewhere.
+    pub(crate) fn take_lines(&mut self) -> mpsc::Receiver<String> {
+        let (_, nothing) = mpsc::sync_channel(0);
+        std::mem::replace(&mut self.out, nothing)
+    }
+
     /// Closes the reading end of the daemon's stdout.
     pub(crate) fn close_stdout(&mut self) {
-        let (_, nothing) = mpsc::sync_channel(0);
-        self.out = nothing;
+        drop(self.take_lines());
     }
 
     pub(crate) fn log_text(&self) -> String {

@@ -1,0 +1,28 @@
+;; dead timeout | It prints without end.
+;; extism: skipped, its prints are nobody's
+(module
+  (import "extism:host/env" "alloc" (func $alloc (param i64) (result i64)))
+  (import "extism:host/env" "store_u8" (func $store (param i64 i32)))
+  (import "extism:host/env" "output_set" (func $output (param i64 i64)))
+  (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 2)
+  (data (i32.const 8) "{\"component\":\"Hostile\",\"inports\":[{\"name\":\"in\",\"port_type\":\"Any\"}],\"outports\":[{\"name\":\"out\",\"port_type\":\"Any\"}]}")
+  (data (i32.const 600) "{\"outputs\":{}}")
+  ;; A block with a copy of the bytes.
+  (func $block (param $at i32) (param $len i32) (result i64) (local $block i64) (local $i i32)
+    (local.set $block (call $alloc (i64.extend_i32_u (local.get $len))))
+    (loop $next
+      (call $store (i64.add (local.get $block) (i64.extend_i32_u (local.get $i)))
+        (i32.load8_u (i32.add (local.get $at) (local.get $i))))
+      (local.set $i (i32.add (local.get $i) (i32.const 1)))
+      (br_if $next (i32.lt_u (local.get $i) (local.get $len))))
+    (local.get $block))
+  (func $answer (param $at i32) (param $len i32) (result i32)
+    (call $output (call $block (local.get $at) (local.get $len)) (i64.extend_i32_u (local.get $len)))
+    (i32.const 0))
+  (func (export "get_metadata") (result i32) (call $answer (i32.const 8) (i32.const 113)))
+  (data (i32.const 700) "a line\n")
+  (func (export "process") (result i32) 
+    (i32.store (i32.const 720) (i32.const 700)) (i32.store (i32.const 724) (i32.const 7))
+    (loop $l (drop (call $write (i32.const 1) (i32.const 720) (i32.const 1) (i32.const 728))) (br $l)) unreachable)
+)

@@ -1,0 +1,35 @@
+;; dead turn-error | It sets more state than `state_size` allows.
+(module
+  (import "extism:host/env" "alloc" (func $alloc (param i64) (result i64)))
+  (import "extism:host/env" "store_u8" (func $store (param i64 i32)))
+  (import "extism:host/env" "output_set" (func $output (param i64 i64)))
+  (import "extism:host/user" "__set_state" (func $set_state (param i64 i64)))
+  (memory (export "memory") 2)
+  (data (i32.const 8) "{\"component\":\"Hostile\",\"inports\":[{\"name\":\"in\",\"port_type\":\"Any\"}],\"outports\":[{\"name\":\"out\",\"port_type\":\"Any\"}]}")
+  (data (i32.const 600) "{\"outputs\":{}}")
+  ;; A block with a copy of the bytes.
+  (func $block (param $at i32) (param $len i32) (result i64) (local $block i64) (local $i i32)
+    (local.set $block (call $alloc (i64.extend_i32_u (local.get $len))))
+    (loop $next
+      (call $store (i64.add (local.get $block) (i64.extend_i32_u (local.get $i)))
+        (i32.load8_u (i32.add (local.get $at) (local.get $i))))
+      (local.set $i (i32.add (local.get $i) (i32.const 1)))
+      (br_if $next (i32.lt_u (local.get $i) (local.get $len))))
+    (local.get $block))
+  (func $answer (param $at i32) (param $len i32) (result i32)
+    (call $output (call $block (local.get $at) (local.get $len)) (i64.extend_i32_u (local.get $len)))
+    (i32.const 0))
+  (func (export "get_metadata") (result i32) (call $answer (i32.const 8) (i32.const 113)))
+  (data (i32.const 700) "00000000")
+  (func (export "process") (result i32) 
+    (local $i i32)
+    (loop $l
+      (local.set $i (i32.add (local.get $i) (i32.const 1)))
+      ;; Another key of letters each time.
+      (i32.store8 (i32.const 700) (i32.add (i32.const 65) (i32.and (local.get $i) (i32.const 15))))
+      (i32.store8 (i32.const 701) (i32.add (i32.const 65) (i32.and (i32.shr_u (local.get $i) (i32.const 4)) (i32.const 15))))
+      (i32.store8 (i32.const 702) (i32.add (i32.const 65) (i32.shr_u (local.get $i) (i32.const 8))))
+      (call $set_state (call $block (i32.const 700) (i32.const 8)) (call $block (i32.const 704) (i32.const 1)))
+      (br_if $l (i32.lt_u (local.get $i) (i32.const 3000))))
+    (call $answer (i32.const 600) (i32.const 14)))
+)
