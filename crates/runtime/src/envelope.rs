@@ -1,6 +1,7 @@
 //! A message with what is known of its way.
 
 use std::{
+    cell::Cell,
     collections::hash_map::RandomState,
     fmt,
     hash::{BuildHasher, Hasher},
@@ -15,11 +16,16 @@ use std::{
 use bytes::Bytes;
 use serde::{Serialize, Serializer};
 use thiserror::Error;
+use tokio::time::Instant;
 
 use crate::{Message, PortName};
 
+/// Numbers that a thread takes at a time, so that threads which make ids all the
+/// time do not contend for one counter.
+const BLOCK: u64 = 1 << 12;
+
 /// Names one delivery, unique across processes: 64 random bits of this process
-/// and a number that only grows. Written as 32 hexadecimal digits.
+/// and a number that no other message of it has. Written as 32 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MessageId {
     process: u64,
@@ -32,10 +38,22 @@ impl MessageId {
     #[expect(clippy::new_without_default, reason = "every call gives another value")]
     pub fn new() -> Self {
         static PROCESS: OnceLock<u64> = OnceLock::new();
-        static NUMBER: AtomicU64 = AtomicU64::new(1);
+        static NEXT_BLOCK: AtomicU64 = AtomicU64::new(0);
+        thread_local! {
+            /// The next number of this thread's block.
+            static NUMBER: Cell<u64> = const { Cell::new(0) };
+        }
         // The standard library seeds its hashers from the system's random numbers.
         let process = *PROCESS.get_or_init(|| RandomState::new().build_hasher().finish());
-        Self { process, number: NUMBER.fetch_add(1, Ordering::Relaxed) }
+        let number = NUMBER.with(|number| {
+            let mut next = number.get();
+            if next.is_multiple_of(BLOCK) {
+                next = NEXT_BLOCK.fetch_add(BLOCK, Ordering::Relaxed) + 1;
+            }
+            number.set(next + 1);
+            next
+        });
+        Self { process, number }
     }
 }
 
@@ -143,6 +161,7 @@ impl Envelope {
 #[derive(Clone, Debug)]
 pub(crate) struct Lineage {
     pub(crate) correlation: MessageId,
+    /// The correlations of the others that a join took.
     pub(crate) links: Option<Arc<[MessageId]>>,
     pub(crate) traceparent: Option<Arc<str>>,
     pub(crate) hops: u32,
@@ -150,27 +169,60 @@ pub(crate) struct Lineage {
 
 impl Lineage {
     /// From the messages of one turn: the first gives correlation and trace, the others are linked.
-    pub(crate) fn of(taken: &[Envelope]) -> Self {
-        let first = taken.first().expect("a turn takes at least one message");
-        let links: Arc<[MessageId]> =
-            taken[1..].iter().map(|envelope| envelope.correlation).collect();
-        Self {
-            correlation: first.correlation,
-            links: (!links.is_empty()).then_some(links),
-            traceparent: first.traceparent.clone(),
-            hops: taken.iter().map(|envelope| envelope.hops).max().unwrap_or(0),
-        }
+    pub(crate) fn of(first: &Envelope, others: &[&Envelope]) -> Self {
+        let hops = others.iter().map(|envelope| envelope.hops).fold(first.hops, u32::max);
+        // Most turns take one message, and then there is nothing to allocate.
+        let links =
+            (!others.is_empty()).then(|| others.iter().map(|other| other.correlation).collect());
+        Self { correlation: first.correlation, links, traceparent: first.traceparent.clone(), hops }
     }
 
-    /// An output on its way to `port`.
-    pub(crate) fn output(&self, port: PortName, message: Message, time: u64) -> Envelope {
+    /// The correlations of all messages that the turn took.
+    pub(crate) fn correlations(&self) -> impl Iterator<Item = MessageId> {
+        let links = self.links.as_deref().unwrap_or_default();
+        std::iter::once(self.correlation).chain(links.iter().copied())
+    }
+}
+
+/// One moment by both clocks. Asking a clock is a fair part of a short turn, so
+/// all that leaves a turn leaves at the same moment.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Moment {
+    pub(crate) instant: Instant,
+    pub(crate) unix_millis: u64,
+}
+
+impl Moment {
+    pub(crate) fn now() -> Self {
+        Self::at(Instant::now())
+    }
+
+    /// The moment of `instant`, which has only just been.
+    pub(crate) fn at(instant: Instant) -> Self {
+        Self { instant, unix_millis: unix_millis() }
+    }
+}
+
+/// Where messages come from that leave an actor together.
+pub(crate) struct Origin {
+    /// What they inherit; none where they enter the system.
+    pub(crate) lineage: Option<Lineage>,
+    pub(crate) at: Moment,
+}
+
+impl Origin {
+    /// A message from here on its way to `port`.
+    pub(crate) fn envelope(&self, port: PortName, message: Message) -> Envelope {
+        let Some(lineage) = &self.lineage else {
+            return Envelope::entering(port, message, None);
+        };
         Envelope {
             id: MessageId::new(),
-            correlation: self.correlation,
-            links: self.links.clone(),
-            traceparent: self.traceparent.clone(),
-            time,
-            hops: self.hops.saturating_add(1),
+            correlation: lineage.correlation,
+            links: lineage.links.clone(),
+            traceparent: lineage.traceparent.clone(),
+            time: self.at.unix_millis,
+            hops: lineage.hops.saturating_add(1),
             port,
             message,
         }
@@ -183,4 +235,19 @@ pub fn unix_millis() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn no_two_messages_have_the_same_id() {
+        let many = || (0..3 * BLOCK).map(|_| MessageId::new()).collect::<Vec<_>>();
+        let threads: Vec<_> = (0..4).map(|_| std::thread::spawn(many)).collect();
+        let ids = threads.into_iter().flat_map(|thread| thread.join().unwrap());
+        assert_eq!(ids.collect::<HashSet<_>>().len() as u64, 4 * 3 * BLOCK);
+    }
 }

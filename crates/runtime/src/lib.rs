@@ -19,8 +19,9 @@ mod waits;
 mod event;
 mod meter;
 mod log;
+mod panic;
 
-pub use actor::{ActorState, ERROR_PORT, Generation, Status};
+pub use actor::{Actor, ActorState, ERROR_PORT, Generation, Status};
 pub use dead_letter::{DeadLetter, DeadLetters, Reason};
 pub use envelope::{Envelope, MessageId, MessageIdError, unix_millis};
 pub use event::{Event, EventKind, Events};
@@ -34,8 +35,8 @@ pub use module::{
     StateError, Turn, TurnLimits,
 };
 pub use name::{ActorName, ActorNameError, PortName, PortNameError, PortRef, PortRefError};
-pub use settings::{Inport, Overflow, Persistence, Send, Settings, Trigger};
+pub use settings::{Overflow, Persistence, SendMode, Settings, Trigger};
 pub use source::{Emitter, Source, SourceError};
-pub use system::{Actor, Books, Change, Changed, Ledger, Ready, SendError, Start, System, WireDef};
+pub use system::{Books, Change, Changed, Ledger, Ready, SendError, Start, System, WireDef};
 pub use waits::Answer;
 pub use wire::{Routes, Wire, WireCounts};

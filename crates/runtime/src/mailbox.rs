@@ -1,8 +1,11 @@
 //! The bounded queue in front of an actor.
 //!
-//! A message that is in hand stays in the mailbox until its turn has ended
-//! well, so a retry, a lost engine or a cancelled turn has nothing to put
-//! back, and the order cannot change. The books are kept under the same lock as
+//! A message that is in hand stays in the mailbox until it has been processed or
+//! given up, so a retry, a lost engine or a cancelled turn has nothing to put
+//! back, and the order cannot change. It is in hand from [`Mailbox::take`] on,
+//! through all retries, and nothing pushes or sends it out meanwhile. Released,
+//! because the actor gave up for now or runs another generation, it waits again
+//! like any other. The books are kept under the same lock as
 //! the queue: whoever looks, they balance.
 //!
 //! A mailbox has one lane, or with [`Trigger::All`] one lane per inport, each
@@ -15,7 +18,7 @@ use parking_lot::{Mutex, MutexGuard};
 use serde::Serialize;
 use tokio::{sync::Notify, time::Instant};
 
-use crate::{Envelope, Overflow, PortName, Trigger};
+use crate::{Envelope, Message, Overflow, PortName, Trigger, envelope::Lineage};
 
 /// The queue that belongs to one actor and outlives all its engines.
 pub struct Mailbox {
@@ -77,16 +80,11 @@ pub enum Entry {
     Connector,
     /// By the admin API.
     Api,
-    /// From the dead letters.
-    Replay,
-    /// From what an earlier process saved.
-    Restore,
 }
 
 impl Entry {
     /// All ways in, in the order of [`Counts::accepted`].
-    pub const ALL: [Self; 5] =
-        [Self::Wire, Self::Connector, Self::Api, Self::Replay, Self::Restore];
+    pub const ALL: [Self; 3] = [Self::Wire, Self::Connector, Self::Api];
 
     /// One word for metrics.
     #[must_use]
@@ -95,8 +93,6 @@ impl Entry {
             Self::Wire => "wire",
             Self::Connector => "connector",
             Self::Api => "api",
-            Self::Replay => "replay",
-            Self::Restore => "restore",
         }
     }
 }
@@ -108,14 +104,14 @@ impl Entry {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {
     /// Taken in, by [`Entry`].
-    pub accepted: [u64; 5],
-    /// Left with a successful turn.
+    pub accepted: [u64; Entry::ALL.len()],
+    /// Left with a turn that succeeded, or whose error went to the `error` port as an answer.
     pub completed: u64,
     /// Left as dead letters.
     pub dead_lettered: u64,
     /// Pushed out by newer ones.
     pub dropped: u64,
-    /// In hand, retries in backoff included.
+    /// In hand, those between two attempts included.
     pub in_flight: u64,
     /// Waiting.
     pub queued: u64,
@@ -186,9 +182,13 @@ impl Drop for InLine<'_> {
 #[derive(Debug)]
 pub(crate) struct Taken {
     /// One message, or one per inport for a join.
-    pub(crate) envelopes: Vec<Envelope>,
+    pub(crate) payload: Vec<(PortName, Message)>,
+    /// What the outputs inherit from them.
+    pub(crate) lineage: Lineage,
     /// When the first of them arrived here.
     pub(crate) arrived: Instant,
+    /// When the last of them did, so that there could be a turn.
+    pub(crate) complete: Instant,
 }
 
 /// How messages in hand leave the mailbox.
@@ -219,20 +219,22 @@ impl Mailbox {
     }
 
     #[expect(clippy::result_large_err, reason = "the error is the message, handed back")]
-    /// Takes a message in, or hands it back. `overflow` is the wire's own way, where it has one.
+    /// Takes a message in that arrived just now, or hands it back. `overflow` is the
+    /// wire's own way, where it has one.
     pub(crate) fn push(
         &self,
         envelope: Envelope,
         overflow: Option<Overflow>,
         entry: Entry,
+        arrived: Instant,
     ) -> Result<Pushed, PushError> {
         let mut inner = self.inner.lock();
         if inner.closed {
             return Err(PushError::Closed(envelope));
         }
         let bounds = inner.bounds;
-        let lane = inner.lane_for(&envelope.port);
-        let lane = &mut inner.lanes[lane];
+        let at = inner.lane_for(&envelope.port);
+        let lane = &mut inner.lanes[at];
         let mut pushed = Pushed::default();
         if !lane.has_room(bounds, envelope.message.encoded_len()) {
             match overflow.unwrap_or(bounds.overflow) {
@@ -251,7 +253,8 @@ impl Mailbox {
                 },
             }
         }
-        inner.accept(envelope, entry);
+        inner.counts.accepted[entry as usize] += 1;
+        inner.accept(at, envelope, arrived);
         self.wake(inner);
         Ok(pushed)
     }
@@ -280,6 +283,13 @@ impl Mailbox {
         taken
     }
 
+    /// The messages in hand, in the order in which a turn takes them.
+    pub(crate) fn in_hand(&self) -> Vec<Envelope> {
+        let mut inner = self.inner.lock();
+        let heads = inner.heads(true).into_iter().map(|slot| slot.envelope.clone());
+        heads.collect()
+    }
+
     /// What is in hand leaves.
     pub(crate) fn finish(&self, outcome: Outcome) {
         let mut inner = self.inner.lock();
@@ -299,7 +309,7 @@ impl Mailbox {
         }
     }
 
-    /// What is in hand waits again, in its place.
+    /// What is in hand is so no longer: it waits again, in its place.
     pub(crate) fn release(&self) {
         for lane in &mut self.inner.lock().lanes {
             lane.queue.iter_mut().for_each(|slot| slot.in_hand = false);
@@ -332,7 +342,8 @@ impl Mailbox {
         self.wake(inner);
     }
 
-    /// Takes out what waits for `port`, or everything, and counts it as dead letters.
+    /// Takes out what waits for `port`, or everything, but what is in hand, and
+    /// counts it as dead letters.
     pub(crate) fn expel(&self, port: Option<&PortName>) -> Vec<Envelope> {
         let mut inner = self.inner.lock();
         let inner = &mut *inner;
@@ -397,7 +408,7 @@ impl Mailbox {
         self.len() == 0
     }
 
-    /// How many messages wait for each port.
+    /// How many messages there are for each port, in hand or waiting.
     #[must_use]
     pub fn queued_by_port(&self) -> Vec<(PortName, usize)> {
         let inner = self.inner.lock();
@@ -436,18 +447,11 @@ impl Mailbox {
 }
 
 impl Inner {
-    fn accept(&mut self, envelope: Envelope, entry: Entry) {
-        let lane = self.lane_for(&envelope.port);
-        self.counts.accepted[entry as usize] += 1;
+    fn accept(&mut self, lane: usize, envelope: Envelope, arrived: Instant) {
         self.arrivals += 1;
         let lane = &mut self.lanes[lane];
         lane.bytes += envelope.message.encoded_len() as u64;
-        lane.queue.push_back(Slot {
-            arrival: self.arrivals,
-            arrived: Instant::now(),
-            in_hand: false,
-            envelope,
-        });
+        lane.queue.push_back(Slot { arrival: self.arrivals, arrived, in_hand: false, envelope });
         // Several senders may wait and one pop wakes one; pass the word on while there is room.
         if lane.blocked > 0 && lane.has_room(self.bounds, 0) {
             lane.room.notify_one();
@@ -480,28 +484,42 @@ impl Inner {
     }
 
     fn take(&mut self) -> Option<Taken> {
+        // Most mailboxes have one lane, and there nothing has to be gathered.
+        if let [lane] = &mut self.lanes[..]
+            && lane.port.is_none()
+        {
+            let slot = lane.queue.front_mut()?;
+            slot.in_hand = true;
+            return Some(Taken {
+                payload: vec![slot.input()],
+                lineage: Lineage::of(&slot.envelope, &[]),
+                arrived: slot.arrived,
+                complete: slot.arrived,
+            });
+        }
         let again = self.lanes.iter().any(|l| l.queue.front().is_some_and(|slot| slot.in_hand));
         if !again && !self.can_take() {
             return None;
         }
-        let mut heads: Vec<&mut Slot> = self
-            .lanes
-            .iter_mut()
-            .filter_map(|lane| lane.queue.front_mut())
-            .filter(|slot| !again || slot.in_hand)
-            .collect();
-        // The first required port gives the correlation, so it comes first.
-        let rank = |port: &PortName| self.join.iter().position(|p| p == port).unwrap_or(usize::MAX);
-        heads.sort_by_key(|slot| rank(&slot.envelope.port));
+        let mut heads = self.heads(again);
+        heads.iter_mut().for_each(|slot| slot.in_hand = true);
         let arrived = heads.iter().map(|slot| slot.arrived).min()?;
-        let envelopes = heads
-            .into_iter()
-            .map(|slot| {
-                slot.in_hand = true;
-                slot.envelope.clone()
-            })
-            .collect();
-        Some(Taken { envelopes, arrived })
+        let complete = heads.iter().map(|slot| slot.arrived).max()?;
+        let payload = heads.iter().map(|slot| slot.input()).collect();
+        let envelopes: Vec<&Envelope> = heads.iter().map(|slot| &slot.envelope).collect();
+        let (first, others) = envelopes.split_first()?;
+        Some(Taken { payload, lineage: Lineage::of(first, others), arrived, complete })
+    }
+
+    /// The heads of all lanes, or of those in hand. The first required port gives
+    /// the correlation, so it comes first.
+    fn heads(&mut self, in_hand: bool) -> Vec<&mut Slot> {
+        let join = &self.join;
+        let rank = |port: &PortName| join.iter().position(|p| p == port).unwrap_or(usize::MAX);
+        let heads = self.lanes.iter_mut().filter_map(|lane| lane.queue.front_mut());
+        let mut heads: Vec<_> = heads.filter(|slot| !in_hand || slot.in_hand).collect();
+        heads.sort_by_key(|slot| rank(&slot.envelope.port));
+        heads
     }
 
     /// Sorts everything into the lanes of the present trigger, by arrival.
@@ -525,6 +543,13 @@ impl Inner {
             lane.bytes += slot.envelope.message.encoded_len() as u64;
             lane.queue.push_back(slot);
         }
+    }
+}
+
+impl Slot {
+    /// The message as a turn gets it.
+    fn input(&self) -> (PortName, Message) {
+        (self.envelope.port.clone(), self.envelope.message.clone())
     }
 }
 

@@ -105,7 +105,12 @@ pub struct Meters {
     pub turn_seconds: Histogram,
     /// From a message's arrival in the mailbox to its turn.
     pub wait_seconds: Histogram,
-    /// Pause that a swap put on a mailbox with messages in it.
+    /// The pause that each swap put on its mailbox, if that had messages in it: up to
+    /// the first turn of the new generation, from the moment at which there could have
+    /// been a turn without the swap. That is the latest of: the end of the old
+    /// generation's last turn; the end of whatever else kept the actor from its
+    /// messages, as an operator's pause, a rest or a full mailbox behind it; and the
+    /// arrival of what the first turn takes.
     pub swap_pause_seconds: Histogram,
     /// Swaps.
     pub swaps: Counter,

@@ -4,8 +4,6 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Type;
-
 /// The keys of an actor that apply to it as it runs.
 ///
 /// What needs a new engine is a [`ProgramSpec`](crate::ProgramSpec) instead.
@@ -22,7 +20,7 @@ pub struct Settings {
     /// What starts a turn.
     pub trigger: Trigger,
     /// When the guest's `__send_output` leaves.
-    pub send: Send,
+    pub send: SendMode,
     /// Further attempts after a trap.
     pub retries: u32,
     /// Further attempts after a time-out.
@@ -51,7 +49,7 @@ impl Default for Settings {
             mailbox_bytes: 16 << 20,
             overflow: Overflow::Block,
             trigger: Trigger::Any,
-            send: Send::OnSuccess,
+            send: SendMode::OnSuccess,
             retries: 2,
             retries_timeout: 0,
             output: 16 << 20,
@@ -92,7 +90,7 @@ pub enum Trigger {
 /// When the guest's `__send_output` leaves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Send {
+pub enum SendMode {
     /// With the turn's outputs, when it has succeeded.
     #[default]
     OnSuccess,
@@ -109,15 +107,4 @@ pub enum Persistence {
     Snapshot,
     /// Never.
     Memory,
-}
-
-/// The inports of an actor, as a join needs to know them.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Inport {
-    /// Its name.
-    pub name: crate::PortName,
-    /// Its declared type.
-    pub ty: Type,
-    /// Whether a join waits for it.
-    pub required: bool,
 }

@@ -1,8 +1,18 @@
 //! Actors that have no mailbox and put messages out of their own accord.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
-use futures_util::future::{BoxFuture, join_all};
+use futures_util::{
+    FutureExt,
+    future::{BoxFuture, join_all},
+};
 use thiserror::Error;
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -12,17 +22,17 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
-    ActorState, Digest, EventKind, Generation, Message, Metadata, PortName, Ready,
-    actor::{Command, Shared, Swapped},
+    ActorState, Digest, EventKind, Message, Metadata, PortName, Ready,
+    actor::{Command, Identity, Shared, Swapped},
     dead_letter::Reason,
+    envelope::{Moment, Origin},
+    panic::said,
+    supervisor::Supervisor,
     wire::Wire,
 };
 
-/// The pause before a source that failed is run again; doubled up to a minute.
-const FIRST_OUTAGE: Duration = Duration::from_secs(1);
-
-/// The longest such pause.
-const LONGEST_OUTAGE: Duration = Duration::from_secs(60);
+/// How long a source that puts nothing out must have run to count as recovered.
+const RECOVERED: Duration = Duration::from_secs(60);
 
 /// A connector that brings messages in from outside.
 pub trait Source: Send + Sync {
@@ -50,6 +60,8 @@ pub struct SourceError {
 pub struct Emitter {
     shared: Arc<Shared>,
     paused: watch::Receiver<bool>,
+    /// How many messages wait for room.
+    waiting: Arc<AtomicUsize>,
 }
 
 impl Emitter {
@@ -62,24 +74,48 @@ impl Emitter {
         // The sender lives as long as the task that polls this.
         _ = paused.wait_for(|paused| !paused).await;
         let routes = self.shared.routes.load_full();
-        let mut waiting: Vec<Arc<Wire>> = Vec::new();
-        self.shared.emit(&routes, None, port, &message, &mut waiting);
+        let mut wires: Vec<Arc<Wire>> = Vec::new();
+        let origin = Origin { lineage: None, at: Moment::now() };
+        self.shared.emit(&routes, &origin, port, message, &mut wires);
         self.shared.meters.turns_ok.add(1);
-        if !waiting.is_empty() {
+        if !wires.is_empty() {
             let began = Instant::now();
-            self.shared.set_state(ActorState::Blocked, None);
-            join_all(waiting.iter().map(|wire| wire.drain())).await;
-            self.show();
+            let waits = Waiting::begin(self);
+            join_all(wires.iter().map(|wire| wire.drain())).await;
+            drop(waits);
             let millis = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
             self.shared.meters.blocked_millis.add(millis);
         }
     }
 
-    /// Shows that the source runs, or that an operator has halted it.
+    /// Shows what a source does that runs.
     fn show(&self) {
-        let paused = *self.paused.borrow();
-        let state = if paused { ActorState::Paused } else { ActorState::Active };
-        self.shared.set_state(state, None);
+        let state = if *self.paused.borrow() {
+            ActorState::Paused
+        } else if self.waiting.load(Ordering::Acquire) > 0 {
+            ActorState::Blocked
+        } else {
+            ActorState::Active
+        };
+        self.shared.set_status(state, None);
+    }
+}
+
+/// One message's wait for room, which ends also where the source is dropped in it.
+struct Waiting<'a>(&'a Emitter);
+
+impl<'a> Waiting<'a> {
+    fn begin(emitter: &'a Emitter) -> Self {
+        emitter.waiting.fetch_add(1, Ordering::AcqRel);
+        emitter.show();
+        Self(emitter)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::AcqRel);
+        self.0.show();
     }
 }
 
@@ -102,61 +138,79 @@ pub(crate) struct SourceSwap {
 }
 
 /// What a source's task is about.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 enum Phase {
     /// The source runs, or will when the gate opens.
     Running,
-    /// It failed and is run again then.
-    Resting(Instant),
+    /// It failed, for that reason, and is run again then.
+    Resting { until: Instant, why: String },
     /// It has put everything out.
     Finished,
+}
+
+/// How a phase ended by itself.
+enum Ended {
+    /// The rest is over.
+    Rested,
+    /// The source has put everything out.
+    Finished,
+    /// It failed, after it had shown that it works or not.
+    Failed { error: SourceError, worked: bool },
 }
 
 impl SourceTask {
     pub(crate) async fn run(mut self) {
         let (pause, paused) = watch::channel(false);
-        let emitter = Emitter { shared: Arc::clone(&self.shared), paused };
-        let mut outage = FIRST_OUTAGE;
+        let waiting = Arc::default();
+        let emitter = Emitter { shared: Arc::clone(&self.shared), paused, waiting };
+        let mut supervisor = Supervisor::default();
         let mut phase = Phase::Running;
-        loop {
-            let work = self.work(phase, emitter.clone());
+        let until = 'life: loop {
+            self.show(&phase, &emitter);
+            let work = self.work(phase.clone(), emitter.clone());
             tokio::pin!(work);
             // Commands that do not end the source's work are obeyed beside it.
-            phase = loop {
+            let next = loop {
                 tokio::select! {
                     biased;
-                    () = self.shared.kill.cancelled() => return self.end(Instant::now()).await,
+                    () = self.shared.kill.cancelled() => break 'life Instant::now(),
                     command = self.commands.recv() => match command {
-                        None => return self.end(Instant::now()).await,
-                        Some(Command::Drain { until }) => return self.end(until).await,
+                        None => break 'life Instant::now(),
+                        Some(Command::Drain { until }) => break 'life until,
                         // A source that runs must not begin again: it would send all twice.
-                        Some(Command::Retry) if self.rests() => break Phase::Running,
-                        Some(command) => self.obey(command, &pause),
+                        Some(Command::Retry) if matches!(phase, Phase::Resting { .. }) => {
+                            supervisor.forgive();
+                            break Phase::Running;
+                        }
+                        Some(command) => {
+                            self.obey(command, &pause);
+                            self.show(&phase, &emitter);
+                        }
                     },
                     Some(swap) = self.swaps.recv() => {
                         self.swap(swap);
-                        outage = FIRST_OUTAGE;
+                        supervisor.forgive();
                         break Phase::Running;
                     }
-                    result = &mut work => break match result {
-                        Ok(()) => self.finished(),
-                        Err(error) => {
-                            let until = Instant::now() + outage;
-                            outage = (outage * 2).min(LONGEST_OUTAGE);
-                            self.failed(&error, until)
+                    ended = &mut work => break match ended {
+                        Ended::Rested => Phase::Running,
+                        Ended::Finished => self.finished(),
+                        Ended::Failed { error, worked } => {
+                            if worked {
+                                supervisor.succeeded();
+                            }
+                            self.failed(&error, Instant::now() + supervisor.outage())
                         }
                     },
                 }
             };
-        }
+            phase = next;
+        };
+        self.end(until).await;
     }
 
     /// What is to be done in a phase, holding nothing of the task.
-    fn work(
-        &self,
-        phase: Phase,
-        emitter: Emitter,
-    ) -> impl Future<Output = Result<(), SourceError>> + use<> {
+    fn work(&self, phase: Phase, emitter: Emitter) -> impl Future<Output = Ended> + use<> {
         let source = Arc::clone(&self.source);
         let (mut gate, wired) = (self.gate.clone(), self.wired.clone());
         async move {
@@ -164,11 +218,26 @@ impl SourceTask {
             match phase {
                 // A gate without a sender means that the system is going.
                 Phase::Running if gate.wait_for(|open| *open).await.is_ok() => {}
-                Phase::Running | Phase::Finished => std::future::pending().await,
-                Phase::Resting(until) => time::sleep_until(until).await,
+                Phase::Running | Phase::Finished => return std::future::pending().await,
+                Phase::Resting { until, .. } => {
+                    time::sleep_until(until).await;
+                    return Ended::Rested;
+                }
             }
-            emitter.show();
-            source.run(emitter).await
+            let (shared, began) = (Arc::clone(&emitter.shared), Instant::now());
+            let before = shared.meters.turns_ok.get();
+            // A panic here is an error of this program; the source is not the worse for it.
+            let run = AssertUnwindSafe(source.run(emitter)).catch_unwind().await;
+            let run = run.unwrap_or_else(|panic| {
+                Err(SourceError { why: format!("the host panicked: {}", said(&*panic)) })
+            });
+            match run {
+                Ok(()) => Ended::Finished,
+                Err(error) => {
+                    let put_out = shared.meters.turns_ok.get() > before;
+                    Ended::Failed { error, worked: put_out || began.elapsed() >= RECOVERED }
+                }
+            }
         }
     }
 
@@ -184,14 +253,22 @@ impl SourceTask {
         }
     }
 
-    /// Whether it has failed and waits to be run again.
-    fn rests(&self) -> bool {
-        self.shared.status.borrow().state == ActorState::Failed
+    /// Shows what the source is doing. That it is paused hides the rest, and undoes nothing of it.
+    fn show(&self, phase: &Phase, emitter: &Emitter) {
+        let paused = *emitter.paused.borrow();
+        match phase {
+            Phase::Resting { why, .. } if !paused => {
+                self.shared.set_status(ActorState::Failed, Some(why.clone()));
+            }
+            Phase::Finished if !paused => {
+                let why = "the source has nothing more to send".into();
+                self.shared.set_status(ActorState::Active, Some(why));
+            }
+            _ => emitter.show(),
+        }
     }
 
     fn finished(&self) -> Phase {
-        let why = Some("the source has nothing more to send".into());
-        self.shared.set_state(ActorState::Active, why);
         info!(actor = %self.shared.name, "source finished");
         Phase::Finished
     }
@@ -199,45 +276,24 @@ impl SourceTask {
     fn failed(&self, error: &SourceError, until: Instant) -> Phase {
         warn!(actor = %self.shared.name, %error, "source failed and will be tried again");
         let (actor, why) = (self.shared.name.clone(), error.to_string());
-        self.shared.events.record(EventKind::Failed { actor, why });
-        self.shared.set_state(ActorState::Failed, Some(error.to_string()));
-        Phase::Resting(until)
+        self.shared.events.record(EventKind::Failed { actor, why: why.clone() });
+        Phase::Resting { until, why }
     }
 
     fn pause(&self, pause: &watch::Sender<bool>, on: bool) {
         pause.send_replace(on);
         let actor = self.shared.name.clone();
-        let (state, event) = if on {
-            (ActorState::Paused, EventKind::Paused { actor })
-        } else {
-            (ActorState::Active, EventKind::Resumed { actor })
-        };
-        self.shared.set_state(state, None);
+        let event = if on { EventKind::Paused { actor } } else { EventKind::Resumed { actor } };
         self.shared.events.record(event);
     }
 
     fn swap(&mut self, swap: SourceSwap) {
-        let digest = swap.source.digest();
-        self.source = swap.source;
-        let mut generation = Generation::FIRST;
-        let mut from = digest;
-        self.shared.status.send_modify(|status| {
-            generation = status.generation.next();
-            from = status.digest;
-            status.generation = generation;
-            status.digest = digest;
-        });
-        let actor = self.shared.name.clone();
-        let generation_number = generation.number();
-        self.shared.events.record(EventKind::Swapped {
-            actor,
-            generation: generation_number,
-            from,
-            digest,
-            queued: 0,
-        });
+        let SourceSwap { source, done } = swap;
+        self.source = source;
+        let component = self.source.metadata().component.clone();
+        let identity = Identity { digest: self.source.digest(), version: None, component };
         // The reloader may have stopped waiting; the swap stands all the same.
-        _ = swap.done.send(Ok(generation));
+        _ = done.send(Ok(self.shared.swapped(identity, 0)));
     }
 
     /// What was already put out is delivered, as far as there is time, unless
@@ -260,7 +316,7 @@ impl SourceTask {
             routes.all().for_each(|wire| wire.abandon(Reason::Removed));
         }
         let actor = self.shared.name.clone();
-        self.shared.set_state(ActorState::Stopped, None);
+        self.shared.set_status(ActorState::Stopped, None);
         info!(%actor, "source stopped");
         self.shared.events.record(EventKind::Stopped { actor, dead_lettered: 0 });
     }

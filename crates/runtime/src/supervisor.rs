@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::{FailureKind, Settings};
 
 /// Messages in a row without a success after which an actor gives up.
-const FRUITLESS: u32 = 10;
+pub(crate) const FRUITLESS: u32 = 10;
 
 /// The pause before the first retry of a message; doubled for each further one.
 const BACKOFF: Duration = Duration::from_millis(50);
@@ -15,7 +15,8 @@ const BACKOFF: Duration = Duration::from_millis(50);
 /// The longest pause between two attempts at anything.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
-/// The pause before an actor that gave up tries again; doubled each time.
+/// The pause before an actor that gave up, or a source that failed, tries again;
+/// doubled each time.
 const FIRST_OUTAGE: Duration = Duration::from_secs(1);
 
 /// Remembers an actor's recent failures and judges the next one.
@@ -37,7 +38,7 @@ pub(crate) enum Verdict {
     /// The message has had its chances. `rest` is the pause where the actor gives up.
     GiveUp { attempts: u32, rest: Option<Duration> },
     /// The guest's own error: an answer, not an accident.
-    Answer { attempts: u32 },
+    Answer,
     /// Nothing is wrong with the message: keep it and try again after a pause.
     Keep { rest: Duration },
 }
@@ -69,9 +70,9 @@ impl Supervisor {
         let retries = match kind {
             FailureKind::Unavailable(_) => return Verdict::Keep { rest: self.outage() },
             FailureKind::Guest(_) if answered => {
-                let attempts = std::mem::take(&mut self.attempts);
+                self.attempts = 0;
                 self.fruitless = 0;
-                return Verdict::Answer { attempts };
+                return Verdict::Answer;
             }
             FailureKind::Trap(_) => settings.retries,
             FailureKind::Timeout(_) => settings.retries_timeout,
@@ -87,7 +88,8 @@ impl Supervisor {
         Verdict::GiveUp { attempts, rest }
     }
 
-    /// No engine can be made, or a connector has nothing to talk to: how long to rest.
+    /// No engine can be made, a connector has nothing to talk to, or a source failed:
+    /// how long to rest.
     pub(crate) fn outage(&mut self) -> Duration {
         let rest = FIRST_OUTAGE.saturating_mul(1 << self.outages.min(16)).min(LONGEST_PAUSE);
         self.outages += 1;
@@ -148,7 +150,7 @@ mod tests {
     fn a_guest_error_that_somebody_hears_is_an_answer() {
         let (mut s, settings) = (Supervisor::default(), Settings::default());
         let kind = FailureKind::Guest("x".into());
-        assert_eq!(s.judge(&kind, &settings, true), Verdict::Answer { attempts: 1 });
+        assert_eq!(s.judge(&kind, &settings, true), Verdict::Answer);
         let given_up = Verdict::GiveUp { attempts: 1, rest: None };
         assert_eq!(s.judge(&kind, &settings, false), given_up);
     }

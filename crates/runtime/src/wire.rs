@@ -6,12 +6,16 @@
 //! full branch does not hold up its siblings.
 
 use std::{
-    collections::{HashMap, VecDeque},
-    sync::Arc,
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use parking_lot::Mutex;
 use serde::Serialize;
+use tokio::{sync::Notify, time::Instant};
 
 use crate::{
     Entry, Envelope, Mailbox, Overflow, PortName, PortRef,
@@ -25,8 +29,6 @@ pub struct Wire {
     from: PortRef,
     to: PortRef,
     target: WireTarget,
-    /// The wire's own way with a full mailbox, where it differs from the actor's.
-    overflow: Mutex<Option<Overflow>>,
     entry: Entry,
     sinks: Sinks,
     flow: Mutex<WireFlow>,
@@ -37,7 +39,7 @@ pub struct Wire {
 pub(crate) struct WireTarget {
     pub(crate) mailbox: Arc<Mailbox>,
     /// Hops after which a message is taken for a runaway loop.
-    pub(crate) max_hops: Arc<std::sync::atomic::AtomicU32>,
+    pub(crate) max_hops: Arc<AtomicU32>,
 }
 
 /// Where messages go that cannot go on, and who waits for an answer.
@@ -49,6 +51,8 @@ pub(crate) struct Sinks {
 
 #[derive(Default)]
 struct WireFlow {
+    /// The wire's own way with a full mailbox, where it differs from the actor's.
+    overflow: Option<Overflow>,
     pending: VecDeque<Envelope>,
     counts: WireCounts,
 }
@@ -56,7 +60,7 @@ struct WireFlow {
 /// One wire's books: `emitted = accepted + refused + pending`, always.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct WireCounts {
-    /// Messages that turns have put on the wire.
+    /// Messages that turns, or a source, have put on the wire.
     pub emitted: u64,
     /// Those that the mailbox at its end took.
     pub accepted: u64,
@@ -103,8 +107,8 @@ impl Wire {
         entry: Entry,
         sinks: Sinks,
     ) -> Self {
-        let (overflow, flow) = (Mutex::new(overflow), Mutex::default());
-        Self { from, to, target, overflow, entry, sinks, flow }
+        let flow = Mutex::new(WireFlow { overflow, ..WireFlow::default() });
+        Self { from, to, target, entry, sinks, flow }
     }
 
     /// The sending port.
@@ -122,11 +126,11 @@ impl Wire {
     /// The wire's own way with a full mailbox.
     #[must_use]
     pub fn overflow(&self) -> Option<Overflow> {
-        *self.overflow.lock()
+        self.flow.lock().overflow
     }
 
     pub(crate) fn set_overflow(&self, overflow: Option<Overflow>) {
-        *self.overflow.lock() = overflow;
+        self.flow.lock().overflow = overflow;
     }
 
     /// Whether the wire ends at this very mailbox.
@@ -147,13 +151,13 @@ impl Wire {
         self.flow.lock().pending.len()
     }
 
-    /// Takes a message from a turn. True when it has to wait on the wire.
-    pub(crate) fn emit(&self, envelope: Envelope) -> bool {
+    /// Takes a message from a turn or a source. True when it has to wait on the wire.
+    pub(crate) fn emit(&self, envelope: Envelope, now: Instant) -> bool {
         let mut flow = self.flow.lock();
         flow.counts.emitted += 1;
         self.sinks.waits.more(envelope.correlation);
         if flow.pending.is_empty() {
-            match self.hand_over(&mut flow, envelope) {
+            match self.hand_over(&mut flow, envelope, now) {
                 None => return false,
                 Some((envelope, _)) => {
                     self.target.mailbox.unblock(&envelope.port);
@@ -172,7 +176,7 @@ impl Wire {
             let (room, line) = {
                 let mut flow = self.flow.lock();
                 let Some(envelope) = flow.pending.pop_front() else { return };
-                match self.hand_over(&mut flow, envelope) {
+                match self.hand_over(&mut flow, envelope, Instant::now()) {
                     None => continue,
                     Some((envelope, room)) => {
                         let port = envelope.port.clone();
@@ -200,14 +204,15 @@ impl Wire {
         &self,
         flow: &mut WireFlow,
         envelope: Envelope,
-    ) -> Option<(Envelope, Arc<tokio::sync::Notify>)> {
-        if envelope.hops > self.target.max_hops.load(std::sync::atomic::Ordering::Relaxed) {
+        now: Instant,
+    ) -> Option<(Envelope, Arc<Notify>)> {
+        if envelope.hops > self.target.max_hops.load(Ordering::Relaxed) {
             flow.counts.refused_hops += 1;
             self.refuse(&envelope, Reason::MaxHops);
             return None;
         }
         let correlation = envelope.correlation;
-        match self.target.mailbox.push(envelope, self.overflow(), self.entry) {
+        match self.target.mailbox.push(envelope, flow.overflow, self.entry, now) {
             Ok(pushed) => {
                 flow.counts.accepted += 1;
                 if let Some(dropped) = pushed.dropped {
@@ -239,25 +244,32 @@ impl Wire {
 /// in force when it began.
 #[derive(Default)]
 pub struct Routes {
-    by_port: HashMap<PortName, Vec<Arc<Wire>>>,
+    /// Sorted by port: there are few, and a search compares less than a hash reads.
+    ports: Vec<(PortName, Vec<Arc<Wire>>)>,
 }
 
 impl Routes {
     pub(crate) fn new(wires: impl IntoIterator<Item = Arc<Wire>>) -> Self {
-        let mut by_port: HashMap<PortName, Vec<Arc<Wire>>> = HashMap::new();
+        let mut ports: Vec<(PortName, Vec<Arc<Wire>>)> = Vec::new();
         for wire in wires {
-            by_port.entry(wire.from.port.clone()).or_default().push(wire);
+            match ports.binary_search_by(|(port, _)| port.cmp(&wire.from.port)) {
+                Ok(at) => ports[at].1.push(wire),
+                Err(at) => ports.insert(at, (wire.from.port.clone(), vec![wire])),
+            }
         }
-        Self { by_port }
+        Self { ports }
     }
 
     /// The wires of one outport, in the order of the configuration.
     pub(crate) fn of(&self, port: &PortName) -> &[Arc<Wire>] {
-        self.by_port.get(port).map_or(&[], Vec::as_slice)
+        match self.ports.binary_search_by(|(name, _)| name.cmp(port)) {
+            Ok(at) => &self.ports[at].1,
+            Err(_) => &[],
+        }
     }
 
     /// All wires.
     pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<Wire>> {
-        self.by_port.values().flatten()
+        self.ports.iter().flat_map(|(_, wires)| wires)
     }
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use reflowd_hot_reload::{ActorSpec, ModuleRef, Template};
-use reflowd_runtime::{ActorName, Digest, EnginePer, Persistence, Send, Trigger};
+use reflowd_runtime::{ActorName, Digest, EnginePer, Persistence, SendMode, Trigger};
 use serde_json::{Map, Value};
 use toml::de::DeValue;
 
@@ -52,7 +52,7 @@ impl Defaults {
         set(&mut settings.overflow, table.choice("overflow", &OVERFLOW));
         let triggers = [("any", Trigger::Any), ("all", Trigger::All)];
         set(&mut settings.trigger, table.choice("trigger", &triggers));
-        let sends = [("on-success", Send::OnSuccess), ("now", Send::Now)];
+        let sends = [("on-success", SendMode::OnSuccess), ("now", SendMode::Now)];
         set(&mut settings.send, table.choice("send", &sends));
         set(&mut settings.retries, count(table, "retries", 0, 1000));
         set(&mut settings.retries_timeout, count(table, "retries_timeout", 0, 1000));

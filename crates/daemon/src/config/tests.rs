@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use reflowd_hot_reload::{GenerationKeys, ModuleRef};
 use reflowd_loader::EngineKind;
 use reflowd_runtime::{
-    Digest, EnginePer, Metadata, Overflow, Persistence, Send, Settings, Trigger,
+    Digest, EnginePer, Metadata, Overflow, Persistence, SendMode, Settings, Trigger,
 };
 
 use super::{daemon::Keep, *};
@@ -513,7 +513,7 @@ overflow = "drop-newest"
         mailbox_bytes: 1 << 10,
         overflow: Overflow::Block,
         trigger: Trigger::All,
-        send: Send::Now,
+        send: SendMode::Now,
         retries: 0,
         retries_timeout: 3,
         output: 1 << 20,

@@ -19,14 +19,15 @@ fn envelope(port: &str, n: u32) -> Envelope {
 
 #[expect(clippy::result_large_err, reason = "the error is the message, handed back")]
 fn push(mailbox: &Mailbox, port: &str, n: u32) -> Result<Pushed, PushError> {
-    mailbox.push(envelope(port, n), None, Entry::Api)
+    mailbox.push(envelope(port, n), None, Entry::Api, Instant::now())
 }
 
 /// What is in hand next, as `port=data`.
 fn take(mailbox: &Mailbox) -> Option<Vec<String>> {
-    let text =
-        |e: &Envelope| format!("{}={}", e.port, std::str::from_utf8(e.message.data()).unwrap());
-    mailbox.take().map(|taken| taken.envelopes.iter().map(text).collect())
+    let text = |(port, message): &(PortName, Message)| {
+        format!("{port}={}", std::str::from_utf8(message.data()).unwrap())
+    };
+    mailbox.take().map(|taken| taken.payload.iter().map(text).collect())
 }
 
 #[track_caller]
@@ -96,7 +97,7 @@ fn the_newest_is_dropped_where_it_is_asked_for() {
     push(&mailbox, "in", 1).unwrap();
     assert!(matches!(push(&mailbox, "in", 2), Err(PushError::Dropped(_))));
     // A wire's own way wins over the actor's.
-    let full = mailbox.push(envelope("in", 3), Some(Overflow::Block), Entry::Wire);
+    let full = mailbox.push(envelope("in", 3), Some(Overflow::Block), Entry::Wire, Instant::now());
     assert!(matches!(full, Err(PushError::Full(..))));
     balanced(&mailbox);
 }

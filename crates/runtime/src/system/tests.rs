@@ -1,11 +1,13 @@
 use std::{sync::atomic::AtomicUsize, time::Duration};
 
 use futures_util::future::BoxFuture;
+use tokio::sync::mpsc;
 
 use super::*;
 use crate::{
-    Context, Digest, Effects, Emitter, Failure, FailureKind, InstantiateError, Port, SourceError,
-    Turn, Type,
+    ActorLog, ActorState, Answer, Context, Digest, Effects, Emitter, Engine, Entry, EventKind,
+    Failure, FailureKind, Generation, InstantiateError, Message, Metadata, Overflow, Port, Program,
+    SendMode, Settings, Source, SourceError, State, Status, Trigger, Turn, Type,
 };
 
 /// What a fake engine does in a turn.
@@ -16,6 +18,10 @@ struct Fake {
     digest: u8,
     act: Act,
     gate: Option<watch::Receiver<bool>>,
+    /// What the engine says of its memory.
+    memory: Option<fn() -> u64>,
+    /// Opens for engines to be made.
+    made_when: Option<watch::Receiver<bool>>,
     metadata: Metadata,
     broken: Arc<AtomicBool>,
     made: Arc<AtomicUsize>,
@@ -24,6 +30,7 @@ struct Fake {
 struct FakeEngine {
     act: Act,
     gate: Option<watch::Receiver<bool>>,
+    memory: Option<fn() -> u64>,
 }
 
 impl Program for Fake {
@@ -40,13 +47,24 @@ impl Program for Fake {
         let made: Result<Box<dyn Engine>, _> = if self.broken.load(Ordering::Relaxed) {
             Err(InstantiateError { why: "broken".into() })
         } else {
-            Ok(Box::new(FakeEngine { act: Arc::clone(&self.act), gate: self.gate.clone() }))
+            let (act, gate) = (Arc::clone(&self.act), self.gate.clone());
+            Ok(Box::new(FakeEngine { act, gate, memory: self.memory }))
         };
-        Box::pin(async { made })
+        let mut when = self.made_when.clone();
+        Box::pin(async move {
+            if let Some(when) = &mut when {
+                when.wait_for(|open| *open).await.unwrap();
+            }
+            made
+        })
     }
 }
 
 impl Engine for FakeEngine {
+    fn memory_bytes(&self) -> u64 {
+        self.memory.map_or(0, |memory| memory())
+    }
+
     fn turn(mut self: Box<Self>, context: Context, deadline: Instant) -> BoxFuture<'static, Turn> {
         Box::pin(async move {
             if let Some(gate) = &mut self.gate
@@ -89,6 +107,8 @@ fn fake(
         digest,
         act: Arc::new(act),
         gate: None,
+        memory: None,
+        made_when: None,
         metadata: metadata(&[("in", false)]),
         broken: Arc::default(),
         made: Arc::default(),
@@ -654,7 +674,7 @@ async fn a_join_takes_one_message_of_every_required_port() {
             Ok(out(&all.join("+")))
         })
     };
-    let settings = Settings { trigger: crate::Trigger::All, ..Settings::default() };
+    let settings = Settings { trigger: Trigger::All, ..Settings::default() };
     rig.start("join", program, settings, &["sink"]).await;
     rig.start("l", marker(2, ""), Settings::default(), &[]).await;
     rig.start("r", marker(3, ""), Settings::default(), &[]).await;
@@ -693,7 +713,7 @@ async fn what_is_sent_now_leaves_before_the_turn_ends() {
             true => Ok(out("result")),
         }
     });
-    let settings = Settings { send: crate::Send::Now, ..Settings::default() };
+    let settings = Settings { send: SendMode::Now, ..Settings::default() };
     rig.start("a", program, settings, &["sink"]).await;
     rig.send("a.in", "x");
     // At least once across retries: that is what its name says.
@@ -967,7 +987,7 @@ async fn a_join_that_is_configured_while_the_actor_runs_joins() {
     rig.start("r", marker(3, ""), Settings::default(), &[]).await;
     rig.defs.extend([wire("l.out", "join.left"), wire("r.out", "join.right")]);
     rig.apply(Change::default()).await;
-    let settings = Settings { trigger: crate::Trigger::All, ..Settings::default() };
+    let settings = Settings { trigger: Trigger::All, ..Settings::default() };
     let settings = vec![("join".parse().unwrap(), settings)];
     rig.apply(Change { settings, ..Change::default() }).await;
     rig.send("l.in", "1");
@@ -980,4 +1000,303 @@ async fn a_join_that_is_configured_while_the_actor_runs_joins() {
     rig.send("r.in", "a");
     rig.send("r.in", "b");
     assert_eq!(rig.seen(2).await, ["1+a", "2+b"]);
+}
+
+/// An actor that takes over from `was`.
+fn heir(name: &str, ready: Ready, was: &str) -> Start {
+    Start {
+        name: name.parse().unwrap(),
+        ready,
+        settings: Settings::default(),
+        state: None,
+        was: Some(was.parse().unwrap()),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn what_an_heir_takes_over_is_in_the_books_at_every_moment() {
+    let mut rig = Rig::new().await;
+    let (_open, gate) = watch::channel(false);
+    let stuck = || Fake { gate: Some(gate.clone()), ..marker(1, "") };
+    rig.start("a", stuck(), Settings::default(), &["sink"]).await;
+    rig.send("a.in", "one");
+    let (system, stop) = (rig.system.clone(), CancellationToken::new());
+    let stopped = stop.clone();
+    let reader = std::thread::spawn(move || {
+        let mut looks = 0;
+        while !stopped.is_cancelled() {
+            let books = system.books();
+            assert_eq!(books.deliveries.queued + books.deliveries.in_flight, 1, "{books:?}");
+            assert!(books.balanced(), "{books:?}");
+            looks += 1;
+        }
+        looks
+    });
+    let (mut from, mut to) = ("a", "b");
+    for _ in 0..2_000 {
+        rig.defs = vec![wire(&format!("{to}.out"), "sink.in")];
+        let start = vec![heir(to, Rig::ready(stuck()).await, from)];
+        rig.apply(Change { start, ..Change::default() }).await;
+        (from, to) = (to, from);
+        if reader.is_finished() {
+            break;
+        }
+    }
+    stop.cancel();
+    assert!(reader.join().expect("the books had a gap") > 0);
+    rig.system.kill().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn generations_grow_under_a_name_whatever_becomes_of_the_actor() {
+    let mut rig = Rig::new().await;
+    rig.system.open();
+    let generation = |rig: &Rig, name: &str| rig.actor(name).status().generation.number();
+    rig.start("a", marker(1, ""), Settings::default(), &["sink"]).await;
+    rig.swap("a", marker(2, "")).await;
+    assert_eq!(generation(&rig, "a"), 2);
+
+    // Removed and added again.
+    rig.stop("a", HOUR).await;
+    while rig.system.actor("a").is_some() {
+        tokio::task::yield_now().await;
+    }
+    rig.start("a", marker(3, ""), Settings::default(), &["sink"]).await;
+    assert_eq!(generation(&rig, "a"), 3);
+
+    // Another kind of actor in its place.
+    let swap = vec![("a".parse().unwrap(), counter("a", 1, None).ready)];
+    let changed = rig.apply(Change { swap, drain: HOUR, ..Change::default() }).await;
+    assert_eq!(changed.generations[&"a".parse::<ActorName>().unwrap()].number(), 4);
+    let swap = vec![("a".parse().unwrap(), Rig::ready(marker(5, "")).await)];
+    rig.apply(Change { swap, drain: HOUR, ..Change::default() }).await;
+    assert_eq!(generation(&rig, "a"), 5);
+
+    // Given to an heir, which counts for its own name, and back.
+    let start = vec![heir("b", Rig::ready(marker(6, "")).await, "a")];
+    rig.apply(Change { start, ..Change::default() }).await;
+    assert_eq!(generation(&rig, "b"), 1);
+    let start = vec![heir("a", Rig::ready(marker(7, "")).await, "b")];
+    rig.apply(Change { start, ..Change::default() }).await;
+    assert_eq!(generation(&rig, "a"), 6);
+}
+
+/// What a source's runs are to do, one after another: put out so many messages, then fail.
+struct Moody {
+    runs: Arc<AtomicUsize>,
+    good: fn(usize) -> u32,
+    began: mpsc::Sender<Instant>,
+    metadata: Metadata,
+}
+
+impl Source for Moody {
+    fn digest(&self) -> Digest {
+        Digest::new([8; 32])
+    }
+
+    fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    fn run(&self, out: Emitter) -> BoxFuture<'_, Result<(), SourceError>> {
+        Box::pin(async move {
+            let run = self.runs.fetch_add(1, Ordering::Relaxed);
+            _ = self.began.send(Instant::now()).await;
+            for n in 0..(self.good)(run) {
+                out.emit(&"out".parse().unwrap(), string(&n.to_string())).await;
+            }
+            assert_ne!(run, PANICS, "the run that panics");
+            Err(SourceError { why: format!("run {run} failed") })
+        })
+    }
+}
+
+/// The run in which a [`Moody`] source panics.
+const PANICS: usize = 6;
+
+/// Starts a source named `moody`, wired to the sink; gives when its runs begin.
+async fn moody(rig: &mut Rig, good: fn(usize) -> u32) -> mpsc::Receiver<Instant> {
+    let (began, runs) = mpsc::channel(16);
+    let moody = Moody { runs: Arc::default(), good, began, metadata: metadata(&[]) };
+    let start = Start { ready: Ready::Source(Arc::new(moody)), ..counter("moody", 0, None) };
+    rig.defs.push(wire("moody.out", "sink.in"));
+    rig.apply(Change { start: vec![start], ..Change::default() }).await;
+    rig.system.open();
+    runs
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_recovered_starts_its_backoff_anew() {
+    let mut rig = Rig::new().await;
+    let mut runs = moody(&mut rig, |run| u32::from(run == 3)).await;
+    let mut last = soon(runs.recv()).await.unwrap();
+    let mut pauses = Vec::new();
+    for _ in 0..7 {
+        let began = soon(runs.recv()).await.unwrap();
+        pauses.push(began.duration_since(last).as_secs());
+        last = began;
+    }
+    // The fourth run put something out, and the seventh panicked.
+    assert_eq!(pauses, [1, 2, 4, 1, 2, 4, 8]);
+    let why = rig.state("moody", ActorState::Failed).await.why.unwrap();
+    assert_eq!(why, "run 7 failed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_hides_that_a_source_has_failed_and_does_not_heal_it() {
+    let mut rig = Rig::new().await;
+    let mut runs = moody(&mut rig, |run| u32::from(run == 1)).await;
+    soon(runs.recv()).await.unwrap();
+    rig.state("moody", ActorState::Failed).await;
+    let moody = rig.actor("moody");
+    moody.pause().await;
+    rig.state("moody", ActorState::Paused).await;
+    moody.resume().await;
+    let status = rig.state("moody", ActorState::Failed).await;
+    assert_eq!(status.why.unwrap(), "run 0 failed");
+    moody.pause().await;
+    rig.state("moody", ActorState::Paused).await;
+    let told = Instant::now();
+    moody.retry().await;
+    assert_eq!(soon(runs.recv()).await.unwrap(), told);
+    // What it has for the wire waits for the operator.
+    assert_eq!(rig.actor("moody").status().state, ActorState::Paused);
+    assert!(rig.seen.borrow().is_empty());
+    moody.resume().await;
+    rig.seen(1).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_pause_of_a_swap_is_only_what_the_swap_put_there() {
+    let mut rig = Rig::new().await;
+    rig.start("a", marker(1, ""), Settings::default(), &["sink"]).await;
+    rig.send("a.in", "one");
+    rig.seen(1).await;
+    // Idle for an hour, and then halted by an operator for another.
+    time::advance(HOUR).await;
+    rig.actor("a").pause().await;
+    rig.state("a", ActorState::Paused).await;
+    rig.send("a.in", "two");
+    time::advance(HOUR).await;
+    rig.swap("a", marker(2, "")).await;
+    time::advance(HOUR).await;
+    rig.actor("a").resume().await;
+    rig.seen(2).await;
+    let actor = rig.actor("a");
+    let pauses = &actor.meters().swap_pause_seconds;
+    assert_eq!((pauses.count(), pauses.sum()), (1, 0.0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_pause_of_a_swap_counts_what_a_change_holds_up() {
+    let mut rig = Rig::new().await;
+    let (open, gate) = watch::channel(false);
+    let slow = Fake { gate: Some(gate), ..marker(1, "") };
+    let settings = Settings { timeout: HOUR, ..Settings::default() };
+    rig.start("slow", slow, settings, &["sink"]).await;
+    rig.start("a", marker(1, ""), Settings::default(), &["sink"]).await;
+    rig.send("slow.in", "x");
+    while rig.actor("slow").mailbox().counts().in_flight == 0 {
+        tokio::task::yield_now().await;
+    }
+    let mut swap = Vec::new();
+    for name in ["a", "slow"] {
+        swap.push((name.parse().unwrap(), Rig::ready(marker(2, "")).await));
+    }
+    let system = rig.system.clone();
+    let change = system.apply(Change { swap, ..Change::default() });
+    tokio::pin!(change);
+    // `a` is held as soon as it hears of the change; `slow` is in its turn.
+    for _ in 0..10 {
+        assert!(futures_util::poll!(&mut change).is_pending());
+        tokio::task::yield_now().await;
+    }
+    time::advance(HOUR / 4).await;
+    rig.send("a.in", "y");
+    time::advance(HOUR / 2).await;
+    open.send(true).unwrap();
+    soon(change).await;
+    rig.seen(2).await;
+    assert_eq!(rig.actor("a").meters().swap_pause_seconds.sum(), (HOUR / 2).as_secs_f64());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_a_turn_is_a_trap() {
+    let mut rig = Rig::new().await;
+    let program = fake(1, |context| match text(&context.payload[0].1).as_str() {
+        "bad" => panic!("an index is out of bounds"),
+        good => Ok(out(good)),
+    });
+    let made = Arc::clone(&program.made);
+    rig.start("a", program, Settings::default(), &["sink"]).await;
+    for message in ["one", "bad", "two"] {
+        rig.send("a.in", message);
+    }
+    assert_eq!(rig.seen(2).await, ["one", "two"]);
+    rig.quiet().await;
+    let letters = rig.system.dead_letters().list();
+    let why = letters[0].reason.to_string();
+    assert_eq!(why, "trapped: the host panicked: an index is out of bounds");
+    // Nobody calls an engine again that a panic has gone through.
+    assert_eq!((rig.actor("a").meters().turns_trap.get(), made.load(Ordering::Relaxed)), (3, 4));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_actor_whose_engine_is_being_made_anew_is_initializing() {
+    let mut rig = Rig::new().await;
+    let (open, slow) = watch::channel(true);
+    let first = AtomicBool::new(true);
+    let program = fake(1, move |context| {
+        if first.swap(false, Ordering::Relaxed) {
+            return Err(FailureKind::Trap("unreachable".into()));
+        }
+        Ok(out(&text(&context.payload[0].1)))
+    });
+    rig.start("a", Fake { made_when: Some(slow), ..program }, Settings::default(), &["sink"]).await;
+    open.send(false).unwrap();
+    rig.send("a.in", "one");
+    rig.state("a", ActorState::Initializing).await;
+    open.send(true).unwrap();
+    rig.seen(1).await;
+    rig.state("a", ActorState::Active).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_actor_whose_task_broke_is_failed_and_keeps_its_mailbox_for_the_next_generation() {
+    let mut rig = Rig::new().await;
+    // The runtime calls it outside of a turn, where nothing catches what it does.
+    let program = Fake { memory: Some(|| panic!("no such page")), ..marker(1, "-old") };
+    rig.start("a", program, Settings::default(), &["sink"]).await;
+    rig.send("a.in", "one");
+    rig.send("a.in", "two");
+    let status = rig.state("a", ActorState::Failed).await;
+    assert!(status.why.unwrap().ends_with("no such page"));
+    let counts = rig.actor("a").mailbox().counts();
+    assert_eq!((counts.queued, counts.in_flight), (2, 0));
+    rig.send("a.in", "three");
+    let (events, _) = rig.system.events().since(0);
+    assert!(events.iter().any(|event| matches!(event.kind, EventKind::Failed { .. })));
+
+    assert_eq!(rig.swap("a", marker(2, "-new")).await.number(), 2);
+    rig.apply(Change::default()).await;
+    rig.send("a.in", "four");
+    let all = ["one-new", "two-new", "three-new", "four-new"];
+    rig.quiet().await;
+    assert!(rig.seen.borrow().iter().all(|seen| all.contains(&seen.as_str())));
+    assert_eq!(rig.actor("a").mailbox().counts().completed, 4);
+    assert!(rig.reasons().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_actor_holds_whose_task_broke_are_dead_letters_when_it_is_removed() {
+    let mut rig = Rig::new().await;
+    let program = Fake { memory: Some(|| panic!("no such page")), ..marker(1, "") };
+    rig.start("a", program, Settings::default(), &["sink"]).await;
+    rig.send("a.in", "one");
+    rig.state("a", ActorState::Failed).await;
+    rig.stop("a", HOUR).await;
+    while rig.system.actor("a").is_some() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(rig.reasons(), ["removed"]);
 }

@@ -1,0 +1,537 @@
+//! The loop that takes messages from a mailbox to an engine.
+//!
+//! An actor is one task. It alone takes from the mailbox, and it has at most one
+//! engine at a time. The mailbox is not part of either: what becomes of an engine,
+//! a swap, a trap, no engine at all, leaves every message where it is and in order.
+//!
+//! Commands are obeyed between two turns. In a turn the task waits for its end and
+//! for nothing else but being killed, so "between two turns" is simply where
+//! commands are taken.
+
+use std::{
+    collections::HashSet,
+    error::Error,
+    panic::AssertUnwindSafe,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use futures_util::{FutureExt, future::join_all};
+use tokio::{
+    sync::mpsc,
+    time::{self, Instant},
+};
+use tracing::{debug, info, warn};
+
+use super::{ActorState, Command, ERROR_PORT, Identity, Shared, Swap};
+use crate::{
+    ActorLog, Context, Effects, Engine, EventKind, Failure, FailureKind, InstantiateError, Message,
+    Metadata, PortName, Program, Routes, SendMode, SendNow, Settings, TurnLimits,
+    dead_letter::Reason,
+    envelope::{Lineage, Moment, Origin},
+    mailbox::{Outcome, Taken},
+    panic::said,
+    supervisor::{FRUITLESS, Supervisor, Verdict},
+    wire::Wire,
+};
+
+/// How long an actor waits for room, or a join for a port, before an event says so.
+const WAIT_WORTH_AN_EVENT: Duration = Duration::from_secs(10);
+
+/// An actor's task.
+pub(crate) struct ActorTask {
+    shared: Arc<Shared>,
+    commands: mpsc::Receiver<Command>,
+    program: Arc<dyn Program>,
+    engine: Option<Box<dyn Engine>>,
+    log: ActorLog,
+    supervisor: Supervisor,
+    /// Wires that the last turn's outputs wait on. No turn starts before it is empty.
+    outbox: Vec<Arc<Wire>>,
+    /// Until when the actor leaves its mailbox alone, and why.
+    rest: Option<Rest>,
+    held: bool,
+    paused: bool,
+    draining: Option<Instant>,
+    /// Ports already warned about, once per generation.
+    warned: HashSet<PortName>,
+    /// Whether a swap has put a pause on messages and no turn has ended it yet.
+    swapped: bool,
+    /// Since when nothing but a swap can have kept the actor from its next message:
+    /// the end of the last turn, or of the last wait for something else.
+    free: Instant,
+}
+
+struct Rest {
+    until: Instant,
+    state: ActorState,
+    why: String,
+}
+
+/// What the task does next.
+enum Next {
+    Command(Option<Command>),
+    Flushed,
+    Rested,
+    Look,
+    Tell,
+    Stop,
+}
+
+impl ActorTask {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        commands: mpsc::Receiver<Command>,
+        program: Arc<dyn Program>,
+        engine: Box<dyn Engine>,
+        log: ActorLog,
+    ) -> Self {
+        Self {
+            shared,
+            commands,
+            program,
+            engine: Some(engine),
+            log,
+            supervisor: Supervisor::default(),
+            outbox: Vec::new(),
+            rest: None,
+            // No turn before the wires are in place: whoever starts it releases it.
+            held: true,
+            paused: false,
+            draining: None,
+            warned: HashSet::new(),
+            swapped: false,
+            free: Instant::now(),
+        }
+    }
+
+    /// Runs until the actor is stopped or drained.
+    pub(crate) async fn run(mut self) {
+        while !self.shared.kill.is_cancelled() {
+            if let Ok(command) = self.commands.try_recv() {
+                self.obey(command);
+            } else if self.draining.is_some_and(|until| Instant::now() >= until) {
+                break;
+            } else if self.may_take()
+                && let Some(taken) = self.shared.mailbox.take()
+            {
+                self.take_turn(taken).await;
+                tokio::task::coop::consume_budget().await;
+            } else {
+                match self.listen().await {
+                    Next::Command(Some(command)) => self.obey(command),
+                    Next::Flushed => {
+                        self.outbox.clear();
+                        self.free = Instant::now();
+                        self.show();
+                    }
+                    Next::Rested => {
+                        self.end_rest();
+                        self.show();
+                    }
+                    Next::Tell => self.tell(),
+                    Next::Look => {}
+                    Next::Command(None) | Next::Stop => break,
+                }
+            }
+        }
+        self.end().await;
+    }
+
+    /// Whether nothing stands between the actor and its next message.
+    fn may_take(&self) -> bool {
+        self.outbox.is_empty() && !self.held && !self.paused && self.rest.is_none()
+    }
+
+    /// Waits for whatever may happen between two turns.
+    async fn listen(&mut self) -> Next {
+        self.show();
+        let shared = Arc::clone(&self.shared);
+        let idle = self.may_take();
+        let flushing = !self.outbox.is_empty();
+        if idle && self.draining.is_some() {
+            return Next::Stop;
+        }
+        let began = Instant::now();
+        let rest = self.rest.as_ref().map(|rest| rest.until);
+        let draining = self.draining;
+        // A join that waits with a full inport, or an outbox, may have to be told about.
+        let tell = flushing || (idle && shared.mailbox.stalled().is_some());
+        let next = tokio::select! {
+            biased;
+            () = shared.kill.cancelled() => Next::Stop,
+            command = self.commands.recv() => Next::Command(command),
+            _ = join_all(self.outbox.iter().map(|wire| wire.drain())), if flushing => Next::Flushed,
+            () = shared.mailbox.ready(), if idle => Next::Look,
+            () = until(rest), if rest.is_some() && !self.held && !self.paused => Next::Rested,
+            () = until(draining), if draining.is_some() => Next::Stop,
+            () = time::sleep(WAIT_WORTH_AN_EVENT), if tell => Next::Tell,
+        };
+        if flushing {
+            let millis = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+            shared.meters.blocked_millis.add(millis);
+        }
+        next
+    }
+
+    /// Shows what the actor is doing.
+    fn show(&self) {
+        let (state, why) = if self.draining.is_some() {
+            (ActorState::Draining, None)
+        } else if self.paused {
+            (ActorState::Paused, None)
+        } else if let Some(rest) = &self.rest {
+            (rest.state, Some(rest.why.clone()))
+        } else if !self.outbox.is_empty() {
+            (ActorState::Blocked, None)
+        } else {
+            (ActorState::Active, None)
+        };
+        self.shared.set_status(state, why);
+    }
+
+    /// Says in an event what has taken long.
+    fn tell(&self) {
+        let actor = self.shared.name.clone();
+        if self.outbox.is_empty() {
+            if let Some((full, empty)) = self.shared.mailbox.stalled() {
+                warn!(%actor, %full, %empty, "join waits for an empty inport beside a full one");
+                let (full, empty) = (full.to_string(), empty.to_string());
+                self.shared.events.record(EventKind::Stalled { actor, full, empty });
+            }
+        } else {
+            let by: Vec<_> = self.outbox.iter().map(|wire| wire.to().actor.clone()).collect();
+            warn!(%actor, ?by, "outputs wait for full mailboxes");
+            self.shared.events.record(EventKind::Blocked { actor, by });
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        let actor = self.shared.name.clone();
+        match command {
+            Command::Swap(swap) => self.swap(*swap),
+            Command::Settings(settings) => {
+                if settings.trigger != self.shared.settings.load().trigger {
+                    self.supervisor.forgive();
+                }
+                self.log.set_rate(settings.log_rate);
+                self.shared.apply_settings(*settings);
+            }
+            Command::Hold(held) => {
+                self.held = true;
+                // Whoever asked may have given up; its release comes all the same.
+                _ = held.send(());
+            }
+            Command::Release => self.held = false,
+            Command::Pause => {
+                self.paused = true;
+                self.show();
+                self.shared.events.record(EventKind::Paused { actor });
+            }
+            Command::Resume => {
+                if self.paused {
+                    self.paused = false;
+                    self.free = Instant::now();
+                }
+                self.show();
+                self.shared.events.record(EventKind::Resumed { actor });
+            }
+            Command::Retry => {
+                self.supervisor.forgive();
+                self.end_rest();
+            }
+            Command::Drain { until } => {
+                self.draining = Some(until);
+                self.show();
+                self.shared.events.record(EventKind::Draining { actor });
+            }
+        }
+    }
+
+    /// Puts another generation in place of the present one. Nothing can fail here.
+    fn swap(&mut self, swap: Swap) {
+        let Swap { program, version, engine, log, done } = swap;
+        let queued = self.shared.mailbox.len() as u64;
+        let old = self.engine.replace(engine);
+        self.program = program;
+        self.log = log;
+        self.supervisor.forgive();
+        self.end_rest();
+        self.draining = None;
+        self.warned.clear();
+        // What was in hand had failed on the old engine and is tried anew by the new one.
+        self.shared.mailbox.release();
+        self.shared.mailbox.reopen();
+        self.swapped = queued > 0;
+        let component = self.program.metadata().component.clone();
+        let identity = Identity { digest: self.program.digest(), version, component };
+        let generation = self.shared.swapped(identity, queued);
+        drop(old);
+        self.show();
+        // The reloader may have stopped waiting; the swap stands all the same.
+        _ = done.send(Ok(generation));
+    }
+
+    fn end_rest(&mut self) {
+        if self.rest.take().is_some() {
+            self.free = Instant::now();
+        }
+    }
+
+    /// One turn, from the messages in hand to their leaving or staying.
+    async fn take_turn(&mut self, taken: Taken) {
+        let engine = match self.engine.take() {
+            Some(engine) => engine,
+            None => match self.instantiate().await {
+                Ok(engine) => engine,
+                Err(error) => return self.give_up(&error),
+            },
+        };
+        let routes = self.shared.routes.load_full();
+        let settings = self.shared.settings.load();
+        let (timeout, mode) = (settings.timeout, settings.send);
+        let Taken { payload, lineage, arrived, complete } = taken;
+        let now = (mode == SendMode::Now).then(|| {
+            let (shared, routes) = (Arc::clone(&self.shared), Arc::clone(&routes));
+            Arc::new(SendAtOnce { shared, routes, lineage: lineage.clone() }) as Arc<dyn SendNow>
+        });
+        let context = self.context(payload, &settings, now);
+        drop(settings);
+
+        let started = Instant::now();
+        let meters = &self.shared.meters;
+        meters.wait_seconds.observe(started.saturating_duration_since(arrived));
+        if self.swapped {
+            self.swapped = false;
+            let possible = self.free.max(complete);
+            meters.swap_pause_seconds.observe(started.saturating_duration_since(possible));
+        }
+        // A panic here is an error of this program in this one turn, and as bad for
+        // the engine as a trap.
+        let turn = AssertUnwindSafe(engine.turn(context, started + timeout)).catch_unwind();
+        let turn = tokio::select! {
+            biased;
+            turn = turn => turn,
+            // The message stays in hand; only what `send = "now"` let out has left.
+            () = self.shared.kill.cancelled() => return,
+        };
+        let ended = Instant::now();
+        self.free = ended;
+        self.shared.meters.turn_seconds.observe(ended.duration_since(started));
+
+        let origin = Origin { lineage: Some(lineage), at: Moment::at(ended) };
+        match turn {
+            Ok(Ok((engine, effects))) => {
+                self.shared.memory.store(engine.memory_bytes(), Ordering::Relaxed);
+                self.engine = Some(engine);
+                self.commit(effects, &origin, &routes);
+            }
+            Ok(Err(failure)) => self.fail(failure, &origin, &routes),
+            Err(panic) => {
+                let what = format!("the host panicked: {}", said(&*panic));
+                let failure = Failure { kind: FailureKind::Trap(what), engine: None };
+                self.fail(failure, &origin, &routes);
+            }
+        }
+        if mode == SendMode::Now {
+            let waiting = routes.all().filter(|wire| wire.pending() > 0).cloned();
+            self.outbox = waiting.collect();
+        }
+    }
+
+    /// Another engine of the same generation.
+    async fn instantiate(&mut self) -> Result<Box<dyn Engine>, InstantiateError> {
+        self.shared.set_status(ActorState::Initializing, None);
+        let made = AssertUnwindSafe(self.program.instantiate()).catch_unwind().await;
+        self.show();
+        made.unwrap_or_else(|panic| {
+            Err(InstantiateError { why: format!("the host panicked: {}", said(&*panic)) })
+        })
+    }
+
+    fn context(
+        &self,
+        payload: Vec<(PortName, Message)>,
+        settings: &Settings,
+        now: Option<Arc<dyn SendNow>>,
+    ) -> Context {
+        let meta = || self.shared.mailbox.in_hand().first().map(crate::Envelope::meta);
+        Context {
+            payload,
+            state: self.shared.state.lock().clone(),
+            meta: settings.context_meta.then(meta).flatten(),
+            state_in_context: settings.context_state,
+            limits: TurnLimits { output: settings.output, state: settings.state_size },
+            now,
+        }
+    }
+
+    /// Everything that a successful turn moves, with no wait in between: the
+    /// message off the mailbox, the new state in, the outputs onto the wires.
+    fn commit(&mut self, effects: Effects, origin: &Origin, routes: &Routes) {
+        self.supervisor.succeeded();
+        self.shared.meters.turns_ok.add(1);
+        if let Some(state) = effects.state {
+            *self.shared.state.lock() = state;
+        }
+        for (port, message) in effects.outputs {
+            self.warn_undeclared(&port, &message);
+            self.shared.emit(routes, origin, &port, message, &mut self.outbox);
+        }
+        self.complete(origin);
+    }
+
+    /// The messages in hand have been processed.
+    fn complete(&self, origin: &Origin) {
+        self.shared.mailbox.finish(Outcome::Completed);
+        let correlations = origin.lineage.iter().flat_map(Lineage::correlations);
+        correlations.for_each(|correlation| self.shared.sinks.waits.less(correlation));
+    }
+
+    /// Real modules put out on ports that they do not declare; that is delivered, and said once.
+    fn warn_undeclared(&mut self, port: &PortName, message: &Message) {
+        let metadata = self.program.metadata();
+        if is_declared(metadata, port, message) || !self.warned.insert(port.clone()) {
+            return;
+        }
+        let declared = match metadata.outport(port.as_str()) {
+            None => "does not declare".to_owned(),
+            Some(declared) => format!("declares as {}", declared.port_type),
+        };
+        let (actor, found) = (&self.shared.name, message.ty());
+        warn!(%actor, %port, %found, "the module put out on a port that its metadata {declared}; it is delivered where it is wired");
+    }
+
+    /// A turn failed: only what `send = "now"` let out has left, and the message is
+    /// still in hand.
+    fn fail(&mut self, failure: Failure, origin: &Origin, routes: &Routes) {
+        let actor = self.shared.name.clone();
+        let Failure { kind, engine } = failure;
+        let meters = &self.shared.meters;
+        match &kind {
+            FailureKind::Trap(_) => meters.turns_trap.add(1),
+            FailureKind::Timeout(_) => meters.turns_timeout.add(1),
+            FailureKind::Turn(_) => meters.turns_error.add(1),
+            FailureKind::Guest(_) => meters.turns_guest_error.add(1),
+            FailureKind::Unavailable(_) => meters.turns_unavailable.add(1),
+        }
+        self.engine = engine;
+        if self.engine.is_none() {
+            meters.restarts.add(1);
+            let why = kind.to_string();
+            self.shared.events.record(EventKind::Restarted { actor: actor.clone(), why });
+        }
+        let error_port: PortName = ERROR_PORT.parse().expect("the port has a name");
+        let answered = !routes.of(&error_port).is_empty();
+        let settings = self.shared.settings.load_full();
+        match self.supervisor.judge(&kind, &settings, answered) {
+            Verdict::Retry { after } => {
+                warn!(%actor, error = %kind, attempt = self.supervisor.attempts(), "turn failed and will be tried again");
+                self.rest(after, ActorState::Resting, kind.to_string());
+            }
+            Verdict::Keep { rest } => {
+                warn!(%actor, error = %kind, "turn failed; the message is kept");
+                self.shared.events.record(EventKind::Failed { actor, why: kind.to_string() });
+                self.shared.mailbox.release();
+                self.rest(rest, ActorState::Failed, kind.to_string());
+            }
+            Verdict::Answer => {
+                debug!(%actor, error = %kind, "the guest returned an error");
+                let text = match &kind {
+                    FailureKind::Guest(text) => Message::error(text),
+                    other => Message::error(&other.to_string()),
+                };
+                self.shared.emit(routes, origin, &error_port, text, &mut self.outbox);
+                self.complete(origin);
+            }
+            Verdict::GiveUp { attempts, rest } => {
+                warn!(%actor, error = %kind, attempts, "message became a dead letter");
+                let digest = Some(self.program.digest());
+                for envelope in &self.shared.mailbox.in_hand() {
+                    let reason = Reason::Failed(kind.clone());
+                    self.shared.sinks.waits.died(envelope.correlation, &reason);
+                    self.shared.sinks.dead.put(&actor, envelope, reason, digest, attempts);
+                }
+                self.shared.mailbox.finish(Outcome::DeadLettered);
+                if let Some(rest) = rest {
+                    let why = format!(
+                        "none of the last {FRUITLESS} messages succeeded; the last one {kind}"
+                    );
+                    warn!(%actor, "actor failed; its mailbox is kept");
+                    self.shared.events.record(EventKind::Failed { actor, why: why.clone() });
+                    self.rest(rest, ActorState::Failed, why);
+                }
+            }
+        }
+    }
+
+    /// No engine can be made: the mailbox is kept, and it is tried again later.
+    fn give_up(&mut self, error: &InstantiateError) {
+        let actor = self.shared.name.clone();
+        warn!(%actor, error = error as &dyn Error, "no engine can be made; the mailbox is kept");
+        self.shared.mailbox.release();
+        self.shared.events.record(EventKind::Failed { actor, why: error.to_string() });
+        let rest = self.supervisor.outage();
+        self.rest(rest, ActorState::Failed, error.to_string());
+    }
+
+    fn rest(&mut self, pause: Duration, state: ActorState, why: String) {
+        self.rest = Some(Rest { until: Instant::now() + pause, state, why });
+    }
+
+    /// The actor is gone. After a drain, what it could not do goes to the dead
+    /// letters; when it was killed, it stays where it is, to be saved.
+    async fn end(mut self) {
+        self.commands.close();
+        while let Some(command) = self.commands.recv().await {
+            if let Command::Swap(swap) = command {
+                swap.hand_back();
+            }
+        }
+        let mut dead_lettered = 0;
+        if self.shared.kill.is_cancelled() {
+            self.shared.mailbox.release();
+        } else {
+            dead_lettered = self.shared.close_mailbox();
+            for wire in &self.outbox {
+                wire.abandon(Reason::Removed);
+            }
+        }
+        let actor = self.shared.name.clone();
+        self.shared.set_status(ActorState::Stopped, None);
+        info!(%actor, dead_lettered, "actor stopped");
+        self.shared.events.record(EventKind::Stopped { actor, dead_lettered });
+    }
+}
+
+/// Whether an output is what the metadata says of its port. The `error` port needs
+/// no saying.
+fn is_declared(metadata: &Metadata, port: &PortName, message: &Message) -> bool {
+    match metadata.outport(port.as_str()) {
+        None => port.as_str() == ERROR_PORT,
+        Some(declared) => message.ty().can_fit(declared.port_type),
+    }
+}
+
+async fn until(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => time::sleep_until(instant).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Lets messages out of a turn that has not ended. What a full mailbox does not
+/// take waits on the wire until the turn is over.
+struct SendAtOnce {
+    shared: Arc<Shared>,
+    routes: Arc<Routes>,
+    lineage: Lineage,
+}
+
+impl SendNow for SendAtOnce {
+    fn send(&self, port: PortName, message: Message) {
+        let origin = Origin { lineage: Some(self.lineage.clone()), at: Moment::now() };
+        // The actor finds what waits by looking at the wires when the turn is over.
+        self.shared.emit(&self.routes, &origin, &port, message, &mut Vec::new());
+    }
+}

@@ -1,0 +1,448 @@
+//! What can change in a running system, and how it does.
+//!
+//! A change comes as a value, [`Change`], with everything already prepared that
+//! could fail. Applying it is a sequence of assignments between turns, so it has
+//! no error: what can go wrong has gone wrong before.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use futures_util::FutureExt;
+use parking_lot::Mutex;
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use super::System;
+use crate::{
+    Actor, ActorLog, ActorName, ActorState, Digest, Engine, EventKind, Generation, Mailbox, Meters,
+    Overflow, PortRef, Program, Settings, Source, State, Status, Wire,
+    actor::{ActorTask, Command, Kind, MAX_COMMANDS, Shared, bounds_of},
+    envelope::unix_millis,
+    panic::said,
+    source::SourceTask,
+};
+
+/// What an actor is to run, ready to run.
+pub enum Ready {
+    /// A program with its first engine.
+    Engine {
+        /// Makes further engines.
+        program: Arc<dyn Program>,
+        /// The first one.
+        engine: Box<dyn Engine>,
+        /// The version that the module gives itself.
+        version: Option<String>,
+        /// Where the guest logs.
+        log: ActorLog,
+    },
+    /// A connector that puts messages out.
+    Source(Arc<dyn Source>),
+}
+
+impl Ready {
+    /// Whether it puts messages out of its own accord and has no mailbox.
+    fn is_source(&self) -> bool {
+        matches!(self, Self::Source(_))
+    }
+}
+
+/// A new actor.
+pub struct Start {
+    /// Its name.
+    pub name: ActorName,
+    /// What it runs.
+    pub ready: Ready,
+    /// The keys that apply in place.
+    pub settings: Settings,
+    /// Its first state, where one is known.
+    pub state: Option<State>,
+    /// The actor whose mailbox and state it takes over, and which ends.
+    pub was: Option<ActorName>,
+}
+
+/// One wire that is to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WireDef {
+    /// The sending port.
+    pub from: PortRef,
+    /// The receiving port.
+    pub to: PortRef,
+    /// Its own way with a full mailbox.
+    pub overflow: Option<Overflow>,
+}
+
+/// What is to change, everything prepared.
+#[derive(Default)]
+pub struct Change {
+    /// Actors to start.
+    pub start: Vec<Start>,
+    /// Actors that run another generation from now on.
+    pub swap: Vec<(ActorName, Ready)>,
+    /// Actors whose other keys changed.
+    pub settings: Vec<(ActorName, Settings)>,
+    /// Actors to drain and stop.
+    pub stop: Vec<ActorName>,
+    /// How long they may take for it.
+    pub drain: Duration,
+    /// All wires of the system after the change, where they change.
+    pub wires: Option<Vec<WireDef>>,
+}
+
+/// What a change has done.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changed {
+    /// The generation that each started or swapped actor runs.
+    pub generations: BTreeMap<ActorName, Generation>,
+}
+
+/// An actor about to start, and whose place it takes.
+struct Newcomer {
+    name: ActorName,
+    ready: Ready,
+    settings: Settings,
+    /// Its state, where nothing newer is known.
+    state: Option<State>,
+    seat: Seat,
+}
+
+/// What a new actor finds in its place.
+enum Seat {
+    /// Nothing.
+    Free,
+    /// An actor without a task, still counted, whose mailbox and state it takes over.
+    Inherited(Arc<Actor>),
+}
+
+/// All that an actor's task starts with.
+struct Outfit {
+    name: ActorName,
+    ready: Ready,
+    settings: Settings,
+    state: State,
+    generation: Generation,
+    mailbox: Arc<Mailbox>,
+}
+
+impl System {
+    /// Applies a change. Everything that can fail has been done before.
+    ///
+    /// Where swaps touch several actors, by themselves or by the wires that come and
+    /// go with them, those actors start no turn until all of it is in place, so that
+    /// nothing old meets anything new. Sources are not halted: what they put out
+    /// meanwhile waits in mailboxes or on wires.
+    pub async fn apply(&self, change: Change) -> Changed {
+        let _one_at_a_time = self.0.changes.lock().await;
+        let mut changed = Changed::default();
+        let mut held = Vec::new();
+        for name in self.to_hold(&change) {
+            held.extend(self.hold(&name).await);
+        }
+
+        for (name, settings) in change.settings {
+            if let Some(actor) = self.actor(name.as_str()) {
+                _ = actor.commands.send(Command::Settings(Box::new(settings))).await;
+                self.0.events.record(EventKind::Applied { actor: name });
+            }
+        }
+        for start in change.start {
+            let name = start.name.clone();
+            let generation = self.start(start, change.drain).await;
+            // It takes no turn before its wires are there.
+            held.extend(self.actor(name.as_str()));
+            changed.generations.insert(name, generation);
+        }
+        let mut swapped = Vec::new();
+        for (name, ready) in change.swap {
+            if let Some(actor) = self.actor(name.as_str()) {
+                let done = actor.swap(ready, change.drain).await;
+                swapped.push((actor, done));
+            }
+        }
+        for (actor, done) in swapped {
+            let name = actor.name().clone();
+            let generation = match done.await {
+                Ok(Ok(generation)) => generation,
+                // The actor has ended, or could not become what it is to be: it starts anew.
+                Ok(Err(ready)) => {
+                    let generation = self.replace(actor, ready).await;
+                    held.extend(self.actor(name.as_str()));
+                    generation
+                }
+                // Its task was torn down with the swap in its hands: the process is ending.
+                Err(_) => continue,
+            };
+            changed.generations.insert(name, generation);
+        }
+        // The ports of the new generations decide what a join waits for.
+        if let Some(wires) = change.wires {
+            self.rewire(&wires, &change.stop);
+        } else {
+            self.rejoin(&self.wires());
+        }
+        for actor in held {
+            _ = actor.commands.send(Command::Release).await;
+        }
+        let until = Instant::now() + change.drain;
+        for name in change.stop {
+            self.stop(&name, until).await;
+        }
+        changed
+    }
+
+    /// The actors between which a change must not be seen half done: those that
+    /// swap, and those at the ends of wires that come or go with the swap.
+    ///
+    /// New wires alone need no halt, since a turn goes by the wires that were in
+    /// force when it began; nor does one swap alone, since it is one assignment.
+    fn to_hold(&self, change: &Change) -> BTreeSet<ActorName> {
+        let mut names: BTreeSet<ActorName> =
+            change.swap.iter().map(|(name, _)| name.clone()).collect();
+        if let Some(after) = &change.wires
+            && !names.is_empty()
+        {
+            let before = self.wires();
+            let same =
+                |wire: &Wire, def: &WireDef| *wire.from() == def.from && *wire.to() == def.to;
+            let new = after.iter().filter(|def| !before.iter().any(|wire| same(wire, def)));
+            let cut = before.iter().filter(|wire| !after.iter().any(|def| same(wire, def)));
+            let ends = new
+                .flat_map(|def| [&def.from, &def.to])
+                .chain(cut.flat_map(|wire| [wire.from(), wire.to()]));
+            names.extend(ends.map(|end| end.actor.clone()));
+        }
+        if names.len() < 2 {
+            names.clear();
+        }
+        names
+    }
+
+    /// Halts an actor before its next turn.
+    async fn hold(&self, name: &ActorName) -> Option<Arc<Actor>> {
+        let actor = self.actor(name.as_str())?;
+        let (held, is_held) = oneshot::channel();
+        actor.commands.send(Command::Hold(held)).await.ok()?;
+        // An actor that stops instead of holding takes no turns either.
+        _ = is_held.await;
+        Some(actor)
+    }
+
+    /// Starts an actor, or takes one up again that is being drained.
+    async fn start(&self, start: Start, drain: Duration) -> Generation {
+        let Start { name, mut ready, settings, state, was } = start;
+        let mut seat = Seat::Free;
+        if let Some(actor) = self.actor(name.as_str()) {
+            _ = actor.commands.send(Command::Settings(Box::new(settings.clone()))).await;
+            match actor.swap(ready, drain).await.await {
+                Ok(Ok(generation)) => {
+                    actor.leaving.store(false, Ordering::Release);
+                    return generation;
+                }
+                Ok(Err(back)) => ready = back,
+                // Its task was torn down with the swap in its hands: the process is ending.
+                Err(_) => return actor.status().generation,
+            }
+            actor.stopped().await;
+            seat = self.vacate(actor, &ready);
+        }
+        if let (Seat::Free, Some(was)) = (&seat, was)
+            && let Some(actor) = self.actor(was.as_str())
+        {
+            // A source has nothing to leave and nothing to do with a mailbox.
+            if actor.is_source() || ready.is_source() {
+                actor.drain(Instant::now() + drain).await;
+                actor.stopped().await;
+                self.bury(&actor);
+            } else {
+                actor.leaving.store(true, Ordering::Release);
+                actor.shared.kill.cancel();
+                actor.stopped().await;
+                seat = Seat::Inherited(actor);
+            }
+        }
+        self.spawn(Newcomer { name, ready, settings, state, seat })
+    }
+
+    /// Starts another actor in the place of one that has ended.
+    async fn replace(&self, actor: Arc<Actor>, ready: Ready) -> Generation {
+        let (name, settings) = (actor.name().clone(), (*actor.settings()).clone());
+        actor.stopped().await;
+        let seat = self.vacate(actor, &ready);
+        self.spawn(Newcomer { name, ready, settings, state: None, seat })
+    }
+
+    /// Sees an actor out that has ended. One whose task broke has not emptied its
+    /// mailbox, and leaves that to who comes next.
+    fn vacate(&self, actor: Arc<Actor>, next: &Ready) -> Seat {
+        if actor.broke() && !actor.is_source() && !next.is_source() {
+            return Seat::Inherited(actor);
+        }
+        self.bury(&actor);
+        Seat::Free
+    }
+
+    /// Puts a new actor in its place, all at once: what it inherits is never counted
+    /// twice and never missing.
+    fn spawn(&self, newcomer: Newcomer) -> Generation {
+        let Newcomer { name, ready, settings, state, seat } = newcomer;
+        let mut past = self.0.past.lock();
+        let left = past.comes_back(&name);
+        let mut generation = left.as_ref().map(|left| left.generation.next());
+        // What a removed actor left in memory is newer than anything on disk.
+        let mut state = left.and_then(|left| left.state).or(state);
+        let bounds = bounds_of(&settings);
+        let mailbox = match &seat {
+            Seat::Free => Arc::new(Mailbox::new(bounds)),
+            Seat::Inherited(from) => {
+                from.mailbox().set_bounds(bounds);
+                state = Some(from.state());
+                if *from.name() == name {
+                    generation = Some(from.status().generation.next());
+                }
+                Arc::clone(from.mailbox())
+            }
+        };
+        let generation = generation.unwrap_or(Generation::FIRST);
+        let (actor, digest) = self.run(Outfit {
+            name: name.clone(),
+            ready,
+            settings,
+            state: state.unwrap_or_default(),
+            generation,
+            mailbox,
+        });
+        if let Seat::Inherited(from) = seat {
+            self.0.actors.remove(from.name());
+            from.shared.routes.load().all().for_each(|wire| self.finish_wire(wire));
+            past.take_over(&from);
+            if *from.name() != name {
+                past.leave(&from, None, Instant::now());
+            }
+        }
+        self.0.actors.insert(name.clone(), Arc::new(actor));
+        drop(past);
+        info!(actor = %name, generation = generation.number(), digest = %digest.short(), "actor started");
+        let number = generation.number();
+        self.0.events.record(EventKind::Started { actor: name, generation: number, digest });
+        generation
+    }
+
+    /// Starts an actor's task. It takes no turn before it is released.
+    fn run(&self, outfit: Outfit) -> (Actor, Digest) {
+        let Outfit { name, ready, settings, state, generation, mailbox } = outfit;
+        let (digest, metadata, version) = match &ready {
+            Ready::Engine { program, version, .. } => {
+                (program.digest(), program.metadata().clone(), version.clone())
+            }
+            Ready::Source(source) => (source.digest(), source.metadata().clone(), None),
+        };
+        let status = Status {
+            state: ActorState::Active,
+            since: unix_millis(),
+            why: None,
+            generation,
+            digest,
+            version,
+            component: metadata.component.clone(),
+        };
+        let shared = Arc::new(Shared {
+            name,
+            mailbox,
+            routes: ArcSwap::default(),
+            max_hops: Arc::new(AtomicU32::new(settings.max_hops)),
+            settings: ArcSwap::from_pointee(settings),
+            status: watch::channel(status).0,
+            state: Mutex::new(state),
+            meters: Meters::default(),
+            memory: AtomicU64::new(0),
+            kill: self.0.kill.child_token(),
+            events: Arc::clone(&self.0.events),
+            sinks: self.0.sinks.clone(),
+        });
+        let (commands, receiver) = mpsc::channel(MAX_COMMANDS);
+        let ended = CancellationToken::new();
+        let kind = match ready {
+            Ready::Engine { program, engine, log, .. } => {
+                let task = ActorTask::new(Arc::clone(&shared), receiver, program, engine, log);
+                self.track(&shared, &ended, task.run());
+                Kind::Engine
+            }
+            Ready::Source(source) => {
+                let (swap, swaps) = mpsc::channel(1);
+                let task = SourceTask {
+                    shared: Arc::clone(&shared),
+                    commands: receiver,
+                    swaps,
+                    source,
+                    gate: self.0.gate.subscribe(),
+                    wired: CancellationToken::new(),
+                };
+                self.track(&shared, &ended, task.run());
+                Kind::Source(swap)
+            }
+        };
+        let actor = Actor {
+            shared,
+            commands,
+            kind,
+            metadata: ArcSwap::from_pointee(metadata),
+            leaving: AtomicBool::new(false),
+            ended,
+            started: unix_millis(),
+        };
+        (actor, digest)
+    }
+
+    /// Runs an actor's task where turns run, and notes its end, whatever ends it.
+    fn track(
+        &self,
+        shared: &Arc<Shared>,
+        ended: &CancellationToken,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) {
+        let (shared, end) = (Arc::clone(shared), ended.clone().drop_guard());
+        let run = async move {
+            let _end = end;
+            if let Err(panic) = AssertUnwindSafe(task).catch_unwind().await {
+                shared.broke(said(&*panic));
+            }
+        };
+        self.0.tasks.spawn_on(run, &self.0.turns);
+    }
+
+    /// Drains an actor in the background; what is left of it goes into the past books.
+    async fn stop(&self, name: &ActorName, until: Instant) {
+        let Some(actor) = self.actor(name.as_str()) else { return };
+        actor.drain(until).await;
+        let system = self.clone();
+        self.0.tasks.spawn(async move {
+            actor.stopped().await;
+            system.bury(&actor);
+        });
+    }
+
+    /// Takes a stopped actor off the registry and keeps its books and state.
+    fn bury(&self, actor: &Arc<Actor>) {
+        let mut past = self.0.past.lock();
+        let same = |_: &ActorName, a: &Arc<Actor>| Arc::ptr_eq(a, actor);
+        if self.0.kill.is_cancelled() || self.0.actors.remove_if(actor.name(), same).is_none() {
+            return;
+        }
+        // Empty already, unless the actor's task broke.
+        actor.shared.close_mailbox();
+        past.books.deliveries.add(&actor.mailbox().counts());
+        past.take_over(actor);
+        past.leave(actor, Some(actor.state()), Instant::now());
+    }
+}
