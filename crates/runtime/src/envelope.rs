@@ -10,7 +10,7 @@ use std::{
         Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
@@ -189,17 +189,45 @@ impl Lineage {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Moment {
     pub(crate) instant: Instant,
-    pub(crate) unix_millis: u64,
+    unix_nanos: u64,
 }
 
 impl Moment {
     pub(crate) fn now() -> Self {
-        Self::at(Instant::now())
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let unix_nanos = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX);
+        Self { instant: Instant::now(), unix_nanos }
+    }
+
+    /// Milliseconds since the Unix epoch.
+    pub(crate) fn unix_millis(&self) -> u64 {
+        self.unix_nanos / 1_000_000
+    }
+}
+
+/// How long the calendar is told from the running clock before it is looked at again.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// Tells the calendar's time from the running clock's, which has been read anyway, and
+/// looks it up now and then.
+pub(crate) struct Calendar {
+    looked: Moment,
+}
+
+impl Calendar {
+    pub(crate) fn new() -> Self {
+        Self { looked: Moment::now() }
     }
 
     /// The moment of `instant`, which has only just been.
-    pub(crate) fn at(instant: Instant) -> Self {
-        Self { instant, unix_millis: unix_millis() }
+    pub(crate) fn moment(&mut self, instant: Instant) -> Moment {
+        let since = instant.saturating_duration_since(self.looked.instant);
+        if since > LOOK {
+            self.looked = Moment::now();
+            return self.looked;
+        }
+        let unix_nanos = self.looked.unix_nanos + u64::from(since.subsec_nanos());
+        Moment { instant, unix_nanos }
     }
 }
 
@@ -221,7 +249,7 @@ impl Origin {
             correlation: lineage.correlation,
             links: lineage.links.clone(),
             traceparent: lineage.traceparent.clone(),
-            time: self.at.unix_millis,
+            time: self.at.unix_millis(),
             hops: lineage.hops.saturating_add(1),
             port,
             message,

@@ -28,7 +28,7 @@ use crate::{
     ActorLog, Context, Effects, Engine, EventKind, Failure, FailureKind, InstantiateError, Message,
     Metadata, PortName, Program, Routes, SendMode, SendNow, Settings, TurnLimits,
     dead_letter::Reason,
-    envelope::{Lineage, Moment, Origin},
+    envelope::{Calendar, Lineage, Moment, Origin},
     mailbox::{Outcome, Taken},
     panic::said,
     supervisor::{FRUITLESS, Supervisor, Verdict},
@@ -60,6 +60,7 @@ pub(crate) struct ActorTask {
     /// Since when nothing but a swap can have kept the actor from its next message:
     /// the end of the last turn, or of the last wait for something else.
     free: Instant,
+    calendar: Calendar,
 }
 
 struct Rest {
@@ -102,6 +103,7 @@ impl ActorTask {
             warned: HashSet::new(),
             swapped: false,
             free: Instant::now(),
+            calendar: Calendar::new(),
         }
     }
 
@@ -319,7 +321,7 @@ impl ActorTask {
         self.free = ended;
         self.shared.meters.turn_seconds.observe(ended.duration_since(started));
 
-        let origin = Origin { lineage: Some(lineage), at: Moment::at(ended) };
+        let origin = Origin { lineage: Some(lineage), at: self.calendar.moment(ended) };
         match turn {
             Ok(Ok((engine, effects))) => {
                 self.shared.memory.store(engine.memory_bytes(), Ordering::Relaxed);
