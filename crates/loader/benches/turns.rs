@@ -36,6 +36,9 @@ use tokio::{
 /// Messages that wait before the clock starts.
 const BATCH: usize = 2_000;
 
+/// Longer than anything here takes.
+const HOUR: Duration = Duration::from_secs(3600);
+
 /// Rounds of the table.
 const ROUNDS: usize = 25;
 
@@ -53,6 +56,12 @@ fn main() -> ExitCode {
         let error = again.exec();
         tracing::warn!(%error, "cannot start again with RUST_LIB_BACKTRACE=0");
     }
+    let arguments: Vec<String> = std::env::args().collect();
+    if let [_, flag, guest, turns] = &arguments[..]
+        && flag == "--alone"
+    {
+        return alone(guest, turns);
+    }
     let mut criterion = Criterion::default().configure_from_args();
     let mut ways = ways();
     let mut group = criterion.benchmark_group("turn");
@@ -66,6 +75,18 @@ fn main() -> ExitCode {
     if asked("--bench") && !asked("--profile-time") {
         print_table(&mut ways);
     }
+    ExitCode::SUCCESS
+}
+
+/// Takes so many turns of the guest `nop` or `filter`, for a tool that counts instructions.
+fn alone(guest: &str, turns: &str) -> ExitCode {
+    let bytes = match guest {
+        "nop" => nop(),
+        "filter" => sample(),
+        _ => return ExitCode::FAILURE,
+    };
+    let Ok(turns) = turns.parse() else { return ExitCode::FAILURE };
+    Alone::new(&bytes, &quakes(), EngineKind::Direct).turns(turns);
     ExitCode::SUCCESS
 }
 
@@ -84,9 +105,7 @@ impl Way {
 }
 
 fn ways() -> Vec<Way> {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../modules/magnitude-filter.wasm");
-    let bytes = Bytes::from(std::fs::read(path).expect("the sample module is committed"));
-    let quakes = quakes();
+    let (bytes, quakes) = (sample(), quakes());
     let contexts: Vec<String> = quakes.iter().map(context).collect();
 
     let mut bare = Bare::new(&bytes);
@@ -177,6 +196,12 @@ fn ways() -> Vec<Way> {
 /// The engines that are held against each other.
 const ENGINES: [EngineKind; 2] = [EngineKind::Extism, EngineKind::Direct];
 
+/// The sample filter.
+fn sample() -> Bytes {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../modules/magnitude-filter.wasm");
+    std::fs::read(path).expect("the sample module is committed").into()
+}
+
 /// A week of earthquakes, as messages.
 fn quakes() -> Vec<Message> {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../config/sample/earthquakes.jsonl");
@@ -266,7 +291,9 @@ fn filter(
     engine: EngineKind,
     engine_per: EnginePer,
 ) -> Arc<dyn Program> {
-    let loader = Loader::new(Limits::default()).with_engine(engine);
+    // Whatever slows the machine down, or counts what it does, is no reason to give up.
+    let limits = Limits { metadata_timeout: HOUR, compile_timeout: HOUR, ..Limits::default() };
+    let loader = Loader::new(limits).with_engine(engine);
     let module = runtime.block_on(loader.load_bytes("filter", bytes.clone()));
     let module = module.expect("the sample loads");
     let actor: ActorName = "filter".parse().expect("a plain word names an actor");
@@ -310,7 +337,7 @@ impl Alone {
     fn turns(&mut self, turns: u64) -> Duration {
         let Self { engine, contexts, runtime } = self;
         runtime.block_on(async {
-            let deadline = tokio::time::Instant::now() + Duration::from_secs(3600);
+            let deadline = tokio::time::Instant::now() + HOUR;
             let mut ready = engine.take().expect("it comes back");
             let began = Instant::now();
             for context in contexts.iter().cycle().take(count(turns)) {

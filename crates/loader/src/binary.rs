@@ -488,6 +488,10 @@ mod tests {
     fn proposals_that_not_every_engine_compiles_are_refused() {
         for (text, expected) in [
             ("(func (param v128) (result v128) local.get 0)", Ok(())),
+            ("(func (param v128) (result v128) local.get 0 i32x4.relaxed_trunc_f32x4_s)", Ok(())),
+            ("(func (result i32) i32.const 128 i32.extend8_s)", Ok(())),
+            ("(func (result i32) f32.const 1 i32.trunc_sat_f32_s)", Ok(())),
+            (r#"(global (export "g") (mut i32) (i32.const 0))"#, Ok(())),
             ("(func $f return_call $f)", Ok(())),
             ("(func (result i32 i64) i32.const 1 i64.const 2)", Ok(())),
             ("(table 1 funcref) (func (result funcref) ref.null func)", Ok(())),
@@ -558,6 +562,9 @@ mod tests {
         });
         at_most(10_000, "blocks inside each other", |n| nested("block ", n));
         at_most(100, "loops inside each other", |n| nested("loop ", n));
+        let (_, one_by_one) =
+            Binary::read(&wat::parse_str(function("loop end ".repeat(1000))).unwrap());
+        assert_eq!(one_by_one, Ok(()));
         at_most(20_000, "labels of one `br_table`", |n| {
             function(format!("i32.const 0 br_table {}", "0 ".repeat(n + 1)))
         });

@@ -386,3 +386,75 @@ fn failure(ended: Ended, begun: Instant) -> FailureKind {
         Ended::Timeout => FailureKind::Timeout(begun.elapsed()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::{FutureExt, future::join_all};
+    use reflowd_runtime::{ActorLog, ActorName, Module, ProgramSpec, State, TurnLimits};
+
+    use super::*;
+    use crate::{Limits, Loader};
+
+    const GUEST: &str = r#"(module
+      (import "extism:host/env" "alloc" (func $alloc (param i64) (result i64)))
+      (import "extism:host/env" "store_u8" (func $store (param i64 i32)))
+      (import "extism:host/env" "output_set" (func $output (param i64 i64)))
+      (memory 1)
+      (data (i32.const 0) "{\22component\22:\22Guest\22,\22inports\22:[],\22outports\22:[],\22outputs\22:{}}")
+      (func (export "get_metadata") (export "process") (result i32)
+        (local $block i64) (local $at i32)
+        (local.set $block (call $alloc (i64.const 61)))
+        (loop $next
+          (call $store (i64.add (local.get $block) (i64.extend_i32_u (local.get $at)))
+            (i32.load8_u (local.get $at)))
+          (local.set $at (i32.add (local.get $at) (i32.const 1)))
+          (br_if $next (i32.lt_u (local.get $at) (i32.const 61))))
+        (call $output (local.get $block) (i64.const 61))
+        (i32.const 0)))"#;
+
+    async fn engine() -> Box<dyn Engine> {
+        let bytes = wat::parse_str(GUEST).expect("it is WebAssembly");
+        let module = Loader::new(Limits::default()).load_bytes("guest", bytes.into()).await;
+        let actor: ActorName = "actor".parse().expect("a plain word names an actor");
+        let spec = ProgramSpec {
+            actor: actor.clone(),
+            config: serde_json::Map::new(),
+            env: std::collections::BTreeMap::new(),
+            entry_point: None,
+            memory: 1 << 20,
+            allow_hosts: Vec::new(),
+            engine_per: EnginePer::Actor,
+            version: None,
+            log: ActorLog::new(actor, 100),
+        };
+        let program = module.expect("it loads").prepare(spec).await.expect("it has no config");
+        program.instantiate().await.expect("it is proven")
+    }
+
+    #[tokio::test]
+    async fn a_turn_that_had_to_wait_for_its_place_still_has_all_of_its_time() {
+        let engine = engine().await;
+        let gate = Gate::of_process();
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let places: Vec<_> = (0..cores).map(|_| Place::new(gate.clone())).collect();
+        let taken = join_all(places.iter().map(Place::enter)).await;
+        let context = Context {
+            payload: Vec::new(),
+            state: State::default(),
+            meta: None,
+            state_in_context: true,
+            limits: TurnLimits { output: 1 << 20, state: 1 << 20 },
+            now: None,
+        };
+        let (time, begun) = (Duration::from_millis(20), Instant::now());
+        let mut turn = engine.turn(context, (begun + time).into());
+        // Twice as long as it may take by itself.
+        while begun.elapsed() < 2 * time {
+            assert!((&mut turn).now_or_never().is_none(), "all places are taken");
+            tokio::task::yield_now().await;
+        }
+        drop(taken);
+        let ended = turn.await.map_err(|failure| failure.kind);
+        assert!(ended.is_ok(), "{:?}", ended.err());
+    }
+}

@@ -5,7 +5,7 @@
 //! not stop it; the first is remembered, and the turn fails when it ends, with
 //! the engine intact.
 
-use std::{collections::HashMap, fmt, sync::Arc};
+use std::{borrow::Cow, collections::HashMap, fmt, sync::Arc};
 
 use bytes::Bytes;
 use reflowd_runtime::{Context, Effects, Message, PortName, SendNow, State, TurnLimits, excerpt};
@@ -152,8 +152,8 @@ impl Side {
     /// The first thing that was wrong, in words for whoever wrote the guest.
     pub(crate) fn finish(mut self, result: Bytes) -> Result<Effects, String> {
         let whole = match unwrap_base64(&result) {
-            std::borrow::Cow::Borrowed(_) => result,
-            std::borrow::Cow::Owned(inner) => inner.into(),
+            Cow::Borrowed(_) => result,
+            Cow::Owned(inner) => inner.into(),
         };
         if let Some(fault) = self.fault {
             return Err(fault);
@@ -279,13 +279,17 @@ struct Written<'a> {
 }
 
 /// The entries of a JSON object, in their order, with values as they are written.
-struct Entries<'a>(Vec<(String, &'a RawValue)>);
+struct Entries<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
+
+/// A key, borrowed where it is written without escapes.
+#[derive(Deserialize)]
+struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for Entries<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct InOrder;
         impl<'de> Visitor<'de> for InOrder {
-            type Value = Vec<(String, &'de RawValue)>;
+            type Value = Vec<(Cow<'de, str>, &'de RawValue)>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a JSON object")
@@ -293,8 +297,8 @@ impl<'de: 'a, 'a> Deserialize<'de> for Entries<'a> {
 
             fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
                 let mut entries = Vec::new();
-                while let Some(entry) = map.next_entry()? {
-                    entries.push(entry);
+                while let Some((Key(key), value)) = map.next_entry()? {
+                    entries.push((key, value));
                 }
                 Ok(entries)
             }

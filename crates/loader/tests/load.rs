@@ -41,6 +41,7 @@ on_both_engines! {
     endless_metadata_is_stopped_and_may_be_tried_again
     endless_initialisers_are_stopped
     a_reactor_is_initialised_before_its_first_turn
+    of_several_initialisers_those_of_the_toolchain_run
     wasi_is_there_for_modules_that_import_it
     a_program_that_exits_has_broken
     the_version_is_semantic_and_held_against_the_actors
@@ -214,7 +215,8 @@ async fn memory_may_be_as_large_as_it_is_declared(on: Rig) {
     engine_of(&program).await;
 
     let tight = ProgramSpec { memory: 2 << 16, ..spec() };
-    let body = r#"(drop (memory.grow (i32.const 1))) (call $answer <<{"outputs":{}}>>)"#;
+    let body = r#"(if (i32.ne (memory.grow (i32.const 1)) (i32.const -1)) (then unreachable))
+        (call $answer <<{"outputs":{}}>>)"#;
     let program = on.prepare(process(body), tight).await.map_err(|e| e.to_string()).unwrap();
     let engine = engine_of(&program).await;
     if on.0 == EngineKind::Extism {
@@ -330,6 +332,71 @@ async fn a_reactor_is_initialised_before_its_first_turn(on: Rig) {
     let (engine, effects) = turn(on.engine(reactor).await, context("null")).await;
     assert_eq!(data(&effects), "1");
     assert_eq!(data(&turn(engine, context("null")).await.1), "1");
+}
+
+async fn of_several_initialisers_those_of_the_toolchain_run(on: Rig) {
+    // Each leaves its digit in a number to the base of four.
+    let runs = |name: &str, params: &str, digit: u8| {
+        format!(
+            r#"(func (export "{name}") {params} (global.set $ran
+              (i32.add (i32.mul (global.get $ran) (i32.const 4)) (i32.const {digit}))))"#
+        )
+    };
+    let plain = runs("_initialize", "", 1);
+    let constructors = runs("__wasm_call_ctors", "", 2);
+    let haskell = runs("hs_init", "(param i32 i32)", 3);
+    for (functions, expected) in [
+        (plain.clone(), "1"),
+        (constructors.clone(), "2"),
+        (format!("{plain} {constructors}"), "2"),
+        (format!("{haskell} {plain}"), "7"),
+    ] {
+        let bytes = guest(&format!(
+            r#"(global $ran (mut i32) (i32.const 0)) {functions}
+            (func (export "process") (result i32)
+              (i32.store8 (i32.const 0) (i32.add (i32.const 48) (global.get $ran)))
+              (call $put_block (call $block (i32.const 0) (i32.const 1))))"#
+        ));
+        let (_, effects) = turn(on.engine(bytes).await, context("null")).await;
+        assert_eq!(data(&effects), expected, "{functions}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_guest_prints_is_in_its_log_when_a_call_ends() {
+    let prints = guest_with(
+        r#"(import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))"#,
+        METADATA,
+        r#"(func $print
+          (i32.store (i32.const 0) (i32.const 64)) (i32.store (i32.const 4) (i32.const 5))
+          (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8))))
+        (func (export "_initialize") (call $print))
+        (func (export "process") (result i32)
+          (call $print) (call $print) (call $answer <<{"outputs":{}}>>))"#,
+    );
+    // A log that takes no line counts each as left out.
+    let mut spec = spec();
+    spec.log = reflowd_runtime::ActorLog::new(spec.actor.clone(), 0);
+    let log = spec.log.clone();
+    let program = Rig(EngineKind::Direct).prepare(prints, spec).await.map_err(|e| e.to_string());
+    let engine = engine_of(&program.unwrap()).await;
+    assert_eq!(log.suppressed(), 1);
+    turn(engine, context("null")).await;
+    assert_eq!(log.suppressed(), 2, "what has no end of line is one line");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_that_exits_with_0_has_done_its_turn() {
+    let exits = guest_with(
+        r#"(import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))"#,
+        METADATA,
+        r#"(func (export "process") (result i32)
+          (drop (call $answer <<{"outputs":{"out":{"type":"Flow"}}}>>))
+          (call $exit (i32.const 0)) unreachable)"#,
+    );
+    let (engine, effects) = turn(Rig(EngineKind::Direct).engine(exits).await, context("1")).await;
+    assert_eq!(data(&effects), "null");
+    assert_eq!(data(&turn(engine, context("2")).await.1), "null");
 }
 
 async fn wasi_is_there_for_modules_that_import_it(on: Rig) {

@@ -7,7 +7,7 @@ mod guest;
 use std::time::Duration;
 
 use guest::*;
-use reflowd_loader::EngineKind;
+use reflowd_loader::{EngineKind, Limits, Loader, Source};
 use reflowd_runtime::{EnginePer, FailureKind, Message, Module, Type};
 use serde_json::{Value, json};
 
@@ -28,6 +28,58 @@ async fn guests_that_spin_do_not_keep_others_from_their_turns() {
     assert!(spinning.try_join_next().is_none(), "they had not come to their deadline");
     spinning.shutdown().await;
     // Who was stopped in the middle has left its place to others.
+    turn(engine, context("null")).await;
+}
+
+#[tokio::test]
+async fn a_guest_that_spins_lets_other_tasks_of_its_thread_run() {
+    let endless = Rig(EngineKind::Direct).engine(process("(loop $l (br $l)) unreachable")).await;
+    let others = async {
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        biased;
+        _ = endless.turn(context("null"), within(Duration::from_secs(10))) => {
+            panic!("it came to its deadline, and nobody else had a turn");
+        }
+        () = others => {}
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn guests_that_wait_for_an_answer_do_not_keep_others_from_their_turns() {
+    let on = Rig(EngineKind::Direct);
+    let stalls = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", stalls.local_addr().unwrap());
+    let body = format!(
+        r#"(drop (call $http_request (call $block <<{{"url":"{url}"}}>>) (i64.const 0)))
+        (if (call $http_status) (then unreachable))
+        (call $answer <<{{"outputs":{{}}}}>>)"#
+    );
+    let module = on.load(process(&body)).await.unwrap();
+    let asking = async || {
+        let spec = reflowd_runtime::ProgramSpec { allow_hosts: vec!["127.0.0.1".into()], ..spec() };
+        let program = soon(module.prepare(spec)).await.map_err(|e| e.to_string());
+        engine_of(&program.unwrap()).await
+    };
+    let mut waiting = tokio::task::JoinSet::new();
+    let mut connections = Vec::new();
+    let more_than_cores = std::thread::available_parallelism().unwrap().get() + 1;
+    for _ in 0..more_than_cores {
+        waiting.spawn(asking().await.turn(context("null"), within(LONG)));
+        connections.push(soon(stalls.accept()).await.unwrap());
+    }
+    let mut engine = on.engine(process(r#"(call $answer <<{"outputs":{}}>>)"#)).await;
+    for _ in 0..100 {
+        engine = turn(engine, context("null")).await.0;
+    }
+    assert!(waiting.try_join_next().is_none(), "nobody has answered them");
+    drop(connections);
+    for ended in soon(waiting.join_all()).await {
+        assert!(ended.is_ok(), "{:?}", ended.err());
+    }
     turn(engine, context("null")).await;
 }
 
@@ -53,6 +105,7 @@ on_both_engines! {
     an_output_that_does_not_exist_is_a_turn_error
     a_guest_writes_to_its_actors_log
     a_turn_that_is_due_already_does_not_run_for_ever
+    a_turn_that_waits_for_an_answer_ends_at_its_deadline
 }
 
 async fn data_crosses_a_guest_byte_for_byte(on: Rig) {
@@ -122,8 +175,11 @@ async fn the_engine_lives_on_between_turns(on: Rig) {
     );
     let program = on.prepare(counts.clone(), spec()).await.map_err(|e| e.to_string()).unwrap();
     let (engine, first) = turn(engine_of(&program).await, context("null")).await;
-    let (_, second) = turn(engine, context("null")).await;
+    let (engine, second) = turn(engine, context("null")).await;
     assert_eq!([data(&first), data(&second)], ["1", "2"]);
+    if on.0 == EngineKind::Direct {
+        assert_eq!(engine.memory_bytes(), 2 << 16);
+    }
 
     let mut spec = spec();
     spec.engine_per = EnginePer::Message;
@@ -260,10 +316,17 @@ async fn a_guest_that_answers_with_an_error_keeps_its_engine(on: Rig) {
 }
 
 async fn a_turn_ends_at_its_deadline(on: Rig) {
-    let endless = on.engine(process("(loop $l (br $l)) unreachable")).await;
+    // It has much more time to get ready than for a turn.
+    let limits = Limits { metadata_timeout: LONG * 2, ..Limits::default() };
+    let bytes = process("(loop $l (br $l)) unreachable");
+    let loader = Loader::new(limits).with_engine(on.0);
+    let module = loader.load(Source::Bytes { name: "guest.wasm".into(), bytes }).await.unwrap();
+    let program = soon(module.prepare(spec())).await.map_err(|e| e.to_string()).unwrap();
+    let endless = engine_of(&program).await;
     let begun = std::time::Instant::now();
     let failure = failure(endless, context("null"), Duration::from_millis(100)).await;
     let took = begun.elapsed();
+    assert!(took < LONG / 4, "{took:?}");
     assert!(matches!(failure.kind, FailureKind::Timeout(_)), "{failure:?}");
     assert!(failure.engine.is_none());
     assert!(took >= Duration::from_millis(99), "{took:?}");
@@ -382,4 +445,21 @@ async fn a_turn_that_is_due_already_does_not_run_for_ever(on: Rig) {
     let endless = on.engine(process("(loop $l (br $l)) unreachable")).await;
     let failure = failure(endless, context("null"), Duration::ZERO).await;
     assert!(matches!(failure.kind, FailureKind::Timeout(_)), "{failure:?}");
+}
+
+async fn a_turn_that_waits_for_an_answer_ends_at_its_deadline(on: Rig) {
+    // Connections wait in its queue, and nobody takes them out.
+    let stalls = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/", stalls.local_addr().unwrap());
+    let body = format!(
+        r#"(drop (call $http_request (call $block <<{{"url":"{url}"}}>>) (i64.const 0)))
+        (loop $l (br $l)) unreachable"#
+    );
+    let spec = reflowd_runtime::ProgramSpec { allow_hosts: vec!["127.0.0.1".into()], ..spec() };
+    let program = on.prepare(process(&body), spec).await.map_err(|e| e.to_string()).unwrap();
+    let begun = std::time::Instant::now();
+    let engine = engine_of(&program).await;
+    let failure = failure(engine, context("null"), Duration::from_millis(200)).await;
+    assert!(matches!(failure.kind, FailureKind::Timeout(_)), "{failure:?}");
+    assert!(begun.elapsed() < LONG / 4, "{:?}", begun.elapsed());
 }

@@ -312,6 +312,33 @@ fn a_folder_that_others_can_write_is_refused() {
 }
 
 #[test]
+fn what_belongs_to_another_user_is_refused() {
+    // Whoever may give files away has made one; others find one that is not theirs.
+    let may_give = geteuid().is_root();
+    let rig = Rig::start();
+    if may_give {
+        std::os::unix::fs::chown(rig.entry(), Some(1), None).unwrap();
+        rig.check_rebuilt("a file of another user");
+        std::os::unix::fs::chown(&rig.cache.folder, Some(1), None).unwrap();
+    }
+    let foreign = if may_give { &rig.cache.folder } else { Path::new("/usr") };
+    let error = CodeCache::open(foreign).unwrap_err();
+    assert!(matches!(error, CodeCacheError::Foreign { .. }), "{error}");
+}
+
+#[test]
+fn what_cannot_be_published_leaves_nothing_behind() {
+    let rig = Rig::start();
+    let path = rig.entry();
+    fs::remove_file(&path).unwrap();
+    // No file can take the place of a folder that is not empty.
+    fs::create_dir_all(path.join("below")).unwrap();
+    let error = rig.cache.put(&rig.engine, &rig.digest, &rig.module).unwrap_err();
+    assert!(matches!(error, CodeCacheError::Write { .. }), "{error}");
+    assert_eq!(rig.entry(), path);
+}
+
+#[test]
 fn a_hit_is_much_faster_than_compiling() {
     let bytes = guest("json");
     let start = Instant::now();

@@ -401,15 +401,18 @@ mod tests {
     fn what_is_no_block_is_none_and_harms_nobody() {
         let mut blocks = blocks(b"12345678");
         let one = blocks.put(b"12345678").unwrap();
+        let last = blocks.alloc(16).unwrap();
         let far =
             [1, one + 1, one - 1, one + 1000, 1 << 31, 1 << 32, 1 << 63, u64::MAX, u64::MAX - 7];
         for at in far {
             assert_eq!(blocks.get(at), Err(NoBlock(at)));
             assert_eq!(blocks.length(at), 0);
             blocks.free(at);
+            blocks.set_error(0);
             blocks.set_error(at);
             blocks.set_input(at, u64::MAX);
             if at > one + 100 {
+                assert_eq!(blocks.error_offset(), 0, "{at} is no error");
                 blocks.store_u8(at, 1);
                 blocks.store_u64(at, 1);
                 assert_eq!((blocks.load_u8(at), blocks.load_u64(at)), (0, 0));
@@ -420,6 +423,12 @@ mod tests {
                 assert!(blocks.output().is_err() || length == 0, "{at} {length}");
             }
         }
+        // The last block ends where the arena does: what reaches beyond is not written.
+        for at in last + 9..last + 16 {
+            blocks.store_u64(at, u64::MAX);
+            assert_eq!(blocks.load_u64(at), 0);
+        }
+        assert_eq!(blocks.get(last), Ok(&[0; 16][..]));
         assert_eq!(blocks.get(one), Ok(&b"12345678"[..]));
         assert_eq!(blocks.input_load_u64(0), u64::from_le_bytes(*b"12345678"));
     }
@@ -439,6 +448,17 @@ mod tests {
         assert_eq!(blocks.length(last), 0);
         let (a, b) = (blocks.alloc(100).unwrap(), blocks.alloc(100).unwrap());
         assert_ne!(a, b, "a block that was given back twice is there once");
+        blocks.free(a);
+        blocks.clear();
+        let first = blocks.alloc(100).unwrap();
+        assert_eq!(blocks.get(first).map(<[u8]>::len), Ok(100), "no free block outlives its arena");
+    }
+
+    #[test]
+    fn an_input_that_is_given_back_is_gone() {
+        let mut blocks = blocks(b"input");
+        blocks.free(blocks.input_offset());
+        assert_eq!((blocks.input_length(), blocks.input_load_u8(0)), (0, 0));
     }
 
     #[test]
@@ -457,13 +477,17 @@ mod tests {
     fn blocks_have_a_bound_whatever_their_size() {
         for length in [1, 100, 1 << 16, 1 << 20, 1 << 40, u64::MAX] {
             let mut blocks = blocks(&[7; 100]);
+            if length > 1 << 20 {
+                assert_eq!(blocks.alloc(length), Err(OutOfBlocks { asked: length }));
+            }
             let count = (0..100_000).take_while(|_| blocks.alloc(length).is_ok()).count();
             assert!(count < 50_000, "{length}");
             assert!(blocks.size() <= (1 << 20) + 200);
         }
-        let mut many = Blocks::new(64);
+        let mut many = Blocks::new(200);
         many.begin(1000, |arena| arena.resize(arena.len() + 1000, 1));
-        assert_eq!(many.input_length(), 1000, "the input does not count");
+        assert_eq!(many.input_length(), 1000);
+        assert!(many.alloc(16).is_ok(), "the input does not count");
     }
 
     #[test]
@@ -481,5 +505,26 @@ mod tests {
         blocks.begin(0, |_| {});
         let handle = blocks.alloc(100_000).unwrap();
         assert_eq!(blocks.get(handle), Ok(&[0; 100_000][..]), "not what another guest has left");
+    }
+    #[test]
+    fn a_large_arena_serves_the_next_and_shows_it_nothing() {
+        // So large that no other test can take it meanwhile.
+        const LARGE: usize = 7 << 20;
+        let large = || {
+            let mut blocks = Blocks::new(LARGE as u64 * 2);
+            blocks.begin(0, |_| {});
+            let handle = blocks.alloc(LARGE as u64).unwrap();
+            (handle, blocks)
+        };
+        let (handle, mut first) = large();
+        first.store_u8(handle, 7);
+        let place = first.arena.as_ptr();
+        // As a guest leaves it that is dropped within its turn.
+        drop(first);
+        let (handle, mut second) = large();
+        assert_eq!(second.arena.as_ptr(), place);
+        assert_eq!((handle, second.load_u8(handle)), (ORIGIN as u64, 0));
+        second.end();
+        assert_eq!(large().1.arena.as_ptr(), place);
     }
 }

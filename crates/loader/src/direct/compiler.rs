@@ -150,6 +150,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn compiling_stands_back_behind_all_else() {
+        compile(b"\0asm\x01\0\0\0").expect("it is a module");
+        let mut threads = 0;
+        for task in std::fs::read_dir("/proc/self/task").expect("each process has its threads") {
+            let task = task.expect("a thread").path();
+            // A thread of another test may end meanwhile.
+            let Ok(stat) = std::fs::read_to_string(task.join("stat")) else { continue };
+            let Some((_, fields)) = stat.split_once("(compiler) ") else { continue };
+            // The state comes first; how nice it is, sixteen fields later.
+            assert_eq!(fields.split(' ').nth(16), Some("10"), "{stat}");
+            threads += 1;
+        }
+        assert!(threads > 0);
+    }
+
+    #[test]
     fn the_clock_ticks_while_someone_runs_and_then_stops() {
         for _ in 0..2 {
             let running = Running::new();

@@ -28,7 +28,7 @@ pub(crate) struct Gate {
 
 impl Gate {
     /// A gate with so many places.
-    fn new(places: usize) -> Self {
+    pub(super) fn new(places: usize) -> Self {
         Self { places: Semaphore::new(places), waiting: AtomicUsize::new(0) }
     }
 
@@ -185,6 +185,9 @@ mod tests {
         assert!(places[0].is_held());
         assert!(places[1].waited() > Duration::ZERO);
         drop(held);
+        let again = places[1].enter().await;
+        assert_eq!(places[1].waited(), Duration::ZERO, "each call counts for itself");
+        drop(again);
         assert_eq!(gate.places.available_permits(), 1);
     }
 

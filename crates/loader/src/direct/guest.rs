@@ -137,3 +137,76 @@ impl ResourceLimiter for Guest {
         TABLES
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{pin::pin, time::Duration};
+
+    use futures_util::future::poll_immediate;
+
+    use super::*;
+    use crate::{direct::gate::Gate, host::Surroundings};
+
+    fn guest(gate: &Arc<Gate>) -> Guest {
+        let place = Place::new(gate.clone());
+        Guest::new(Host::new(Arc::new(Surroundings::none())), 1 << 20, Arc::new(place))
+    }
+
+    #[test]
+    fn a_memory_and_a_table_grow_to_their_bounds_and_no_further() {
+        let mut guest = guest(&Gate::of_process());
+        let mut grows = |to| guest.memory_growing(0, to, None).expect("it only decides");
+        assert_eq!(
+            [0, 1 << 20, (1 << 20) + 1, usize::MAX].map(&mut grows),
+            [true, true, false, false]
+        );
+        let mut grows = |to| guest.table_growing(0, to, None).expect("it only decides");
+        let most = TABLE_ELEMENTS;
+        assert_eq!([0, most, most + 1, usize::MAX].map(&mut grows), [true, true, false, false]);
+        assert_eq!((guest.instances(), guest.memories(), guest.tables()), (1, 1, TABLES));
+    }
+
+    #[tokio::test]
+    async fn a_tick_ends_who_is_late_and_asks_only_who_holds_a_place_to_give_way() {
+        let mut guest = guest(&Arc::new(Gate::new(1)));
+        let now = Instant::now();
+        let (soon, nanosecond) = (now + Duration::from_secs(9), Duration::from_nanos(1));
+        guest.host.deadline = soon;
+        assert_eq!(guest.at_tick(now), Tick::GoOn);
+        let place = guest.place.clone();
+        let held = place.enter().await;
+        let deadline = guest.deadline();
+        assert_eq!(guest.at_tick(deadline - nanosecond), Tick::GiveWay);
+        assert_eq!(guest.at_tick(deadline), Tick::End);
+        drop(held);
+        assert_eq!(guest.at_tick(deadline), Tick::End);
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_sleeps_holds_no_place() {
+        let mut guest = guest(&Arc::new(Gate::new(1)));
+        let place = guest.place.clone();
+        let _held = place.enter().await;
+        let mut sleeps = guest.waiting(Instant::now() + Duration::from_secs(60));
+        assert!(poll_immediate(&mut sleeps).await.is_none());
+        assert!(!place.is_held());
+    }
+
+    #[tokio::test]
+    async fn the_time_that_a_guest_waits_for_others_is_not_its_own() {
+        let gate = Arc::new(Gate::new(1));
+        let (mut waits, other) = (guest(&gate), Place::new(gate));
+        let computing = other.enter().await;
+        let place = waits.place.clone();
+        let mut entering = pin!(place.enter());
+        assert!(poll_immediate(&mut entering).await.is_none());
+        drop(computing);
+        let _held = entering.await;
+        assert!(place.waited() > Duration::ZERO);
+        let due = Instant::now();
+        waits.host.deadline = due;
+        assert_eq!(waits.deadline(), due + place.waited());
+        assert_eq!(waits.at_tick(due), Tick::GiveWay);
+        assert_eq!(waits.at_tick(due + place.waited()), Tick::End);
+    }
+}
