@@ -106,6 +106,9 @@ on_both_engines! {
     a_guest_writes_to_its_actors_log
     a_turn_that_is_due_already_does_not_run_for_ever
     a_turn_that_waits_for_an_answer_ends_at_its_deadline
+    host_functions_free_the_blocks_that_they_own
+    a_guest_reads_back_what_it_has_set
+    variables_have_a_bound
 }
 
 async fn data_crosses_a_guest_byte_for_byte(on: Rig) {
@@ -462,4 +465,61 @@ async fn a_turn_that_waits_for_an_answer_ends_at_its_deadline(on: Rig) {
     let failure = failure(engine, context("null"), Duration::from_millis(200)).await;
     assert!(matches!(failure.kind, FailureKind::Timeout(_)), "{failure:?}");
     assert!(begun.elapsed() < LONG / 4, "{:?}", begun.elapsed());
+}
+
+async fn host_functions_free_the_blocks_that_they_own(on: Rig) {
+    for (call, freed) in [
+        ("(drop (call $config_get (local.get $one)))", [true, false]),
+        ("(drop (call $var_get (local.get $one)))", [true, false]),
+        ("(call $var_set (local.get $one) (local.get $two))", [true, true]),
+        ("(call $log_info (local.get $one))", [true, false]),
+        ("(drop (call $http_request (local.get $one) (local.get $two)))", [true, true]),
+        ("(drop (call $get_state (local.get $one)))", [false, false]),
+    ] {
+        let [one, two] = freed.map(|freed| if freed { 0 } else { 100 });
+        let body = format!(
+            r#"(local $one i64) (local $two i64)
+            (local.set $one (call $alloc (i64.const 100)))
+            (local.set $two (call $alloc (i64.const 100)))
+            {call}
+            (if (i64.ne (call $length (local.get $one)) (i64.const {one})) (then unreachable))
+            (if (i64.ne (call $length (local.get $two)) (i64.const {two})) (then unreachable))
+            (call $answer <<{{"outputs":{{}}}}>>)"#
+        );
+        let engine = on.engine(process(&body)).await;
+        let ended = soon(engine.turn(context("null"), within(LONG))).await;
+        assert!(ended.is_ok(), "{call}: {:?}", ended.err());
+    }
+}
+
+async fn a_guest_reads_back_what_it_has_set(on: Rig) {
+    let guest = guest_with(
+        r#"(import "extism:host/env" "error_get" (func $error_get (result i64)))
+           (import "extism:host/env" "output_offset" (func $output_offset (result i64)))
+           (import "extism:host/env" "output_length" (func $output_length (result i64)))
+           (import "extism:host/env" "reset" (func $reset))"#,
+        METADATA,
+        r#"(func (export "process") (result i32)
+          (local $block i64)
+          (local.set $block (call $alloc (i64.const 100)))
+          (call $error_set (local.get $block))
+          (if (i64.ne (call $error_get) (local.get $block)) (then unreachable))
+          (call $error_set (i64.const 0))
+          (if (i64.ne (call $error_get) (i64.const 0)) (then unreachable))
+          (call $output_set (local.get $block) (i64.const 7))
+          (if (i64.ne (call $output_offset) (local.get $block)) (then unreachable))
+          (if (i64.ne (call $output_length) (i64.const 7)) (then unreachable))
+          (call $reset)
+          (if (i64.ne (call $length (local.get $block)) (i64.const 0)) (then unreachable))
+          (call $answer <<{"outputs":{}}>>))"#,
+    );
+    turn(on.engine(guest).await, context("null")).await;
+}
+
+async fn variables_have_a_bound(on: Rig) {
+    let body =
+        r#"(call $var_set (call $block <<k>>) (call $alloc (i64.const 0x200000))) (i32.const 0)"#;
+    let (kind, kept) = on.fails(body).await;
+    let FailureKind::Trap(why) = &kind else { panic!("{kind:?}") };
+    assert!(why.contains("over 1 MiB") && !kept, "{why}");
 }
