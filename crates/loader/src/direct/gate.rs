@@ -1,10 +1,11 @@
-//! The gate: as many guests compute at a time as there are cores.
+//! The gate: as many guests compute for long at a time as there are cores.
 //!
-//! A guest that computes for longer than a tick gives its place to the one that
-//! has waited longest, and joins the queue's end. So a thousand actors that spin
-//! share the cores evenly, and a quick turn waits for one tick of each core at
-//! most before it is let in. The threads that take turns are one more than places,
-//! so that there is always one for what is not a guest.
+//! A call begins without asking anybody, and most have ended before the clock
+//! ticks. A guest that still computes then needs a place, and at every further tick
+//! gives it to the one that has waited longest, and joins the queue's end. So a
+//! thousand actors that spin share the cores evenly among themselves, and quick
+//! turns do not stand in line with them. The threads that take turns are one more
+//! than places, so that there is always one for what is quick.
 //!
 //! The time for which a guest waits here is not its own: its deadline moves by it.
 //! Otherwise its neighbours could make it late.
@@ -44,24 +45,27 @@ impl Gate {
 /// One guest's place at the gate, held or not.
 pub(crate) struct Place {
     gate: Arc<Gate>,
+    /// Whether a call goes on that must let others compute.
+    entered: AtomicBool,
     held: AtomicBool,
     /// Nanoseconds waited for it in this call.
     waited: AtomicU64,
 }
 
-/// A place that is held until this is dropped.
-pub(crate) struct Held<'a>(&'a Place);
+/// A call that goes on until this is dropped.
+pub(crate) struct Entered<'a>(&'a Place);
 
 impl Place {
     pub(crate) fn new(gate: Arc<Gate>) -> Self {
-        Self { gate, held: AtomicBool::new(false), waited: AtomicU64::new(0) }
+        let (entered, held) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { gate, entered, held, waited: AtomicU64::new(0) }
     }
 
-    /// Waits for a place, and holds it. What was waited counts from here.
-    pub(crate) async fn enter(&self) -> Held<'_> {
+    /// Begins a call. What is waited counts from here.
+    pub(crate) fn enter(&self) -> Entered<'_> {
         self.waited.store(0, Ordering::Relaxed);
-        self.take().await;
-        Held(self)
+        self.entered.store(true, Ordering::Relaxed);
+        Entered(self)
     }
 
     /// How long this call has waited here so far.
@@ -69,14 +73,22 @@ impl Place {
         Duration::from_nanos(self.waited.load(Ordering::Relaxed))
     }
 
-    /// Whether the guest computes at the gate's leave, and not by itself.
+    /// Whether the guest shares its thread with others, and must let them compute.
+    pub(crate) fn is_entered(&self) -> bool {
+        self.entered.load(Ordering::Relaxed)
+    }
+
+    /// Whether the guest has one of the gate's places.
     pub(crate) fn is_held(&self) -> bool {
         self.held.load(Ordering::Relaxed)
     }
 
-    /// Lets others compute: whoever waits at the gate, else other tasks of this thread.
+    /// Lets others compute: whoever waits at the gate, else other tasks of this
+    /// thread. Who has computed without a place so far takes one.
     pub(crate) async fn give_way(&self) {
-        if self.gate.waiting.load(Ordering::Relaxed) == 0 {
+        if !self.is_held() {
+            self.take().await;
+        } else if self.gate.waiting.load(Ordering::Relaxed) == 0 {
             tokio::task::yield_now().await;
         } else {
             self.outside(std::future::ready(())).await;
@@ -85,9 +97,9 @@ impl Place {
 
     /// Waits for something that is not computing, and holds no place meanwhile.
     pub(crate) async fn outside<T>(&self, waits: impl Future<Output = T>) -> T {
-        let entered = self.leave();
+        let held = self.leave();
         let result = waits.await;
-        if entered {
+        if held {
             self.take().await;
         }
         result
@@ -117,8 +129,9 @@ impl Place {
     }
 }
 
-impl Drop for Held<'_> {
+impl Drop for Entered<'_> {
     fn drop(&mut self) {
+        self.0.entered.store(false, Ordering::Relaxed);
         self.0.leave();
     }
 }
@@ -152,40 +165,57 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_quick_call_stands_in_no_line() {
+        let gate = Arc::new(Gate::new(1));
+        let places = places(3, &gate);
+        let _slow = [places[0].enter(), places[1].enter()];
+        places[0].give_way().await;
+        assert!(places[1].give_way().now_or_never().is_none());
+        let quick = places[2].enter();
+        assert!(places[2].is_entered() && !places[2].is_held());
+        drop(quick);
+        assert!(!places[2].is_entered() && places[0].is_held());
+        assert_eq!((places[2].waited(), gate.places.available_permits()), (Duration::ZERO, 0));
+    }
+
+    #[tokio::test]
     async fn who_waits_longest_is_let_in_first() {
         let gate = Arc::new(Gate::new(1));
         let places = places(3, &gate);
-        let mut computing = Some(places[0].enter().await);
-        let (mut second, mut third) = (pin!(places[1].enter()), pin!(places[2].enter()));
-        assert!(poll_immediate(&mut second).await.is_none());
-        assert!(poll_immediate(&mut third).await.is_none());
-        computing.take();
-        assert!(poll_immediate(&mut third).await.is_none());
-        let second = second.await;
+        let first = places[0].enter();
+        let (second, _third) = (places[1].enter(), places[2].enter());
+        places[0].give_way().await;
+        let (mut way, mut last) = (pin!(places[1].give_way()), pin!(places[2].give_way()));
+        assert!(poll_immediate(&mut way).await.is_none());
+        assert!(poll_immediate(&mut last).await.is_none());
+        drop(first);
+        assert!(poll_immediate(&mut last).await.is_none());
+        assert!(poll_immediate(&mut way).await.is_some());
         assert!(places[1].is_held() && !places[0].is_held());
         drop(second);
-        third.await;
+        assert!(poll_immediate(&mut last).await.is_some());
     }
 
     #[tokio::test]
     async fn a_place_is_given_up_only_while_someone_waits() {
         let gate = Arc::new(Gate::new(1));
         let places = places(2, &gate);
-        let held = places[0].enter().await;
+        let (first, second) = (places[0].enter(), places[1].enter());
+        places[0].give_way().await;
         places[0].give_way().await;
         assert!(places[0].is_held());
-        let mut other = pin!(places[1].enter());
+        let mut other = pin!(places[1].give_way());
         assert!(poll_immediate(&mut other).await.is_none());
         let mut way = pin!(places[0].give_way());
         assert!(poll_immediate(&mut way).await.is_none());
-        let other = other.await;
-        assert!(!places[0].is_held());
-        drop(other);
-        way.await;
+        assert!(poll_immediate(&mut other).await.is_some());
+        assert!(places[1].is_held() && !places[0].is_held());
+        drop(second);
+        assert!(poll_immediate(&mut way).await.is_some());
         assert!(places[0].is_held());
         assert!(places[1].waited() > Duration::ZERO);
-        drop(held);
-        let again = places[1].enter().await;
+        drop(first);
+        let again = places[1].enter();
         assert_eq!(places[1].waited(), Duration::ZERO, "each call counts for itself");
         drop(again);
         assert_eq!(gate.places.available_permits(), 1);
@@ -195,13 +225,15 @@ mod tests {
     async fn who_gives_up_waiting_leaves_nothing_behind() {
         let gate = Arc::new(Gate::new(1));
         let places = places(2, &gate);
-        let held = places[0].enter().await;
-        assert!(places[1].enter().now_or_never().is_none());
-        drop(held);
+        let (first, _second) = (places[0].enter(), places[1].enter());
+        places[0].give_way().await;
+        assert!(places[1].give_way().now_or_never().is_none());
+        drop(first);
         assert_eq!((gate.waiting.load(Ordering::Relaxed), gate.places.available_permits()), (0, 1));
-        let held = places[0].enter().await;
+        let first = places[0].enter();
+        places[0].give_way().await;
         assert!(places[0].outside(std::future::pending::<()>()).now_or_never().is_none());
-        drop(held);
+        drop(first);
         assert_eq!(gate.places.available_permits(), 1, "a place is given back once");
     }
 }

@@ -46,7 +46,7 @@ impl Guest {
     fn at_tick(&self, now: Instant) -> Tick {
         if now >= self.deadline() {
             Tick::End
-        } else if self.place.is_held() {
+        } else if self.place.is_entered() {
             Tick::GiveWay
         } else {
             Tick::GoOn
@@ -166,19 +166,19 @@ mod tests {
         assert_eq!((guest.instances(), guest.memories(), guest.tables()), (1, 1, TABLES));
     }
 
-    #[tokio::test]
-    async fn a_tick_ends_who_is_late_and_asks_only_who_holds_a_place_to_give_way() {
+    #[test]
+    fn a_tick_ends_who_is_late_and_asks_only_who_shares_a_thread_to_give_way() {
         let mut guest = guest(&Arc::new(Gate::new(1)));
         let now = Instant::now();
         let (soon, nanosecond) = (now + Duration::from_secs(9), Duration::from_nanos(1));
         guest.host.deadline = soon;
         assert_eq!(guest.at_tick(now), Tick::GoOn);
         let place = guest.place.clone();
-        let held = place.enter().await;
+        let entered = place.enter();
         let deadline = guest.deadline();
         assert_eq!(guest.at_tick(deadline - nanosecond), Tick::GiveWay);
         assert_eq!(guest.at_tick(deadline), Tick::End);
-        drop(held);
+        drop(entered);
         assert_eq!(guest.at_tick(deadline), Tick::End);
     }
 
@@ -186,7 +186,9 @@ mod tests {
     async fn a_guest_that_sleeps_holds_no_place() {
         let mut guest = guest(&Arc::new(Gate::new(1)));
         let place = guest.place.clone();
-        let _held = place.enter().await;
+        let _entered = place.enter();
+        place.give_way().await;
+        assert!(place.is_held());
         let mut sleeps = guest.waiting(Instant::now() + Duration::from_secs(60));
         assert!(poll_immediate(&mut sleeps).await.is_none());
         assert!(!place.is_held());
@@ -196,12 +198,14 @@ mod tests {
     async fn the_time_that_a_guest_waits_for_others_is_not_its_own() {
         let gate = Arc::new(Gate::new(1));
         let (mut waits, other) = (guest(&gate), Place::new(gate));
-        let computing = other.enter().await;
+        let computing = other.enter();
+        other.give_way().await;
         let place = waits.place.clone();
-        let mut entering = pin!(place.enter());
-        assert!(poll_immediate(&mut entering).await.is_none());
+        let _entered = place.enter();
+        let mut way = pin!(place.give_way());
+        assert!(poll_immediate(&mut way).await.is_none());
         drop(computing);
-        let _held = entering.await;
+        assert!(poll_immediate(&mut way).await.is_some());
         assert!(place.waited() > Duration::ZERO);
         let due = Instant::now();
         waits.host.deadline = due;
