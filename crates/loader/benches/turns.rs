@@ -1,16 +1,33 @@
-//! What a turn costs, from one mailbox to the next, beside the bare call.
+//! What a turn costs, from one mailbox to the next, beside every other way to have
+//! the same work done.
 //!
-//! The sample filter passes on a week of earthquakes: each turn takes one record
-//! of some 200 bytes and puts it out again. A batch waits in the mailbox before
-//! the clock starts, so that nothing but turns is measured; all turns, the
-//! sink's too, share one thread.
+//! The actor is the guest `json`: about 100 bytes in beside its config, a state of
+//! three keys that it reads, one output. A batch waits in the mailbox before the
+//! clock starts, so that nothing but turns is measured; all turns, the sink's too,
+//! share one thread. A second table is of inputs that are large.
 //!
-//! The machine may be noisy, so what counts are ratios: the table at the end
-//! comes from rounds in which every way has its turn, and its ratios are
-//! medians of those within one round.
+//! A word after `--` picks the ways that hold it, and `ROUNDS` says how often, for a
+//! profiler.
+
+#[path = "rig/goal.rs"]
+mod goal;
+#[path = "rig/guest.rs"]
+mod guest;
+#[path = "rig/lean.rs"]
+mod lean;
+#[path = "rig/native.rs"]
+mod native;
+#[path = "rig/rounds.rs"]
+mod rounds;
+#[path = "rig/written.rs"]
+mod written;
+#[expect(unreachable_pub, reason = "it belongs to a guest, and is no crate of its own here")]
+#[path = "../../../tests/guests/json/src/double.rs"]
+mod double;
 
 use std::{
     collections::BTreeMap,
+    fmt::Write,
     hint::black_box,
     os::unix::process::CommandExt,
     process::{Command, ExitCode},
@@ -19,18 +36,26 @@ use std::{
 };
 
 use bytes::Bytes;
-use criterion::{Criterion, Throughput};
-use extism::{Manifest, Plugin, Wasm};
-use futures_util::future::BoxFuture;
+use extism::{CompiledPlugin, Manifest, Plugin, PluginBuilder, Wasm};
 use reflowd_loader::{EngineKind, Limits, Loader};
 use reflowd_runtime::{
-    ActorLog, ActorName, ActorState, Change, Context, Digest, Effects, Engine, EnginePer,
-    InstantiateError, Message, Metadata, Module, Port, PortName, PortRef, Program, ProgramSpec,
-    Ready, Settings, Start, State, System, Turn, TurnLimits, Type, WireDef,
+    ActorState, Change, Context, Engine, EnginePer, Message, PortRef, Program, Settings, State,
+    System, TurnLimits, Type, WireDef,
 };
+use serde::Deserialize;
+use serde_json::value::RawValue;
 use tokio::{
     runtime::{Builder, Runtime},
     sync::watch,
+};
+
+use crate::{
+    goal::Goal,
+    guest::{actor, file, prepare},
+    lean::Lean,
+    native::Native,
+    rounds::{Rounds, Way},
+    written::written,
 };
 
 /// Messages that wait before the clock starts.
@@ -39,11 +64,18 @@ const BATCH: usize = 2_000;
 /// Longer than anything here takes.
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// Rounds of the table.
+/// Rounds of each table.
 const ROUNDS: usize = 25;
 
-/// The filter's config: everything passes, so that every turn has an output.
-const CONFIG: &str = r#"{"min_magnitude": -10}"#;
+/// The actor's state.
+const STATE: &str = r#"{"turns":1234,"name":"doubler","last":{"value":617,"at":1765432100}}"#;
+
+/// The actor's config, as its guest is given it.
+const CONFIG: &str =
+    r#"{"node_id":"double","component":"Json","resolved_env":{},"config":{},"namespace":null}"#;
+
+/// The engines that are held against each other.
+const ENGINES: [EngineKind; 2] = [EngineKind::Extism, EngineKind::Direct];
 
 fn main() -> ExitCode {
     // An error of the SDK carries a backtrace where the environment asks for one,
@@ -62,161 +94,187 @@ fn main() -> ExitCode {
     {
         return alone(guest, turns);
     }
-    let mut criterion = Criterion::default().configure_from_args();
-    let mut ways = ways();
-    let mut group = criterion.benchmark_group("turn");
-    group.throughput(Throughput::Elements(1)).sample_size(20);
-    for way in &mut ways {
-        group.bench_function(way.name, |b| b.iter_custom(|turns| way.take(turns)));
-    }
-    group.finish();
-    // `cargo test` and a profiler ask for less than the whole.
-    let asked = |flag: &str| std::env::args().any(|arg| arg == flag);
-    if asked("--bench") && !asked("--profile-time") {
-        print_table(&mut ways);
-    }
+    // Without `--bench` it is asked for nothing but its going.
+    let whole = arguments.iter().any(|arg| arg == "--bench");
+    let asked = std::env::var("ROUNDS").ok().and_then(|rounds| rounds.parse().ok());
+    let rounds = asked.unwrap_or(if whole { ROUNDS } else { 1 });
+    let filter = arguments.iter().skip(1).find(|arg| !arg.starts_with('-'));
+    let filter = filter.map_or("", String::as_str);
+
+    let turns = Rounds::take(ways(), rounds, filter);
+    turns.print("turn", "mailbox to mailbox, direct");
+    let large = Rounds::take(large(), rounds, filter);
+    large.print("turn", "1 MiB, direct");
+    hold(&turns, &large);
     ExitCode::SUCCESS
 }
 
-/// Takes so many turns of the guest `nop` or `filter`, for a tool that counts instructions.
+/// Takes so many turns of the guest `nop` or `json`, for a tool that counts instructions.
 fn alone(guest: &str, turns: &str) -> ExitCode {
     let bytes = match guest {
         "nop" => nop(),
-        "filter" => sample(),
+        "json" => file("tests/guests/json.wasm"),
         _ => return ExitCode::FAILURE,
     };
     let Ok(turns) = turns.parse() else { return ExitCode::FAILURE };
-    Alone::new(&bytes, &quakes(), EngineKind::Direct).turns(turns);
+    Alone::new(&bytes, &numbers(), EngineKind::Direct).turns(turns);
     ExitCode::SUCCESS
 }
 
-/// One way to have the same work done.
-struct Way {
-    name: &'static str,
-    /// Turns of one round of the table.
-    turns: u64,
-    run: Box<dyn FnMut(u64) -> Duration>,
-}
-
-impl Way {
-    fn take(&mut self, turns: u64) -> Duration {
-        (self.run)(turns)
+/// Holds what the rounds gave against its goals.
+fn hold(turns: &Rounds, large: &Rounds) {
+    const US: &str = "mailbox to mailbox, direct";
+    let faster = [
+        ("stock call, inline, with care", 5.0),
+        ("stock call, spawn_blocking a message", 25.0),
+        ("stock plug-in a message, code kept", 150.0),
+        ("stock plug-in a message, compiled", 100_000.0),
+    ];
+    for (way, bound) in faster {
+        if let Some(ratio) = turns.ratio(way, US) {
+            Goal::AtLeast(bound).hold(&format!("turns: faster than {way}"), ratio, " times");
+        }
+    }
+    for (way, bound) in [("bare call of the same ABI", 1.4), ("the same in Rust", 4.0)] {
+        if let Some(ratio) = turns.ratio(US, way) {
+            Goal::Below(bound).hold(&format!("turns: price of {way}"), ratio, " times");
+        }
+    }
+    for size in ["64 KiB", "1 MiB"] {
+        if let Some(ratio) = large.ratio(&format!("{size}, direct"), &format!("{size}, extism")) {
+            let what = format!("{size} in and out: direct against extism");
+            // A tenth is what two runs of the same thing may differ by.
+            Goal::Below(1.1).hold(&what, ratio, " times");
+        }
     }
 }
 
 fn ways() -> Vec<Way> {
-    let (bytes, quakes) = (sample(), quakes());
-    let contexts: Vec<String> = quakes.iter().map(context).collect();
+    let bytes = file("tests/guests/json.wasm");
+    let messages = numbers();
+    let contexts: Vec<String> = messages.iter().map(context).collect();
+    let many = BATCH as u64;
 
-    let mut bare = Bare::new(&bytes);
-    let bare_contexts = contexts.clone();
-    let mut blocking = Some(Bare::new(&bytes));
+    let mut lean = Lean::new(&bytes);
+    let (given, natively) = (contexts.clone(), contexts.clone());
+    let mut bare = Careful::new(&bytes);
+    let mut careful = Careful::new(&bytes);
+    let mut blocking = Some(Careful::new(&bytes));
     let pool = runtime();
-    let [mut turns, mut direct_turns] = ENGINES.map(|engine| Alone::new(&bytes, &quakes, engine));
+    let (by_hand, in_pool) = (messages.clone(), messages.clone());
+    let compiled = CompiledPlugin::new(stock(&bytes)).expect("the guest compiles");
+    let (anew, again) = (messages.clone(), messages.clone());
+    let again_bytes = bytes.clone();
+
+    let mut ways = vec![
+        Way::new("the same in Rust", many, move |turns| {
+            timed(&natively, turns, |context| {
+                black_box(double::double(context.as_bytes()).expect("it takes every number"));
+            })
+        }),
+        Way::new("bare call of the same ABI", many, move |turns| {
+            timed(&given, turns, |context| {
+                assert!(black_box(lean.call(context.as_bytes())).len() > 20, "it has an output");
+            })
+        }),
+        Way::new("stock call, inline, bare", many, move |turns| {
+            timed(&contexts, turns, |context| {
+                let output = bare.plugin.call::<&str, &[u8]>("process", context);
+                assert!(black_box(output.expect("it takes every number")).len() > 20);
+            })
+        }),
+        Way::new("stock call, inline, with care", many, move |turns| {
+            timed(&by_hand, turns, |message| careful.turn(message))
+        }),
+        Way::new("stock call, spawn_blocking a message", many, move |turns| {
+            pool.block_on(async {
+                let began = Instant::now();
+                for message in in_pool.iter().cycle().take(count(turns)) {
+                    let (mut careful, message) =
+                        (blocking.take().expect("it comes back"), message.clone());
+                    let turn = tokio::task::spawn_blocking(move || {
+                        careful.turn(&message);
+                        careful
+                    });
+                    blocking = Some(turn.await.expect("the guest does not panic"));
+                }
+                began.elapsed()
+            })
+        }),
+        Way::new("stock plug-in a message, code kept", 100, move |turns| {
+            timed(&anew, turns, |message| {
+                let plugin = Plugin::new_from_compiled(&compiled).expect("there is memory");
+                Careful::of(plugin).turn(message);
+            })
+        }),
+        Way::new("stock plug-in a message, compiled", 1, move |turns| {
+            timed(&again, turns, |message| {
+                let plugin = stock(&again_bytes).build().expect("the guest compiles");
+                Careful::of(plugin).turn(message);
+            })
+        }),
+    ];
     let nop = nop();
-    let [mut nops, mut direct_nops] = ENGINES.map(|engine| Alone::new(&nop, &quakes, engine));
-    let [mut kept, mut direct_kept] =
-        ENGINES.map(|engine| Flow::of_module(&bytes, &quakes, engine, EnginePer::Actor));
-    let [mut anew, mut direct_anew] =
-        ENGINES.map(|engine| Flow::of_module(&bytes, &quakes, engine, EnginePer::Message));
-    let mut native = Flow::new(&quakes, native("strong"));
-    vec![
-        Way {
-            name: "bare extism call",
-            turns: 2_000,
-            run: Box::new(move |turns| bare.calls(&bare_contexts, turns)),
-        },
-        Way {
-            name: "bare call in spawn_blocking",
-            turns: 2_000,
-            run: Box::new(move |turns| {
-                pool.block_on(async {
-                    let began = Instant::now();
-                    for context in contexts.iter().cycle().take(count(turns)) {
-                        let (mut plugin, context) =
-                            (blocking.take().expect("it comes back"), context.clone());
-                        let call = tokio::task::spawn_blocking(move || {
-                            plugin.call(&context);
-                            plugin
-                        });
-                        blocking = Some(call.await.expect("the guest does not panic"));
-                    }
-                    began.elapsed()
-                })
-            }),
-        },
-        Way {
-            name: "turn alone, extism",
-            turns: 2_000,
-            run: Box::new(move |count| turns.turns(count)),
-        },
-        Way {
-            name: "turn alone, direct",
-            turns: 2_000,
-            run: Box::new(move |count| direct_turns.turns(count)),
-        },
-        Way {
-            name: "turn of a nop, extism",
-            turns: 2_000,
-            run: Box::new(move |count| nops.turns(count)),
-        },
-        Way {
-            name: "turn of a nop, direct",
-            turns: 2_000,
-            run: Box::new(move |count| direct_nops.turns(count)),
-        },
-        Way {
-            name: "mailbox to mailbox, extism",
-            turns: 2_000,
-            run: Box::new(move |turns| kept.turns(turns)),
-        },
-        Way {
-            name: "mailbox to mailbox, direct",
-            turns: 2_000,
-            run: Box::new(move |turns| direct_kept.turns(turns)),
-        },
-        Way {
-            name: "mailbox to mailbox, no guest",
-            turns: 2_000,
-            run: Box::new(move |turns| native.turns(turns)),
-        },
-        Way {
-            name: "engine per message, extism",
-            turns: 100,
-            run: Box::new(move |turns| anew.turns(turns)),
-        },
-        Way {
-            name: "engine per message, direct",
-            turns: 100,
-            run: Box::new(move |turns| direct_anew.turns(turns)),
-        },
-    ]
+    for engine in ENGINES {
+        let mut nops = Alone::new(&nop, &messages, engine);
+        ways.push(Way::new(format!("turn of a nop alone, {engine}"), many, move |turns| {
+            nops.turns(turns)
+        }));
+        let mut alone = Alone::new(&bytes, &messages, engine);
+        ways.push(Way::new(format!("turn alone, {engine}"), many, move |turns| alone.turns(turns)));
+        let mut kept = Flow::of_guest(&bytes, &messages, engine, EnginePer::Actor);
+        ways.push(Way::new(format!("mailbox to mailbox, {engine}"), many, move |turns| {
+            kept.turns(turns)
+        }));
+        let mut anew = Flow::of_guest(&bytes, &messages, engine, EnginePer::Message);
+        ways.push(Way::new(format!("engine a message, {engine}"), 100, move |turns| {
+            anew.turns(turns)
+        }));
+    }
+    let mut nothing = Flow::new(&messages, Native::program("value", Some("out"), |_| {}));
+    ways.push(Way::new("mailbox to mailbox, no guest", many, move |turns| nothing.turns(turns)));
+    ways
 }
 
-/// The engines that are held against each other.
-const ENGINES: [EngineKind; 2] = [EngineKind::Extism, EngineKind::Direct];
-
-/// The sample filter.
-fn sample() -> Bytes {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../modules/magnitude-filter.wasm");
-    std::fs::read(path).expect("the sample module is committed").into()
+/// A guest that looks at nothing and puts out nothing.
+fn nop() -> Bytes {
+    written("(call $answer (i32.const 256) (i32.const 14)) (i32.const 0)")
 }
 
-/// A week of earthquakes, as messages.
-fn quakes() -> Vec<Message> {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../config/sample/earthquakes.jsonl");
-    let text = std::fs::read_to_string(path).expect("the sample data is committed");
-    text.lines()
-        .map(|line| Message::new(Type::Object, line.to_owned()).expect("a line is an object"))
-        .collect()
+/// Large messages through a guest that passes them on.
+fn large() -> Vec<Way> {
+    let bytes = file("tests/guests/relay.wasm");
+    let mut ways = Vec::new();
+    for (name, size, turns) in [("64 KiB", 64 << 10, 50), ("1 MiB", 1 << 20, 5)] {
+        let text = format!("\"{}\"", "x".repeat(size - 2));
+        let message = Message::new(Type::String, text).expect("the text is a string");
+        for engine in ENGINES {
+            let mut alone = Alone::new(&bytes, std::slice::from_ref(&message), engine);
+            let run = move |turns| alone.turns(turns);
+            ways.push(Way::new(format!("{name}, {engine}"), turns, run));
+        }
+    }
+    ways
 }
 
-/// What the filter is given for one message: the very text that an engine makes.
-fn context(quake: &Message) -> String {
-    let config = format!(
-        r#"{{"component":"MagnitudeFilter","config":{CONFIG},"namespace":null,"node_id":"filter","resolved_env":{{}}}}"#
-    );
-    format!(r#"{{"payload":{{"quake":{}}},"config":{config},"state":{{}}}}"#, quake.encode())
+/// Numbers of the length that numbers have.
+fn numbers() -> Vec<Message> {
+    let message = |n: u64| Message::new(Type::Integer, (1_700_000 + n * 97).to_string());
+    (0..500).map(|n| message(n).expect("it is a number")).collect()
+}
+
+/// What the guest is given for one message: the very text that an engine makes.
+fn context(message: &Message) -> String {
+    let message = message.encode();
+    format!(r#"{{"payload":{{"value":{message}}},"config":{CONFIG},"state":{STATE}}}"#)
+}
+
+fn timed<T>(items: &[T], turns: u64, mut work: impl FnMut(&T)) -> Duration {
+    let began = Instant::now();
+    for item in items.iter().cycle().take(count(turns)) {
+        work(item);
+    }
+    began.elapsed()
 }
 
 fn count(turns: u64) -> usize {
@@ -224,68 +282,67 @@ fn count(turns: u64) -> usize {
 }
 
 fn runtime() -> Runtime {
-    Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .expect("a runtime can be started")
+    let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    runtime.expect("a runtime can be started")
 }
 
-/// A plug-in as the SDK gives it, called in a loop.
-struct Bare(Plugin);
+fn stock(bytes: &Bytes) -> PluginBuilder<'static> {
+    let manifest =
+        Manifest::new([Wasm::data(bytes.to_vec())]).with_timeout(Duration::from_secs(30));
+    PluginBuilder::new(manifest).with_cache_disabled()
+}
 
-impl Bare {
+/// The loop that a careful programmer writes around the stock plug-in: one plug-in,
+/// one buffer for the context, the state kept as text, the result borrowed and
+/// looked into no further than it takes to route it.
+struct Careful {
+    plugin: Plugin,
+    context: String,
+    state: String,
+}
+
+#[derive(Deserialize)]
+struct Answer<'a> {
+    #[serde(borrow)]
+    outputs: BTreeMap<&'a str, &'a RawValue>,
+    #[serde(borrow)]
+    state: Option<&'a RawValue>,
+}
+
+impl Careful {
     fn new(bytes: &Bytes) -> Self {
-        let manifest = Manifest::new([Wasm::data(bytes.to_vec())]);
-        Self(Plugin::new(manifest, [], false).expect("the sample asks for nothing but the SDK"))
+        Self::of(stock(bytes).build().expect("the guest asks for nothing but the SDK"))
     }
 
-    fn call(&mut self, context: &str) {
-        let output = self.0.call::<&str, &[u8]>("process", context).expect("it takes every quake");
-        assert!(black_box(output).len() > 100, "everything passes");
+    fn of(plugin: Plugin) -> Self {
+        Self { plugin, context: String::new(), state: STATE.into() }
     }
 
-    fn calls(&mut self, contexts: &[String], turns: u64) -> Duration {
-        let began = Instant::now();
-        for context in contexts.iter().cycle().take(count(turns)) {
-            self.call(context);
+    fn turn(&mut self, message: &Message) {
+        self.context.clear();
+        let (ty, data) = (message.ty().name(), message.data());
+        let data = std::str::from_utf8(data).expect("JSON is text");
+        let state = &self.state;
+        write!(
+            self.context,
+            r#"{{"payload":{{"value":{{"type":"{ty}","data":{data}}}}},"config":{CONFIG},"state":{state}}}"#
+        )
+        .expect("a string takes all text");
+        let output = self.plugin.call::<&str, &[u8]>("process", &self.context);
+        let answer: Answer<'_> = serde_json::from_slice(output.expect("it takes every number"))
+            .expect("the guest's answer is JSON");
+        for (port, message) in answer.outputs {
+            // What the next actor's mailbox would hold.
+            black_box((port.to_owned(), message.get().to_owned()));
         }
-        began.elapsed()
+        if let Some(state) = answer.state {
+            state.get().clone_into(&mut self.state);
+        }
     }
 }
 
-/// A guest that looks at nothing and puts out nothing.
-fn nop() -> Bytes {
-    const METADATA: &str = r#"{"component":"Nop","inports":[],"outports":[]}"#;
-    let escaped: String = METADATA.bytes().map(|byte| format!("\\{byte:02x}")).collect();
-    let text = format!(
-        r#"(module
-          (import "extism:host/env" "alloc" (func $alloc (param i64) (result i64)))
-          (import "extism:host/env" "store_u64" (func $store (param i64 i64)))
-          (import "extism:host/env" "output_set" (func $output (param i64 i64)))
-          (memory 1)
-          (data (i32.const 0) "{escaped}")
-          (data (i32.const 256) "{{\22outputs\22:{{}}}}")
-          (func $answer (param $at i32) (param $length i32)
-            (local $block i64) (local $i i32)
-            (local.set $block (call $alloc (i64.const 64)))
-            (loop $next
-              (call $store (i64.add (local.get $block) (i64.extend_i32_u (local.get $i)))
-                (i64.load (i32.add (local.get $at) (local.get $i))))
-              (local.set $i (i32.add (local.get $i) (i32.const 8)))
-              (br_if $next (i32.lt_u (local.get $i) (local.get $length))))
-            (call $output (local.get $block) (i64.extend_i32_u (local.get $length))))
-          (func (export "get_metadata") (result i32)
-            (call $answer (i32.const 0) (i32.const {length})) (i32.const 0))
-          (func (export "process") (result i32)
-            (call $answer (i32.const 256) (i32.const 14)) (i32.const 0)))"#,
-        length = METADATA.len(),
-    );
-    wat::parse_str(&text).expect("it is WebAssembly").into()
-}
-
-/// The filter made ready for its actor.
-fn filter(
+/// A guest made ready for its actor.
+fn program(
     runtime: &Runtime,
     bytes: &Bytes,
     engine: EngineKind,
@@ -294,21 +351,13 @@ fn filter(
     // Whatever slows the machine down, or counts what it does, is no reason to give up.
     let limits = Limits { metadata_timeout: HOUR, compile_timeout: HOUR, ..Limits::default() };
     let loader = Loader::new(limits).with_engine(engine);
-    let module = runtime.block_on(loader.load_bytes("filter", bytes.clone()));
-    let module = module.expect("the sample loads");
-    let actor: ActorName = "filter".parse().expect("a plain word names an actor");
-    let spec = ProgramSpec {
-        actor: actor.clone(),
-        config: serde_json::from_str(CONFIG).expect("the config is an object"),
-        env: BTreeMap::new(),
-        entry_point: None,
-        memory: 100 << 20,
-        allow_hosts: Vec::new(),
-        engine_per,
-        version: None,
-        log: ActorLog::new(actor, 100),
-    };
-    runtime.block_on(module.prepare(spec)).expect("it takes the config")
+    let module = runtime.block_on(loader.load_bytes("double", bytes.clone()));
+    let module = module.expect("the guest loads");
+    runtime.block_on(prepare(&*module, &actor("double"), engine_per))
+}
+
+fn state() -> State {
+    State::new(STATE).expect("the state is an object")
 }
 
 /// An engine whose turns are taken one after the other, without an actor.
@@ -319,19 +368,20 @@ struct Alone {
 }
 
 impl Alone {
-    fn new(bytes: &Bytes, quakes: &[Message], engine: EngineKind) -> Self {
+    fn new(bytes: &Bytes, messages: &[Message], engine: EngineKind) -> Self {
         let runtime = runtime();
-        let program = filter(&runtime, bytes, engine, EnginePer::Actor);
+        let program = program(&runtime, bytes, engine, EnginePer::Actor);
+        let inport = program.metadata().inports[0].name.clone();
         let engine = runtime.block_on(program.instantiate()).expect("it instantiates");
-        let context = |quake: &Message| Context {
-            payload: vec![("quake".parse().expect("a plain word names a port"), quake.clone())],
-            state: State::default(),
+        let context = |message: &Message| Context {
+            payload: vec![(inport.clone(), message.clone())],
+            state: state(),
             meta: None,
             state_in_context: true,
-            limits: TurnLimits { output: 1 << 20, state: 1 << 20 },
+            limits: TurnLimits { output: 16 << 20, state: 16 << 20 },
             now: None,
         };
-        Self { engine: Some(engine), contexts: quakes.iter().map(context).collect(), runtime }
+        Self { engine: Some(engine), contexts: messages.iter().map(context).collect(), runtime }
     }
 
     fn turns(&mut self, turns: u64) -> Duration {
@@ -360,10 +410,10 @@ struct Tally {
     awaited: usize,
 }
 
-/// A filter wired to a sink, in a system of its own with one thread for turns.
+/// An actor wired to a sink, in a system of its own with one thread for turns.
 struct Flow {
     system: System,
-    quakes: Vec<Message>,
+    messages: Vec<Message>,
     sent: usize,
     sink: watch::Sender<Tally>,
     control: Runtime,
@@ -372,169 +422,68 @@ struct Flow {
 }
 
 impl Flow {
-    fn of_module(
+    fn of_guest(
         bytes: &Bytes,
-        quakes: &[Message],
+        messages: &[Message],
         engine: EngineKind,
         engine_per: EnginePer,
     ) -> Self {
-        Self::new(quakes, filter(&runtime(), bytes, engine, engine_per))
+        Self::new(messages, program(&runtime(), bytes, engine, engine_per))
     }
 
-    fn new(quakes: &[Message], filter: Arc<dyn Program>) -> Self {
+    fn new(messages: &[Message], double: Arc<dyn Program>) -> Self {
         let turns = runtime();
         let control = Builder::new_current_thread().enable_all().build();
         let control = control.expect("a runtime can be started");
         let system = System::new(turns.handle().clone());
         let tally = watch::Sender::<Tally>::default();
-        let sink: Arc<dyn Program> =
-            Arc::new(Native { out: None, tally: tally.clone(), metadata: ports("in") });
+        let counted = tally.clone();
+        let sink = Native::program("in", None, move |_| {
+            counted.send_if_modified(|tally| {
+                tally.taken += 1;
+                tally.taken == tally.awaited
+            });
+        });
         let wire = WireDef {
-            from: "filter.strong".parse().expect("an actor and its port"),
+            from: "double.out".parse().expect("an actor and its port"),
             to: "sink.in".parse().expect("an actor and its port"),
             overflow: None,
         };
         let mut start = Vec::new();
-        for (name, program) in [("filter", filter), ("sink", sink)] {
-            let name: ActorName = name.parse().expect("a plain word names an actor");
-            let engine = control.block_on(program.instantiate()).expect("it instantiates");
-            let log = ActorLog::new(name.clone(), 100);
-            let ready = Ready::Engine { program, engine, version: None, log };
+        for (name, program) in [("double", double), ("sink", sink)] {
             let settings =
                 Settings { mailbox: BATCH, mailbox_bytes: 1 << 30, ..Settings::default() };
-            start.push(Start { name, ready, settings, state: None, was: None });
+            let mut actor = control.block_on(guest::start(actor(name), program, settings));
+            actor.state = Some(state());
+            start.push(actor);
         }
         let change = Change { start, wires: Some(vec![wire]), ..Change::default() };
         control.block_on(system.apply(change));
-        Self { system, quakes: quakes.to_vec(), sent: 0, sink: tally, control, _turns: turns }
+        Self { system, messages: messages.to_vec(), sent: 0, sink: tally, control, _turns: turns }
     }
 
     /// The time from the first turn of a full mailbox to the last message's
-    /// arrival at the sink, over as many batches as it takes.
+    /// arrival at the sink.
     fn turns(&mut self, turns: u64) -> Duration {
-        let mut left = count(turns);
-        let mut took = Duration::ZERO;
-        while left > 0 {
-            let batch = left.min(BATCH);
-            took += self.batch(batch);
-            left -= batch;
-        }
-        took
-    }
-
-    fn batch(&mut self, batch: usize) -> Duration {
-        let to: PortRef = "filter.quake".parse().expect("an actor and its port");
-        let filter = self.system.actor("filter").expect("it was started");
-        let Self { system, quakes, sent, sink, control, .. } = self;
+        let to: PortRef = "double.value".parse().expect("an actor and its port");
+        let double = self.system.actor("double").expect("it was started");
+        let Self { system, messages, sent, sink, control, .. } = self;
         control.block_on(async {
-            let mut status = filter.watch();
-            filter.pause().await;
+            let mut status = double.watch();
+            double.pause().await;
             let paused = status.wait_for(|status| status.state == ActorState::Paused).await;
             drop(paused.expect("the actor runs"));
-            for _ in 0..batch {
-                let quake = quakes[*sent % quakes.len()].clone();
-                system.send(&to, quake, None).expect("there is room for a batch");
+            for _ in 0..turns {
+                let message = messages[*sent % messages.len()].clone();
+                system.send(&to, message, None).expect("there is room for a batch");
                 *sent += 1;
             }
             let mut arrived = sink.subscribe();
             sink.send_modify(|tally| tally.awaited = *sent);
             let began = Instant::now();
-            filter.resume().await;
+            double.resume().await;
             arrived.wait_for(|tally| tally.taken == *sent).await.expect("the sink runs");
             began.elapsed()
         })
-    }
-}
-
-/// The filter without a guest: puts out what it takes.
-fn native(out: &str) -> Arc<dyn Program> {
-    let out = out.parse().expect("a plain word names a port");
-    Arc::new(Native { out: Some(out), tally: watch::Sender::default(), metadata: ports("quake") })
-}
-
-fn ports(inport: &str) -> Metadata {
-    let port = |name: &str| Port {
-        name: name.parse().expect("a plain word names a port"),
-        description: String::new(),
-        port_type: Type::Any,
-        required: true,
-    };
-    Metadata {
-        component: "Native".into(),
-        description: String::new(),
-        inports: vec![port(inport)],
-        outports: vec![port("strong")],
-        config_schema: None,
-        version: None,
-    }
-}
-
-/// Counts what it takes, and passes it on where it has an outport.
-#[derive(Clone)]
-struct Native {
-    out: Option<PortName>,
-    tally: watch::Sender<Tally>,
-    metadata: Metadata,
-}
-
-impl Program for Native {
-    fn digest(&self) -> Digest {
-        Digest::new([0; 32])
-    }
-
-    fn metadata(&self) -> &Metadata {
-        &self.metadata
-    }
-
-    fn instantiate(&self) -> BoxFuture<'_, Result<Box<dyn Engine>, InstantiateError>> {
-        let engine: Box<dyn Engine> = Box::new(self.clone());
-        Box::pin(async { Ok(engine) })
-    }
-}
-
-impl Engine for Native {
-    fn turn(
-        self: Box<Self>,
-        mut context: Context,
-        _deadline: tokio::time::Instant,
-    ) -> BoxFuture<'static, Turn> {
-        Box::pin(async move {
-            self.tally.send_if_modified(|tally| {
-                tally.taken += 1;
-                tally.taken == tally.awaited
-            });
-            let mut effects = Effects::default();
-            if let (Some(out), Some((_, message))) = (&self.out, context.payload.pop()) {
-                effects.outputs.push((out.clone(), message));
-            }
-            Ok((self as Box<dyn Engine>, effects))
-        })
-    }
-}
-
-/// Takes the rounds and prints what they gave.
-#[expect(clippy::print_stdout, reason = "a benchmark's table is what it is run for")]
-fn print_table(ways: &mut [Way]) {
-    let mut rounds = Vec::new();
-    for _ in 0..ROUNDS {
-        let round: Vec<f64> = ways
-            .iter_mut()
-            .map(|way| {
-                let turns = u32::try_from(way.turns).expect("a round is short");
-                way.take(way.turns).as_secs_f64() * 1e6 / f64::from(turns)
-            })
-            .collect();
-        rounds.push(round);
-    }
-    let median = |of: &dyn Fn(&[f64]) -> f64| {
-        let mut values: Vec<f64> = rounds.iter().map(|round| of(round)).collect();
-        values.sort_by(f64::total_cmp);
-        values[values.len() / 2]
-    };
-    println!("{:30} {:>10} {:>12} {:>14}", "", "µs/turn", "turns/s/core", "of the bare");
-    for (index, way) in ways.iter().enumerate() {
-        let micros = median(&|round| round[index]);
-        let ratio = median(&|round| round[0] / round[index]);
-        println!("{:30} {micros:>10.2} {:>12.0} {ratio:>14.3}", way.name, 1e6 / micros);
     }
 }
