@@ -12,9 +12,10 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
+use parking_lot::{Condvar, Mutex};
 use serde_json::Value;
 
 use crate::rig::{Daemon, World, guest, read_response};
@@ -56,15 +57,48 @@ fn chain() -> Daemon {
     world.start()
 }
 
+/// Times that something was done to the daemon under load, for senders that wait for it.
+#[derive(Default)]
+struct Acts {
+    done: Mutex<usize>,
+    more: Condvar,
+}
+
+impl Acts {
+    fn add_one(&self) {
+        *self.done.lock() += 1;
+        self.more.notify_all();
+    }
+
+    fn wait_for(&self, times: usize) {
+        let mut done = self.done.lock();
+        while *done < times {
+            let late = self.more.wait_for(&mut done, Duration::from_secs(60)).timed_out();
+            assert!(!late, "done {done} times of {times}");
+        }
+    }
+}
+
+/// Parts of a load; before each but the first, one more thing is done to the daemon.
+/// However quick it is, the load does not end before.
+const PARTS: usize = 5;
+
 /// Sends `count` numbered messages in one request that waits for room.
-fn send(daemon: &Daemon, sender: usize, count: usize) -> thread::JoinHandle<()> {
+fn send(daemon: &Daemon, sender: usize, count: usize, acts: &Arc<Acts>) -> thread::JoinHandle<()> {
     let stream = daemon.connect();
+    let acts = Arc::clone(acts);
     thread::spawn(move || {
         let mut out = BufWriter::with_capacity(1 << 16, &stream);
         let head = "POST /v1/actors/first/ports/in?block=true HTTP/1.1\r\nHost: localhost\r\n\
                     Content-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n";
         out.write_all(head.as_bytes()).unwrap();
+        let mut part = 0;
         for batch in (0..count).collect::<Vec<_>>().chunks(64) {
+            if batch[0] * PARTS / count > part {
+                part += 1;
+                out.flush().unwrap();
+                acts.wait_for(part);
+            }
             let lines: String = batch
                 .iter()
                 .map(|seq| {
@@ -122,14 +156,16 @@ impl Seen {
 /// Does something to the daemon again and again until it is told that all has arrived.
 fn meanwhile(
     arrived: &Arc<AtomicBool>,
+    acts: &Arc<Acts>,
     mut act: impl FnMut(usize) + Send + 'static,
 ) -> thread::JoinHandle<usize> {
-    let arrived = Arc::clone(arrived);
+    let (arrived, acts) = (Arc::clone(arrived), Arc::clone(acts));
     thread::spawn(move || {
         let mut times = 0;
         while !arrived.load(Ordering::Relaxed) {
             act(times);
             times += 1;
+            acts.add_one();
         }
         times
     })
@@ -140,11 +176,12 @@ fn versions_alternate_under_load_and_every_message_arrives_once_in_order() {
     let mut daemon = chain();
     let each = load() / SENDERS;
     let began = Instant::now();
-    let senders: Vec<_> = (0..SENDERS).map(|n| send(&daemon, n, each)).collect();
+    let acts = Arc::default();
+    let senders: Vec<_> = (0..SENDERS).map(|n| send(&daemon, n, each, &acts)).collect();
     let arrived = Arc::new(AtomicBool::new(false));
     let world = daemon.world.path("");
     let (stream, versions) = (daemon.world.socket(), [guest("stamp-b"), guest("stamp-a")]);
-    let swapper = meanwhile(&arrived, move |n| {
+    let swapper = meanwhile(&arrived, &acts, move |n| {
         let target = world.join("modules/stamp.wasm");
         std::fs::write(world.join("modules/.next"), &versions[n % 2]).unwrap();
         std::fs::rename(world.join("modules/.next"), target).unwrap();
@@ -186,7 +223,8 @@ fn versions_alternate_under_load_and_every_message_arrives_once_in_order() {
 fn rewiring_under_load_keeps_the_wires_that_stay() {
     let mut daemon = chain();
     let each = load() / SENDERS;
-    let senders: Vec<_> = (0..SENDERS).map(|n| send(&daemon, n, each)).collect();
+    let acts = Arc::default();
+    let senders: Vec<_> = (0..SENDERS).map(|n| send(&daemon, n, each, &acts)).collect();
     let arrived = Arc::new(AtomicBool::new(false));
     let (socket, folder) = (daemon.world.socket(), daemon.world.path("config"));
     // A branch that comes, goes and is wired otherwise, beside the chain that stays.
@@ -197,7 +235,7 @@ fn rewiring_under_load_keeps_the_wires_that_stay() {
          [[wires]]\nfrom = \"side.out\"\nto = \"end.in\"\n",
         "",
     ];
-    let editor = meanwhile(&arrived, move |n| {
+    let editor = meanwhile(&arrived, &acts, move |n| {
         std::fs::write(folder.join(".next"), format!("{CHAIN}{}", edits[n % edits.len()])).unwrap();
         std::fs::rename(folder.join(".next"), folder.join("reflowd.toml")).unwrap();
         let path = "/v1/reload?allow_removal=true";
