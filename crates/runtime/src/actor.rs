@@ -28,7 +28,7 @@ pub(crate) use task::ActorTask;
 
 use crate::{
     ActorLog, ActorName, Bounds, Digest, Engine, EventKind, Events, Mailbox, Message, Metadata,
-    Meters, PortName, PortRef, Program, Ready, Routes, Settings, State,
+    Meters, PortName, PortRef, Program, Ran, Ready, Routes, Settings, State,
     dead_letter::Reason,
     envelope::{Origin, unix_millis},
     source::SourceSwap,
@@ -404,15 +404,21 @@ impl Shared {
         put(last, message);
     }
 
+    /// What it runs, for the dead letters.
+    pub(crate) fn ran(&self) -> Ran {
+        let status = self.status.borrow();
+        Ran { digest: status.digest, generation: status.generation.number() }
+    }
+
     /// Closes the mailbox for good; what it holds are dead letters. Gives how many.
     pub(crate) fn close_mailbox(&self) -> u64 {
         self.mailbox.release();
         self.mailbox.close();
-        let digest = Some(self.status.borrow().digest);
+        let ran = Some(self.ran());
         let mut dead_lettered = 0;
         for envelope in self.mailbox.expel(None) {
             self.sinks.waits.died(envelope.correlation, &Reason::Removed);
-            self.sinks.dead.put(&self.name, &envelope, Reason::Removed, digest, 0);
+            self.sinks.dead.put(&self.name, &envelope, Reason::Removed, ran, 0);
             dead_lettered += 1;
         }
         dead_lettered

@@ -110,6 +110,8 @@ pub struct Envelope {
     pub hops: u32,
     /// The inport that it is for.
     pub port: PortName,
+    /// Whether it comes from the dead letters.
+    pub replayed: bool,
     /// What it carries.
     pub message: Message,
 }
@@ -127,6 +129,7 @@ impl Envelope {
             time: unix_millis(),
             hops: 0,
             port,
+            replayed: false,
             message,
         }
     }
@@ -144,6 +147,8 @@ impl Envelope {
             traceparent: Option<&'a str>,
             time: u64,
             hops: u32,
+            #[serde(skip_serializing_if = "std::ops::Not::not")]
+            replayed: bool,
         }
         let meta = Meta {
             id: self.id,
@@ -152,6 +157,7 @@ impl Envelope {
             traceparent: self.traceparent.as_deref(),
             time: self.time,
             hops: self.hops,
+            replayed: self.replayed,
         };
         serde_json::to_vec(&meta).expect("a struct of strings and numbers can be encoded").into()
     }
@@ -252,6 +258,7 @@ impl Origin {
             time: self.at.unix_millis(),
             hops: lineage.hops.saturating_add(1),
             port,
+            replayed: false,
             message,
         }
     }

@@ -76,6 +76,12 @@ pub enum EventKind {
     RemovalHeld { why: String },
     /// A watched folder cannot be read; nothing is taken for removed.
     FolderUnknown { path: String, why: String },
+    /// Dead letters are no longer to be had; `letters` counts one for each damaged stretch of a file.
+    DeadLettersLost { letters: u64, bytes: u64, reason: &'static str, why: String },
+    /// Dead letters cannot be written to disk and are kept in memory.
+    DeadLettersInMemory { why: String },
+    /// Dead letters are written to disk again.
+    DeadLettersOnDisk,
     /// Something in the watched folder is not looked at.
     Ignored { path: String, why: String },
 }

@@ -22,7 +22,10 @@ mod log;
 mod panic;
 
 pub use actor::{Actor, ActorState, ERROR_PORT, Generation, Status};
-pub use dead_letter::{DeadLetter, DeadLetters, Reason};
+pub use dead_letter::{
+    DeadLetter, DeadLetters, Filter, Keeper, Letters, Loss, Losses, Lost, Ran, Reason, Stock,
+    StoreError, Unwritten,
+};
 pub use envelope::{Envelope, MessageId, MessageIdError, unix_millis};
 pub use event::{Event, EventKind, Events};
 pub use log::ActorLog;
@@ -37,6 +40,9 @@ pub use module::{
 pub use name::{ActorName, ActorNameError, PortName, PortNameError, PortRef, PortRefError};
 pub use settings::{Overflow, Persistence, SendMode, Settings, Trigger};
 pub use source::{Emitter, Source, SourceError};
-pub use system::{Books, Change, Changed, Ledger, Ready, SendError, Start, System, WireDef};
+pub use system::{
+    Books, Change, Changed, Ledger, Ready, Replayed, SendError, Start, Stayed, Staying, System,
+    WireDef,
+};
 pub use waits::Answer;
 pub use wire::{Routes, Wire, WireCounts};

@@ -80,11 +80,13 @@ pub enum Entry {
     Connector,
     /// By the admin API.
     Api,
+    /// From the dead letters.
+    Replay,
 }
 
 impl Entry {
     /// All ways in, in the order of [`Counts::accepted`].
-    pub const ALL: [Self; 3] = [Self::Wire, Self::Connector, Self::Api];
+    pub const ALL: [Self; 4] = [Self::Wire, Self::Connector, Self::Api, Self::Replay];
 
     /// One word for metrics.
     #[must_use]
@@ -93,6 +95,7 @@ impl Entry {
             Self::Wire => "wire",
             Self::Connector => "connector",
             Self::Api => "api",
+            Self::Replay => "replay",
         }
     }
 }

@@ -6,6 +6,7 @@
 mod change;
 mod wiring;
 mod intake;
+mod replay;
 mod ledger;
 mod past;
 
@@ -29,6 +30,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub use change::{Change, Changed, Ready, Start, WireDef};
 pub use intake::SendError;
 pub use ledger::{Books, Ledger};
+pub use replay::{Replayed, Stayed, Staying};
 
 use crate::{
     Actor, ActorName, DeadLetters, Events, Meters, Wire,

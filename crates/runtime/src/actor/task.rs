@@ -448,11 +448,11 @@ impl ActorTask {
             }
             Verdict::GiveUp { attempts, rest } => {
                 warn!(%actor, error = %kind, attempts, "message became a dead letter");
-                let digest = Some(self.program.digest());
+                let ran = Some(self.shared.ran());
                 for envelope in &self.shared.mailbox.in_hand() {
                     let reason = Reason::Failed(kind.clone());
                     self.shared.sinks.waits.died(envelope.correlation, &reason);
-                    self.shared.sinks.dead.put(&actor, envelope, reason, digest, attempts);
+                    self.shared.sinks.dead.put(&actor, envelope, reason, ran, attempts);
                 }
                 self.shared.mailbox.finish(Outcome::DeadLettered);
                 if let Some(rest) = rest {

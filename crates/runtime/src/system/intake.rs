@@ -145,7 +145,7 @@ impl System {
         self.0.sinks.waits.close(id);
     }
 
-    fn enter(
+    pub(super) fn enter(
         &self,
         to: &PortRef,
         message: Message,

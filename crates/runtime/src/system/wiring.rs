@@ -93,8 +93,8 @@ impl System {
         let Some(actor) = self.actor(port.actor.as_str()) else { return };
         for envelope in actor.mailbox().expel(Some(&port.port)) {
             self.0.sinks.waits.died(envelope.correlation, &Reason::Unwired);
-            let digest = Some(actor.status().digest);
-            self.0.sinks.dead.put(&port.actor, &envelope, Reason::Unwired, digest, 0);
+            let ran = Some(actor.shared.ran());
+            self.0.sinks.dead.put(&port.actor, &envelope, Reason::Unwired, ran, 0);
         }
     }
 
