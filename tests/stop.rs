@@ -120,8 +120,8 @@ fn the_service_manager_is_told_how_long_a_stop_may_take() {
             break text;
         }
     };
-    // The drain, and the last words of actors, tasks and threads.
-    assert!(told.contains("EXTEND_TIMEOUT_USEC=9000000\n"), "{told}");
+    // The drain, and the last words of actors, dead letters, tasks and threads.
+    assert!(told.contains("EXTEND_TIMEOUT_USEC=11000000\n"), "{told}");
     assert!(daemon.ended().0.success());
 }
 

@@ -9,6 +9,7 @@ mod intake;
 mod lines;
 mod reload;
 mod events;
+mod dead_letters;
 mod health;
 mod guard;
 mod problem;
@@ -30,6 +31,7 @@ use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub(crate) use actors::ActorSummary;
+pub(crate) use dead_letters::moment;
 pub(crate) use guard::Via;
 pub(crate) use listen::{bind_loopback, bind_socket, serve};
 pub(crate) use problem::Problem;
@@ -104,7 +106,10 @@ pub(crate) fn router(admin: Admin, via: Via) -> Router {
         .route("/v1/modules", get(reload::modules))
         .route("/v1/reload", post(reload::reload))
         .route("/v1/events", get(events::events))
-        .route("/v1/dead-letters", get(events::dead_letters))
+        .route("/v1/dead-letters", get(dead_letters::list).delete(dead_letters::purge))
+        .route("/v1/dead-letters/stock", get(dead_letters::stock))
+        .route("/v1/dead-letters/replay", post(dead_letters::replay))
+        .route("/v1/dead-letters/{number}", get(dead_letters::show))
         .route("/livez", get(health::live))
         .route("/readyz", get(health::ready))
         .route("/metrics", get(health::metrics))

@@ -6,6 +6,7 @@ mod inspect;
 mod actors;
 mod send;
 mod events;
+mod dead;
 mod reload;
 mod table;
 
@@ -47,6 +48,7 @@ Examples:
   reflowd send counter.increment 5       send one message
   reflowd send filter.in - <FILE         send JSON lines, as fast as the actor takes them
   reflowd events --follow                watch loads, swaps and refusals
+  reflowd dead replay --actor counter    try an actor's dead letters again
 
 Exit codes: 0 done, 1 failed, 2 usage, 65 bad module or data, 69 no daemon, 75 try again,
 77 permission, 78 configuration.
@@ -75,6 +77,9 @@ pub(crate) enum Tool {
     Send(send::Send),
     /// Tell what has happened
     Events(events::Events),
+    /// List, show, replay or purge messages that could not be delivered or processed
+    #[command(subcommand)]
+    Dead(dead::Dead),
     /// Look at disk now, and tell what came of it
     Reload(reload::Reload),
     /// Halt an actor after the turn in hand
@@ -192,6 +197,7 @@ async fn ask(client: &mut Client, tool: Tool) -> Outcome {
         Tool::Ps(json) => actors::list(client, json.json).await,
         Tool::Send(send) => send::send(client, send).await,
         Tool::Events(events) => events::events(client, events).await,
+        Tool::Dead(dead) => dead::dead(client, dead).await,
         Tool::Reload(reload) => reload::reload(client, reload).await,
         Tool::Pause(Actor { actor }) => actors::tell(client, &actor, "pause").await,
         Tool::Resume(Actor { actor }) => actors::tell(client, &actor, "resume").await,

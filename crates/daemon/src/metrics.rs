@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 
 use reflowd_hot_reload::View;
 use reflowd_runtime::{
-    Actor, ActorState, Counts, Entry, Histogram, Ledger, Meters, System, WireCounts,
+    Actor, ActorState, Counts, Entry, Histogram, Ledger, Loss, Meters, System, WireCounts,
 };
 
 /// What the text is, for the header.
@@ -24,12 +24,7 @@ pub(crate) fn text(system: &System, view: &View, refusals: &BTreeMap<String, u64
     deliveries(&mut page, &ledger);
     wires(&mut page, &ledger);
     actors(&mut page, &ledger);
-    let mut letters = system.dead_letters().totals();
-    letters.sort();
-    let mut family = page.counter("reflowd_dead_letters_total", "Dead letters by reason");
-    for (actor, reason, n) in letters {
-        family.sample(&[("actor", actor.as_str()), ("reason", reason)], n);
-    }
+    dead_letters(&mut page, system);
     let mut family = page.counter("reflowd_modules_refused_total", "Modules refused by reason");
     for (reason, n) in refusals {
         family.sample(&[("reason", reason)], *n);
@@ -43,6 +38,27 @@ pub(crate) fn text(system: &System, view: &View, refusals: &BTreeMap<String, u64
     page.gauge("reflowd_build_info", "The daemon's version")
         .sample(&[("version", env!("CARGO_PKG_VERSION"))], 1);
     page.text
+}
+
+fn dead_letters(page: &mut Page, system: &System) {
+    let mut letters = system.dead_letters().totals();
+    letters.sort();
+    let mut family = page.counter("reflowd_dead_letters_total", "Dead letters by reason");
+    for (actor, reason, n) in letters {
+        family.sample(&[("actor", actor.as_str()), ("reason", reason)], n);
+    }
+    let lost = system.dead_letters().lost();
+    let name = "reflowd_dead_letters_lost_total";
+    let mut family = page.counter(name, "Dead letters that are no longer to be had");
+    for loss in Loss::ALL {
+        family.sample(&[("reason", loss.name())], lost.of(loss).letters);
+    }
+    let stock = system.dead_letters().stock();
+    let mut family = page.gauge("reflowd_dead_letters_kept", "Dead letters that can be replayed");
+    family.sample(&[("in", "memory")], stock.in_memory);
+    family.sample(&[("in", "disk")], stock.on_disk);
+    page.gauge("reflowd_dead_letters_bytes", "Bytes of dead letters on disk")
+        .sample(&[], stock.bytes);
 }
 
 /// `accepted = completed + dead_lettered + dropped + in_flight + queued`.

@@ -19,7 +19,7 @@ use reflowd_hot_reload::{
     Eyes, Kept, Pace, Parts, Reconciler, ReloadOptions, Reloader, Report, ScanOptions, View,
 };
 use reflowd_loader::{Limits, Loader};
-use reflowd_runtime::{ActorState, System};
+use reflowd_runtime::{ActorState, Keeper, System, Unwritten};
 use tokio::{
     runtime::{Builder, Runtime},
     signal::unix::{Signal, SignalKind, signal},
@@ -106,6 +106,8 @@ struct Daemon {
     system: System,
     reloader: Reloader,
     snapshots: Arc<Snapshots>,
+    /// Nothing where dead letters are in memory only.
+    dead_letters: Option<Keeper>,
     notifier: Notifier,
     stopping: CancellationToken,
     tasks: TaskTracker,
@@ -121,6 +123,7 @@ impl Daemon {
         let kept =
             Kept::open(data.path(), config.daemon.keep.bytes).map_err(anyhow::Error::from)?;
         let system = System::new(turns.handle().clone());
+        let dead_letters = keep_dead_letters(&system, &config, &data);
         let (mut reconciler, reloader) = Reconciler::new(parts(
             &config,
             TomlBlueprint::new(config.clone(), environment.clone()),
@@ -139,6 +142,7 @@ impl Daemon {
             system,
             reloader,
             snapshots,
+            dead_letters,
             notifier: Notifier::from_env(),
             stopping: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -236,6 +240,11 @@ impl Daemon {
         // A guest that cannot be interrupted must not keep the daemon from ending.
         _ = tokio::time::timeout(LAST_WORDS, self.system.kill()).await;
         self.snapshots.write_changed(&self.system);
+        if let Some(Err(Unwritten { letters })) =
+            self.dead_letters.map(|keeper| keeper.close(LAST_WORDS))
+        {
+            warn!(letters, "dead letters could not be written to disk and are lost");
+        }
         self.tasks.close();
         _ = tokio::time::timeout(LAST_WORDS, self.tasks.wait()).await;
         let books = self.system.books();
@@ -250,10 +259,10 @@ impl Daemon {
     }
 }
 
-/// The longest that a stop takes: the drain, and then three things of which each
-/// may take its last words: the actors, the daemon's own tasks, and the threads.
+/// The longest that a stop takes: the drain, and then four things of which each may
+/// take its last words: the actors, the dead letters, the daemon's own tasks, and the threads.
 fn longest_stop(drain: Duration) -> Duration {
-    drain + LAST_WORDS * 3
+    drain + LAST_WORDS * 4
 }
 
 /// Why a drain was over before everything was drained.
@@ -284,6 +293,19 @@ fn loader(config: &Config, data: &DataFolder) -> Loader {
         warn!(%error, "compiled code is not kept; each start compiles every module");
         loader
     })
+}
+
+/// Brings dead letters to disk from now on.
+fn keep_dead_letters(system: &System, config: &Config, data: &DataFolder) -> Option<Keeper> {
+    let folder = data.path().join("dead");
+    let (bytes, letters) = (config.daemon.dead_letters, system.dead_letters());
+    match letters.keep_on_disk(&folder, bytes, system.events()) {
+        Ok(keeper) => Some(keeper),
+        Err(error) => {
+            warn!(%error, why = %error.source, "dead letters are kept in memory only, and lost when the daemon ends");
+            None
+        }
+    }
 }
 
 /// What the reconciler needs, from the configuration.

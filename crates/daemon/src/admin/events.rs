@@ -10,7 +10,7 @@ use axum::{
 };
 use bytes::Bytes;
 use futures_util::stream;
-use reflowd_runtime::{ActorName, Event, System};
+use reflowd_runtime::{Event, System};
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 use tokio_util::sync::CancellationToken;
@@ -89,40 +89,13 @@ impl Reader {
     }
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Which {
-    /// Only those of one actor.
-    actor: Option<ActorName>,
-    /// Only those with greater numbers.
-    #[serde(default)]
-    after: u64,
-}
-
-/// `GET /v1/dead-letters?actor=A&after=N`.
-pub(super) async fn dead_letters(
-    State(admin): State<Admin>,
-    uri: Uri,
-) -> Result<Response, Problem> {
-    let Which { actor, after } = query(&uri)?;
-    let mut letters = admin.system.dead_letters().list();
-    letters.retain(|letter| {
-        letter.number > after && actor.as_ref().is_none_or(|actor| letter.actor == *actor)
-    });
-    let pieces = stream::unfold(letters.into_iter(), |mut letters| async move {
-        let letter = letters.next()?;
-        let mut out = Vec::new();
-        line(&mut out, &letter);
-        Some((Ok::<_, std::convert::Infallible>(Bytes::from(out)), letters))
-    });
-    Ok(ndjson(Body::from_stream(pieces)))
-}
-
-fn ndjson(body: Body) -> Response {
+/// An answer of JSON lines.
+pub(super) fn ndjson(body: Body) -> Response {
     ([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response()
 }
 
-fn line(out: &mut Vec<u8>, value: &impl Serialize) {
+/// Adds a line.
+pub(super) fn line(out: &mut Vec<u8>, value: &impl Serialize) {
     serde_json::to_writer(&mut *out, value).expect("what is told has no map with odd keys");
     out.push(b'\n');
 }

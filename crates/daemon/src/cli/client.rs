@@ -134,6 +134,15 @@ impl Client {
         self.request(Method::POST, path, content, body).await
     }
 
+    /// Asks for something to be taken away.
+    ///
+    /// # Errors
+    /// The daemon's problem, in its words.
+    pub(crate) async fn delete<T: DeserializeOwned>(&mut self, path: &str) -> Result<T, Stop> {
+        let response = self.request(Method::DELETE, path, None, nothing()).await?;
+        json(response).await
+    }
+
     async fn request(
         &mut self,
         method: Method,

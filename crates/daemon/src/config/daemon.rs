@@ -32,6 +32,8 @@ pub(crate) struct DaemonConfig {
     pub(crate) watch: bool,
     /// How much of what went live is kept.
     pub(crate) keep: Keep,
+    /// Bytes of dead letters on disk.
+    pub(crate) dead_letters: u64,
     /// What runs modules.
     pub(crate) engine: EngineKind,
     /// Bytes that all queues may hold together; half of what the machine has where it is not set.
@@ -78,6 +80,7 @@ impl DaemonConfig {
             rescan: Duration::from_secs(5),
             watch: true,
             keep: Keep::default(),
+            dead_letters: 256 << 20,
             engine: EngineKind::default(),
             memory_budget: None,
             allow_insecure_dir: false,
@@ -98,6 +101,7 @@ impl DaemonConfig {
             set(&mut self.keep.bytes, keep.size("bytes", 1..=u64::MAX >> 1));
             keep.finish();
         }
+        set(&mut self.dead_letters, table.size("dead_letters", 1 << 20..=1 << 40));
         let engines = [("direct", EngineKind::Direct), ("extism", EngineKind::Extism)];
         set(&mut self.engine, table.choice("engine", &engines));
         let budget = table.size("memory_budget", 1 << 20..=u64::MAX >> 1);

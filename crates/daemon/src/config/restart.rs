@@ -15,6 +15,7 @@ pub(crate) fn restart_only(old: &Config, new: &Config) -> Vec<Diagnostic> {
         ("daemon.autostart", was.autostart != is.autostart),
         ("daemon.drain", was.drain != is.drain),
         ("daemon.keep", was.keep != is.keep),
+        ("daemon.dead_letters", was.dead_letters != is.dead_letters),
         ("daemon.module_size", was.module_size != is.module_size),
         ("daemon.engine", was.engine != is.engine),
         ("daemon.memory_budget", was.memory_budget != is.memory_budget),

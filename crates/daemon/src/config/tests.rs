@@ -417,6 +417,7 @@ quiet = "50ms"
 drain = "0s"
 rescan = "1h 30m"
 keep = { generations = 7, bytes = "2 GiB" }
+dead_letters = "10 MiB"
 engine = "direct"
 memory_budget = "1 GiB"
 allow_insecure_dir = true
@@ -480,6 +481,7 @@ overflow = "drop-newest"
         rescan: Duration::from_secs(5400),
         watch: true,
         keep: Keep { generations: 7, bytes: 2 << 30 },
+        dead_letters: 10 << 20,
         engine: EngineKind::Direct,
         memory_budget: Some(1 << 30),
         allow_insecure_dir: true,
@@ -493,7 +495,7 @@ overflow = "drop-newest"
     assert_eq!(a.module, ModuleRef::Stem { stem: "counter".into(), pin: None });
     assert_eq!(a.keys.memory, 64 << 20);
     assert_eq!(a.keys.allow_hosts, ["*"]);
-    assert_eq!(a.origin, "reflowd.toml:26");
+    assert_eq!(a.origin, "reflowd.toml:27");
     let defaults = Settings {
         timeout: Duration::from_secs(5),
         mailbox: 10,
@@ -613,6 +615,7 @@ fn a_value_that_cannot_be_is_an_error() {
     finds("[daemon]\nmemory_budget = 'much'", "2:17 E0104");
     finds("[daemon]\nmemory_budget = '-5 MiB'", "2:17 E0104");
     finds("[daemon]\nkeep = { generations = 0 }", "2:24 E0104");
+    finds("[daemon]\ndead_letters = '1 KiB'", "2:16 E0104");
     finds("[admin]\nlisten = '9670'", "2:10 E0104");
     finds("[admin]\nlisten = 'localhost:9670'", "2:10 E0104");
     finds("[admin]\nlisten = '0.0.0.0:9670'", "2:10 E0104");

@@ -306,7 +306,7 @@ impl Store {
     ///
     /// # Errors
     /// It cannot be written how many letters there are.
-    pub(super) fn to_sync(&mut self) -> Result<Vec<(Arc<File>, PathBuf)>, StoreError> {
+    pub(super) fn take_unsynced(&mut self) -> Result<Vec<(Arc<File>, PathBuf)>, StoreError> {
         if let Some(last) = self.segments.back()
             && self.unsynced.iter().any(|(file, _)| Arc::ptr_eq(file, &last.file))
         {
@@ -315,7 +315,7 @@ impl Store {
         Ok(std::mem::take(&mut self.unsynced))
     }
 
-    /// Whether anything was written since the last [`to_sync`](Self::to_sync).
+    /// Whether anything was written since the last [`take_unsynced`](Self::take_unsynced).
     pub(super) fn is_unsynced(&self) -> bool {
         !self.unsynced.is_empty()
     }

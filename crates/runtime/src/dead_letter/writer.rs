@@ -123,8 +123,7 @@ impl Due {
 
 impl Writer {
     fn run(mut self) {
-        loop {
-            let Some(work) = self.wait() else { break };
+        while let Some(work) = self.wait() {
             if work.write {
                 let result = self.write_some();
                 self.due.write = result.is_err().then(|| Instant::now() + PAUSE);
@@ -185,7 +184,7 @@ impl Writer {
 
     fn sync(&mut self) {
         self.due.sync = Some(Instant::now() + PAUSE);
-        let files = self.letters.store.lock().as_mut().map(store::Store::to_sync);
+        let files = self.letters.store.lock().as_mut().map(store::Store::take_unsynced);
         // Nobody who puts, reads or removes waits for the disk.
         let result = match files {
             Some(Ok(files)) => store::sync(&files),
