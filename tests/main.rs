@@ -10,6 +10,7 @@ mod message;
 mod swap;
 mod reload;
 mod stop;
+mod dead;
 mod refusal;
 mod command;
 mod hostile;
