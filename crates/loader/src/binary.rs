@@ -129,9 +129,22 @@ impl Binary {
     /// Reads `bytes` as far as possible, and says whether they are a valid module
     /// of reasonable proportions.
     pub fn read(bytes: &[u8]) -> (Self, Result<(), InvalidBinary>) {
+        Self::read_with(bytes, Some(Validation::new()))
+    }
+
+    /// The same for bytes that are known to be a valid module. Their functions, which
+    /// is most of them, are not looked at again.
+    pub(crate) fn read_valid(bytes: &[u8]) -> (Self, Result<(), InvalidBinary>) {
+        Self::read_with(bytes, None)
+    }
+
+    fn read_with(
+        bytes: &[u8],
+        validation: Option<Validation>,
+    ) -> (Self, Result<(), InvalidBinary>) {
         let mut binary = Self::default();
         let valid = check_magic(bytes).and_then(|()| {
-            binary.read_sections(bytes).map_err(|refused| match refused {
+            binary.read_sections(bytes, validation).map_err(|refused| match refused {
                 Refused::Invalid(error) => invalid(&error, bytes),
                 Refused::Over(why) => why,
             })
@@ -220,11 +233,14 @@ impl Binary {
     }
 
     /// Surveys and validates in one pass. What is invalid is surveyed to the end.
-    fn read_sections(&mut self, bytes: &[u8]) -> Result<(), Refused> {
+    fn read_sections(
+        &mut self,
+        bytes: &[u8],
+        mut validation: Option<Validation>,
+    ) -> Result<(), Refused> {
         let mut parser = Parser::new(0);
         parser.set_features(features());
         let mut declared = Declared::default();
-        let mut validation = Validation::new();
         let mut valid = Ok(());
         for payload in parser.parse_all(bytes) {
             let surveyed = payload.map_err(Refused::from).and_then(|payload| {
@@ -232,10 +248,12 @@ impl Binary {
                 self.survey(&payload, &mut declared)?;
                 Ok(payload)
             });
-            match surveyed {
-                Ok(payload) if valid.is_ok() => valid = validation.check(&payload),
-                Ok(_) => {}
-                Err(refused) => return valid.and(Err(refused)),
+            match (surveyed, &mut validation) {
+                (Ok(payload), Some(validation)) if valid.is_ok() => {
+                    valid = validation.check(&payload);
+                }
+                (Ok(_), _) => {}
+                (Err(refused), _) => return valid.and(Err(refused)),
             }
         }
         valid
@@ -463,6 +481,24 @@ mod tests {
             (Err(text), Err(part)) if text.contains(part) => {}
             _ => panic!("{text:?}, expected {expected:?}"),
         }
+    }
+
+    #[test]
+    fn a_module_known_to_be_valid_is_surveyed_and_its_functions_are_not_checked_again() {
+        let module = r#"(module (import "a" "b" (func)) (memory 1 2) (start 0)
+            (func (export "f") (result i32) (i32.const 1)))"#;
+        let mut bytes = wat::parse_str(module).unwrap();
+        let survey = |read: fn(&[u8]) -> (Binary, Result<(), InvalidBinary>), bytes: &[u8]| {
+            let (binary, valid) = read(bytes);
+            (format!("{binary:?}"), valid.is_ok())
+        };
+        assert_eq!(survey(Binary::read, &bytes), survey(Binary::read_valid, &bytes));
+        // `i32.const 1` becomes `f32.const`, which is no i32 and longer.
+        let at = bytes.len() - 3;
+        assert_eq!(bytes[at], 0x41, "the last function of the module");
+        bytes[at] = 0x43;
+        assert!(!survey(Binary::read, &bytes).1);
+        assert!(survey(Binary::read_valid, &bytes).1);
     }
 
     #[test]

@@ -51,6 +51,20 @@ impl fmt::Display for EngineKind {
     }
 }
 
+/// Code of an earlier time, whose module was checked before it was compiled.
+pub(crate) struct Revived(wasmtime::Module);
+
+impl Revived {
+    /// The code of the module with that digest, where the engine can keep it and it
+    /// is there.
+    pub(crate) fn find(engine: EngineKind, cache: &CodeCache, digest: &Digest) -> Option<Self> {
+        match engine {
+            EngineKind::Direct => direct::revive(cache, digest).map(Self),
+            EngineKind::Extism => None,
+        }
+    }
+}
+
 /// A compiled module.
 pub(crate) enum Code {
     Extism(Box<extism_engine::Code>),
@@ -58,8 +72,16 @@ pub(crate) enum Code {
 }
 
 impl Code {
-    /// Compiles a module to be asked about itself, or finds its code in the cache,
-    /// where the engine can keep it there.
+    /// Code that need not be compiled.
+    ///
+    /// # Errors
+    /// It does not fit the functions of the host.
+    pub(crate) fn revived(code: &Revived, binary: &Binary) -> Result<Self, String> {
+        direct::Code::new(&code.0, binary).map(Self::Direct)
+    }
+
+    /// Compiles a module to be asked about itself, and keeps its code in the cache,
+    /// where the engine can.
     ///
     /// # Errors
     /// What the compiler said.
@@ -68,10 +90,10 @@ impl Code {
         bytes: &[u8],
         binary: &Binary,
         memory: u64,
-        kept: Option<(&CodeCache, &Digest)>,
+        keep: Option<(&CodeCache, &Digest)>,
     ) -> Result<Self, String> {
         match engine {
-            EngineKind::Direct => direct::Code::compile(bytes, binary, kept).map(Self::Direct),
+            EngineKind::Direct => direct::Code::compile(bytes, binary, keep).map(Self::Direct),
             EngineKind::Extism if binary.runs_at_instantiation() => {
                 let code = extism_engine::Code::compile_with_fuel(bytes, binary, memory);
                 code.map(|code| Self::Extism(Box::new(code)))

@@ -267,8 +267,10 @@ fn over_capacity<'a>(entries: &'a mut [Entry], newest: &str, capacity: u64) -> V
 /// What the names of a module's entries for that engine begin with.
 fn entry_start(engine: &Engine, digest: &Digest) -> String {
     // The same in every process. A collision costs nothing: the engine compares
-    // version and settings again, in full.
+    // version and settings again, in full. Ours is among them, since it stands for
+    // the rules by which modules are checked before they are compiled.
     let mut settings = DefaultHasher::new();
+    env!("CARGO_PKG_VERSION").hash(&mut settings);
     engine.precompile_compatibility_hash().hash(&mut settings);
     format!("{digest}-{:016x}-", settings.finish())
 }

@@ -27,7 +27,7 @@ use reflowd_runtime::{
 };
 use tokio::runtime::Handle;
 use tracing::warn;
-use wasmtime::{InstancePre, Linker, Memory, Store, Trap, TypedFunc, Val};
+use wasmtime::{InstancePre, Linker, Memory, Module, Store, Trap, TypedFunc, Val};
 
 use self::{
     blocks::Blocks,
@@ -52,31 +52,37 @@ pub(crate) struct Code {
     runs_at_instantiation: bool,
 }
 
+/// The code of the module with that digest, if it is kept there.
+pub(crate) fn revive(cache: &CodeCache, digest: &Digest) -> Option<Module> {
+    cache.get(compiler::engine(), digest)
+}
+
 impl Code {
-    /// Compiles a module, or finds its code where it is kept. Takes long.
+    /// Code of a checked module.
+    ///
+    /// # Errors
+    /// It does not fit the functions of the host.
+    pub(crate) fn new(module: &Module, binary: &Binary) -> Result<Self, String> {
+        let pre = linker().instantiate_pre(module).map_err(|e| e.root_cause().to_string())?;
+        Ok(Self { pre, runs_at_instantiation: binary.runs_at_instantiation() })
+    }
+
+    /// Compiles a checked module. Takes long.
     ///
     /// # Errors
     /// What the compiler said.
     pub(crate) fn compile(
         bytes: &[u8],
         binary: &Binary,
-        kept: Option<(&CodeCache, &Digest)>,
+        keep: Option<(&CodeCache, &Digest)>,
     ) -> Result<Self, String> {
-        let found = kept.and_then(|(cache, digest)| cache.get(compiler::engine(), digest));
-        let module = match found {
-            Some(module) => module,
-            None => {
-                let module = compiler::compile(bytes)?;
-                if let Some((cache, digest)) = kept
-                    && let Err(error) = cache.put(compiler::engine(), digest, &module)
-                {
-                    warn!(%digest, %error, "compiled code is not kept");
-                }
-                module
-            }
-        };
-        let pre = linker().instantiate_pre(&module).map_err(|e| e.root_cause().to_string())?;
-        Ok(Self { pre, runs_at_instantiation: binary.runs_at_instantiation() })
+        let module = compiler::compile(bytes)?;
+        if let Some((cache, digest)) = keep
+            && let Err(error) = cache.put(compiler::engine(), digest, &module)
+        {
+            warn!(%digest, %error, "compiled code is not kept");
+        }
+        Self::new(&module, binary)
     }
 
     /// A new instance, initialised.

@@ -22,7 +22,7 @@ use tokio::{sync::Semaphore, task::spawn_blocking};
 
 use crate::{
     binary::{Binary, Export, Import, InvalidBinary, ItemType, Memory},
-    code::{Code, Ended, EngineKind},
+    code::{Code, Ended, EngineKind, Revived},
     code_cache::{CodeCache, CodeCacheError},
     host::Surroundings,
     loaded::{Loaded, LoadedModule},
@@ -199,33 +199,27 @@ impl Loader {
         bytes: Bytes,
         inspection: &mut Inspection,
     ) -> Result<Arc<LoadedModule>, LoadErrorKind> {
-        let surveyed = bytes.clone();
-        let (binary, valid) = spawn_blocking(move || Binary::read(&surveyed))
-            .await
-            .expect("reading a binary does not panic");
+        let (engine, read, cache) = (self.engine, bytes.clone(), self.cache.clone());
+        let reading = spawn_blocking(move || {
+            let revived = cache.and_then(|cache| Revived::find(engine, &cache, &digest));
+            // What has been compiled was checked before, by the same rules.
+            let known = if revived.is_some() { Binary::read_valid } else { Binary::read };
+            (revived, known(&read))
+        });
+        let (revived, (binary, valid)) = reading.await.expect("reading a binary does not panic");
         inspection.show(&binary);
         valid?;
         check_exports(&binary)?;
         check_imports(&binary)?;
         check_memory(&binary, self.limits.memory)?;
 
-        let (limits, engine, cache) = (self.limits, self.engine, self.cache.clone());
-        let permit = COMPILING.acquire().await.expect("the semaphore is never closed");
-        // Another task may have loaded the same bytes while this one waited.
-        if let Some(module) = self.loaded.lock().get(&digest) {
-            return Ok(module.clone());
-        }
-        let (asked, code_bytes) = (binary.clone(), bytes.clone());
-        let compiling = spawn_blocking(move || {
-            // Whoever waits may give up; the next compilation still has to wait.
-            let _permit = permit;
-            let kept = cache.as_deref().map(|cache| (cache, &digest));
-            Code::compile_first(engine, &code_bytes, &asked, limits.memory, kept)
-        });
-        let code = match tokio::time::timeout(limits.compile_timeout, compiling).await {
-            Ok(Ok(code)) => code.map_err(LoadErrorKind::Compile)?,
-            Ok(Err(panic)) => return Err(LoadErrorKind::Compile(panic.to_string())),
-            Err(_) => return Err(LoadErrorKind::CompileTimeout(limits.compile_timeout)),
+        let limits = self.limits;
+        let code = match revived {
+            Some(revived) => Code::revived(&revived, &binary).map_err(LoadErrorKind::Compile)?,
+            None => match self.compile_first(digest, bytes.clone(), binary.clone()).await? {
+                Compiled::Code(code) => code,
+                Compiled::Loaded(module) => return Ok(module),
+            },
         };
 
         let asked = binary.clone();
@@ -254,6 +248,39 @@ impl Loader {
         let loaded = Loaded { digest, bytes, binary, metadata, version, limits, engine };
         Ok(Arc::new(LoadedModule::new(loaded, code)))
     }
+
+    /// One compilation after the other, of a module that has not been loaded yet.
+    async fn compile_first(
+        &self,
+        digest: Digest,
+        bytes: Bytes,
+        binary: Binary,
+    ) -> Result<Compiled, LoadErrorKind> {
+        let (limits, engine, cache) = (self.limits, self.engine, self.cache.clone());
+        let permit = COMPILING.acquire().await.expect("the semaphore is never closed");
+        // Another task may have loaded the same bytes while this one waited.
+        if let Some(module) = self.loaded.lock().get(&digest) {
+            return Ok(Compiled::Loaded(module.clone()));
+        }
+        let compiling = spawn_blocking(move || {
+            // Whoever waits may give up; the next compilation still has to wait.
+            let _permit = permit;
+            let keep = cache.as_deref().map(|cache| (cache, &digest));
+            Code::compile_first(engine, &bytes, &binary, limits.memory, keep)
+        });
+        match tokio::time::timeout(limits.compile_timeout, compiling).await {
+            Ok(Ok(code)) => code.map(Compiled::Code).map_err(LoadErrorKind::Compile),
+            Ok(Err(panic)) => Err(LoadErrorKind::Compile(panic.to_string())),
+            Err(_) => Err(LoadErrorKind::CompileTimeout(limits.compile_timeout)),
+        }
+    }
+}
+
+/// What waiting for one's turn to compile has led to.
+enum Compiled {
+    Code(Code),
+    /// Another has loaded the same bytes meanwhile.
+    Loaded(Arc<LoadedModule>),
 }
 
 impl Source {
