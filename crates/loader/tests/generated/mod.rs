@@ -36,7 +36,7 @@ pub(crate) fn allowed(u: &mut Unstructured<'_>) -> Result<Bytes> {
 
 /// An actor that may call every host function, with any arguments, and run for ever.
 pub(crate) fn actor(u: &mut Unstructured<'_>) -> Result<Bytes> {
-    let shape = shape(u, |_| true)?;
+    let shape = shape(u, |_| true, true)?;
     let config = Config {
         // The imported ones count.
         max_funcs: 120,
@@ -53,10 +53,10 @@ pub(crate) fn actor(u: &mut Unstructured<'_>) -> Result<Bytes> {
     Ok(with_bodies_of(&shape, &module.to_bytes()).into())
 }
 
-/// An actor that ends, and in which nothing depends on the processor. Whether it calls
-/// the host is left to chance.
+/// An actor that ends, and in which nothing depends on the processor. It is left to
+/// chance whether it is [`comparable`].
 pub(crate) fn predictable_actor(u: &mut Unstructured<'_>) -> Result<Bytes> {
-    let shape = shape(u, |name| USED.contains(&name))?;
+    let shape = shape(u, |name| USED.contains(&name), false)?;
     let config = Config {
         min_funcs: 8,
         // So that many leave the host alone.
@@ -114,16 +114,31 @@ const USED: [&str; 4] = ["alloc", "store_u8", "store_u64", "output_set"];
 /// Where the result is written into an answer, as sixteen letters.
 const ANSWER: &str = r#"{"outputs":{"out":{"type":"String","data":"aaaaaaaaaaaaaaaa"}}}"#;
 
-/// Imports of those names, and the exports of an actor.
-fn shape(u: &mut Unstructured<'_>, imported: impl Fn(&str) -> bool) -> Result<Vec<u8>> {
+/// Imports of those names, and the exports of an actor; with a memory, each turn asks
+/// for more of it, since random numbers of pages are hardly ever few enough.
+fn shape(
+    u: &mut Unstructured<'_>,
+    imported: impl Fn(&str) -> bool,
+    with_memory: bool,
+) -> Result<Vec<u8>> {
     let imports = host_functions().filter(|(_, name, _)| imported(name)).map(import);
     let (i32, i64) = (u.arbitrary::<i32>()?, u.arbitrary::<i64>()?);
     let (f32, f64) = (u.arbitrary::<i16>()?, u.arbitrary::<i32>()?);
+    let (memory, growth) = if with_memory {
+        let (pages, more) = (u.int_in_range(0..=17)?, u.int_in_range(0..=17)?);
+        (
+            format!(r#"(memory (export "memory") {pages})"#),
+            format!("(drop (memory.grow (i32.const {more})))"),
+        )
+    } else {
+        Default::default()
+    };
     let at = ANSWER.find("aaaa").expect("there is room for the result");
     let text = format!(
-        r#"(module {imports}
+        r#"(module {imports} {memory}
           (func (export "get_metadata") (result i32) (local $block i64) {metadata})
           (func (export "process") (result i32) (local $block i64) (local $n i64) (local $i i64)
+            {growth}
             (local.set $n (call $work
               (i32.const {i32}) (i64.const {i64}) (f32.const {f32}) (f64.const {f64})))
             {answer}
@@ -202,6 +217,13 @@ fn with_bodies_of(shape: &[u8], module: &[u8]) -> Vec<u8> {
     whole.finish()
 }
 
+/// The actor, where engines must agree about it: it calls the host only to answer, and
+/// does not ask for more memory, which ends it on the stock engine if there is none.
+pub(crate) fn comparable(actor: Bytes) -> Option<Bytes> {
+    let grows = |operator: &Operator<'_>| matches!(operator, Operator::MemoryGrow { .. });
+    (!calls_the_host(&actor) && !Functions::of(&actor).have(grows)).then_some(actor)
+}
+
 /// Whether what is random in an actor can get at a function of the host, by its number
 /// or as a value.
 pub(crate) fn calls_the_host(actor: &[u8]) -> bool {
@@ -232,12 +254,6 @@ pub(crate) fn calls_the_host(actor: &[u8]) -> bool {
             }
             _ => false,
         })
-}
-
-/// Whether what is random in an actor asks for more memory, which ends an actor on the
-/// stock engine when it cannot get it.
-pub(crate) fn grows_its_memory(actor: &[u8]) -> bool {
-    Functions::of(actor).have(|operator| matches!(operator, Operator::MemoryGrow { .. }))
 }
 
 const READ: &str = "what is generated can be read";
