@@ -3,6 +3,8 @@
 //! They may be refused, or loaded and given turns. However that ends, it has a
 //! name, it ends in time, and nothing is larger than it may be.
 
+#![allow(dead_code, reason = "a fuzz target does not look at how it ended")]
+
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
