@@ -463,8 +463,16 @@ pub(crate) struct Swap {
     pub(crate) done: oneshot::Sender<Swapped>,
 }
 
-/// The generation that runs now, or what was to run, handed back by an actor that has stopped.
-pub(crate) type Swapped = Result<Generation, Ready>;
+/// What became of a swap; or what was to run, handed back by an actor that has stopped.
+pub(crate) type Swapped = Result<Replaced, Ready>;
+
+/// Another generation is in place.
+pub(crate) struct Replaced {
+    pub(crate) generation: Generation,
+    /// The old engine, for whoever asked to drop: that gives memory back to the system,
+    /// which may take longer than all else, and the next message does not wait for it.
+    pub(crate) _old: Option<Box<dyn Engine>>,
+}
 
 impl Swap {
     /// The actor has stopped: whoever asked starts it anew.

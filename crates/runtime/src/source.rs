@@ -23,7 +23,7 @@ use tracing::{info, warn};
 
 use crate::{
     ActorState, Digest, EventKind, Message, Metadata, PortName, Ready,
-    actor::{Command, Identity, Shared, Swapped},
+    actor::{Command, Identity, Replaced, Shared, Swapped},
     dead_letter::Reason,
     envelope::{Moment, Origin},
     panic::said,
@@ -293,7 +293,8 @@ impl SourceTask {
         let component = self.source.metadata().component.clone();
         let identity = Identity { digest: self.source.digest(), version: None, component };
         // The reloader may have stopped waiting; the swap stands all the same.
-        _ = done.send(Ok(self.shared.swapped(identity, 0)));
+        let generation = self.shared.swapped(identity, 0);
+        _ = done.send(Ok(Replaced { generation, _old: None }));
     }
 
     /// What was already put out is delivered, as far as there is time, unless

@@ -23,7 +23,7 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use super::{ActorState, Command, ERROR_PORT, Identity, Shared, Swap};
+use super::{ActorState, Command, ERROR_PORT, Identity, Replaced, Shared, Swap};
 use crate::{
     ActorLog, Context, Effects, Engine, EventKind, Failure, FailureKind, InstantiateError, Message,
     Metadata, PortName, Program, Routes, SendMode, SendNow, Settings, TurnLimits,
@@ -268,10 +268,9 @@ impl ActorTask {
         let component = self.program.metadata().component.clone();
         let identity = Identity { digest: self.program.digest(), version, component };
         let generation = self.shared.swapped(identity, queued);
-        drop(old);
         self.show();
         // The reloader may have stopped waiting; the swap stands all the same.
-        _ = done.send(Ok(generation));
+        _ = done.send(Ok(Replaced { generation, _old: old }));
     }
 
     fn end_rest(&mut self) {

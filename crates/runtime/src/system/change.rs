@@ -173,7 +173,7 @@ impl System {
         for (actor, done) in swapped {
             let name = actor.name().clone();
             let generation = match done.await {
-                Ok(Ok(generation)) => generation,
+                Ok(Ok(replaced)) => replaced.generation,
                 // The actor has ended, or could not become what it is to be: it starts anew.
                 Ok(Err(ready)) => {
                     let generation = self.replace(actor, ready).await;
@@ -245,9 +245,9 @@ impl System {
         if let Some(actor) = self.actor(name.as_str()) {
             _ = actor.commands.send(Command::Settings(Box::new(settings.clone()))).await;
             match actor.swap(ready, drain).await.await {
-                Ok(Ok(generation)) => {
+                Ok(Ok(replaced)) => {
                     actor.leaving.store(false, Ordering::Release);
-                    return generation;
+                    return replaced.generation;
                 }
                 Ok(Err(back)) => ready = back,
                 // Its task was torn down with the swap in its hands: the process is ending.
