@@ -249,3 +249,30 @@ fn a_full_disk_costs_no_dead_letter_and_no_service() {
     assert_eq!(dead_values(&daemon), expected[1..]);
     assert_eq!(daemon.get("/v1/dead-letters/stock").json()["lost"], serde_json::json!([]));
 }
+
+#[test]
+fn damaged_dead_letters_cost_themselves_and_are_told() {
+    let daemon = start(&trap());
+    send(&daemon, 1..=6);
+    let (status, last, world) = daemon.stop();
+    assert!(status.success(), "{last}");
+    let segment = std::fs::read_dir(world.path("data/dead")).unwrap().next().unwrap();
+    let path = segment.unwrap().path();
+    let mut bytes = std::fs::read(&path).unwrap();
+    // The third letter is the third after the head of those that are all of one length.
+    let length = (bytes.len() - 40) / 6;
+    bytes[40 + 2 * length + 50] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+
+    let daemon = world.start();
+    assert_eq!(numbers(&daemon), [1, 2, 4, 5, 6]);
+    let event = daemon.events(0).find(|event| event["event"] == "dead-letters-lost");
+    let expected = (&1.into(), &length.into(), &"damaged".into());
+    assert_eq!((&event["letters"], &event["bytes"], &event["reason"]), expected);
+    let (code, _, said) = dead(&daemon, &["list"]);
+    let words = format!("lost since the daemon started: 1 dead letters ({length} bytes)");
+    assert!(code == 0 && said.contains(&words), "{said}");
+    assert_eq!(daemon.metrics()[r#"reflowd_dead_letters_lost_total{reason="damaged"}"#], 1.0);
+    send(&daemon, 7..=7);
+    assert_eq!(numbers(&daemon), [1, 2, 4, 5, 6, 7]);
+}

@@ -18,6 +18,7 @@ use std::{fmt, path::Path, sync::Arc, thread::JoinHandle};
 use parking_lot::{Condvar, Mutex};
 use serde::{Serialize, Serializer};
 use tokio::time::Instant;
+use tracing::info;
 
 pub use filter::Filter;
 pub use loss::{Loss, Losses, Lost};
@@ -232,6 +233,7 @@ impl DeadLetters {
         debug_assert_eq!(ring.len(), 0, "letters that are there have numbers of their own");
         ring.numbers = store.last();
         ring.losses.add(Loss::Damaged, lost);
+        info!(letters = store.kept(), bytes = store.bytes(), "dead letters are kept on disk");
         drop(ring);
         *place = Some(store);
         drop(place);

@@ -16,21 +16,17 @@ use axum::{
     response::Response,
 };
 use bytes::Bytes;
+use futures_util::stream;
 use reflowd_runtime::{
     ActorName, DeadLetters, Filter, Letters, Loss, Lost, Replayed, Stock, unix_millis,
 };
 use serde::{Deserialize, Serialize};
-use tokio::sync::mpsc;
-use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 
 use super::{
     Admin, Problem,
     events::{line, ndjson},
     flag, query,
 };
-
-/// Pieces that wait for a caller who reads slowly.
-const PIECES: usize = 4;
 
 /// The size from which on lines leave, in bytes.
 const PIECE: usize = 64 << 10;
@@ -111,23 +107,29 @@ pub(crate) fn moment(text: &str, now: u64) -> Result<u64, String> {
 pub(super) async fn list(State(admin): State<Admin>, uri: Uri) -> Result<Response, Problem> {
     let filter = query::<Which>(&uri)?.filter()?;
     let letters = admin.system.dead_letters().clone();
-    let (sender, receiver) = mpsc::channel(PIECES);
-    admin.tasks.spawn_blocking(move || tell(letters.letters(filter), &sender));
-    Ok(ndjson(Body::from_stream(ReceiverStream::new(receiver).map(Ok::<_, Infallible>))))
+    let letters = blocking(&admin, move || letters.letters(filter)).await?;
+    // No thread waits for a caller who reads slowly.
+    let pieces = stream::unfold(Some(letters), move |letters| {
+        let admin = admin.clone();
+        async move {
+            let letters = letters?;
+            let (piece, rest) = blocking(&admin, || piece(letters)).await.ok()?;
+            Some((Ok::<_, Infallible>(piece), rest))
+        }
+    });
+    Ok(ndjson(Body::from_stream(pieces)))
 }
 
-/// Reads letters for as long as somebody takes the lines.
-fn tell(letters: Letters, sender: &mpsc::Sender<Bytes>) {
+/// The next lines, and the letters after them if there may be any.
+fn piece(mut letters: Letters) -> (Bytes, Option<Letters>) {
     let mut lines = Vec::new();
-    for letter in letters {
+    while let Some(letter) = letters.next() {
         line(&mut lines, &*letter);
-        if lines.len() >= PIECE && sender.blocking_send(std::mem::take(&mut lines).into()).is_err()
-        {
-            return;
+        if lines.len() >= PIECE {
+            return (lines.into(), Some(letters));
         }
     }
-    // The caller may have hung up before the end.
-    _ = sender.blocking_send(lines.into());
+    (lines.into(), None)
 }
 
 /// `GET /v1/dead-letters/{number}`.

@@ -181,7 +181,8 @@ async fn list(client: &mut Client, wanted: List) -> Outcome {
                 print(&format!("{}\n", String::from_utf8_lossy(&line)))?;
                 continue;
             }
-            letters.push(letter(&line)?);
+            // The list does without the messages, which may be large.
+            letters.push(Letter { envelope: Value::Null, ..letter(&line)? });
             if letters.len() == LINES_AT_ONCE {
                 print(&table(&letters))?;
                 letters.clear();

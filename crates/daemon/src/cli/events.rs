@@ -68,11 +68,17 @@ fn text(event: &Map<String, Value>) -> String {
     let time = SystemTime::UNIX_EPOCH + Duration::from_millis(millis);
     let word = event.get("event").and_then(Value::as_str).unwrap_or("?");
     let style = match word {
-        "started" | "swapped" | "changed" | "resumed" => Style::Good,
-        "failed" | "module-refused" | "config-refused" | "change-refused" => Style::Bad,
-        "restarted" | "blocked" | "stalled" | "removal-held" | "file-gone" | "folder-unknown" => {
-            Style::Odd
+        "started" | "swapped" | "changed" | "resumed" | "dead-letters-on-disk" => Style::Good,
+        "failed" | "module-refused" | "config-refused" | "change-refused" | "dead-letters-lost" => {
+            Style::Bad
         }
+        "restarted"
+        | "blocked"
+        | "stalled"
+        | "removal-held"
+        | "file-gone"
+        | "folder-unknown"
+        | "dead-letters-in-memory" => Style::Odd,
         _ => Style::Plain,
     };
     let mut line = format!(
