@@ -92,9 +92,10 @@ pub(super) struct Scan {
 ///
 /// Damage is skipped up to the next record that is whole. At least one letter is lost
 /// for every damaged stretch, and as many as the head says were there and are not.
-pub(super) fn scan(bytes: &[u8]) -> Scan {
+/// `first` is the first number that may be in it.
+pub(super) fn scan(bytes: &[u8], first: u64) -> Scan {
     let mut scan = Scan::default();
-    let (mut at, mut stretches, mut damaged) = (0, 0u64, 0);
+    let (mut at, mut stretches, mut damaged, mut tail) = (0, 0u64, 0, 0);
     let head = Head::at(bytes);
     match head {
         Some(head) => {
@@ -110,7 +111,7 @@ pub(super) fn scan(bytes: &[u8]) -> Scan {
     while at < bytes.len() {
         match Record::at(&bytes[at..]) {
             Some(record) => {
-                within = false;
+                (within, tail) = (false, 0);
                 // A number that does not rise is what a write that failed half-way has left.
                 let rises = highest.is_none_or(|highest| record.number > highest);
                 if let (true, Ok(offset)) = (rises, u32::try_from(at)) {
@@ -125,6 +126,7 @@ pub(super) fn scan(bytes: &[u8]) -> Scan {
                 within = true;
                 let next = record::next_mark(bytes, at + 1).unwrap_or(bytes.len());
                 damaged += next - at;
+                tail += next - at;
                 at = next;
             }
         }
@@ -133,7 +135,10 @@ pub(super) fn scan(bytes: &[u8]) -> Scan {
     let missing = scan.head.written.saturating_sub(found);
     scan.lost = Lost { letters: missing.max(stretches), bytes: damaged as u64 };
     scan.head.written = scan.head.written.max(found);
-    scan.head.last = scan.head.last.max(highest.unwrap_or(0));
+    // What stands between two whole records has a number between theirs. At the end there
+    // may have been as many as fit, and none of their numbers is to be given again.
+    let hidden = tail.div_ceil(record::HEAD) as u64;
+    scan.head.last = scan.head.last.max(highest.unwrap_or(first.saturating_sub(1)) + hidden);
     scan
 }
 
@@ -162,7 +167,7 @@ impl Segment {
         let length = file.metadata()?.len();
         let mut bytes = vec![0; usize::try_from(length).map_err(io::Error::other)?];
         file.read_exact_at(&mut bytes, 0)?;
-        let Scan { head, places, lost } = scan(&bytes);
+        let Scan { head, places, lost } = scan(&bytes, first_of(&path).unwrap_or(1));
         let kept = places.iter().filter(|place| !place.gone).count();
         Ok((Self { path, file: Arc::new(file), length, places, kept, head }, lost))
     }
@@ -199,7 +204,7 @@ impl Segment {
         self.file.write_all_at(&self.head.encode(), 0)
     }
 
-    /// The highest number that was ever in it.
+    /// The highest number that may ever have been in it.
     pub(super) fn last(&self) -> u64 {
         self.head.last
     }
@@ -261,7 +266,8 @@ mod tests {
     /// What a reader sees of these bytes, and what it is told to be lost.
     #[track_caller]
     fn check(bytes: &[u8], texts: &[String]) -> (usize, Lost) {
-        let Scan { places, lost, .. } = scan(bytes);
+        let Scan { places, lost, head } = scan(bytes, 1);
+        assert!(bytes.len() < HEAD || head.last >= places.last().map_or(0, |place| place.number));
         for place in &places {
             let record = Record::at(&bytes[place.offset as usize..]).unwrap();
             let at = usize::try_from(place.number).unwrap() - 1;
@@ -324,6 +330,22 @@ mod tests {
             let (read, lost) = check(&flipped, &texts);
             assert!(lost.letters >= 1, "round {round}: {read} read, {lost:?}");
         }
+    }
+
+    #[test]
+    fn what_a_failed_write_has_left_behind_the_letters_is_not_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut segment = Segment::create(folder.path(), 1).unwrap();
+        let record = |number| (number, record::encode(&letter(number, "1")).unwrap());
+        segment.append(&[record(1), record(2)]).unwrap();
+        // As if two had been written and the disk had said that they were not.
+        let length = segment.length;
+        segment.append(&[record(3), record(4)]).unwrap();
+        segment.length = length;
+        segment.append(&[(5, record::encode(&letter(5, "11111")).unwrap())]).unwrap();
+        let Scan { places, .. } = scan(&std::fs::read(segment.path()).unwrap(), 1);
+        let numbers: Vec<_> = places.iter().map(|place| place.number).collect();
+        assert_eq!(numbers, [1, 2, 5]);
     }
 
     #[test]

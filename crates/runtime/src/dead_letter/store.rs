@@ -98,17 +98,19 @@ impl Store {
         let mut all = Lost::default();
         for (first, path) in paths {
             let length = fs::metadata(&path).map_or(0, |found| found.len());
-            let lost = match Segment::open(path) {
+            let (last, lost) = match Segment::open(path) {
                 Ok((segment, lost)) => {
-                    store.last = store.last.max(segment.last());
+                    let last = segment.last();
                     store.segments.push_back(segment);
-                    lost
+                    (last, lost)
                 }
-                Err(_) => Lost { letters: 1, bytes: length },
+                Err(_) => {
+                    let could_be = length.div_ceil(record::HEAD as u64);
+                    (first + could_be, Lost { letters: 1, bytes: length })
+                }
             };
             // No number is given twice, whatever the damaged bytes have held.
-            let could_be = lost.letters.max(lost.bytes.div_ceil(record::HEAD as u64));
-            store.last = store.last.max(first.saturating_sub(1)) + could_be;
+            store.last = store.last.max(last);
             all.add(lost);
         }
         Ok((store, all))
@@ -552,7 +554,11 @@ mod tests {
         let length = fs::metadata(&path).unwrap().len();
         fs::write(&path, vec![7; usize::try_from(length).unwrap()]).unwrap();
         let (store, lost) = Store::open(folder.path(), 1 << 20).unwrap();
-        assert!(store.last() >= 9 && lost.bytes == length, "{} {lost:?}", store.last());
+        let last = store.last();
+        assert!(last >= 9 && lost.bytes == length, "{last} {lost:?}");
+        // A start in which nothing happened costs no number.
+        drop(store);
+        assert_eq!(Store::open(folder.path(), 1 << 20).unwrap().0.last(), last);
     }
 
     #[test]
