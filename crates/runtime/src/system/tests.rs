@@ -6,8 +6,8 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::{
     ActorLog, ActorState, Answer, Context, Digest, Effects, Emitter, Engine, Entry, EventKind,
-    Failure, FailureKind, Generation, InstantiateError, Message, Metadata, Overflow, Port, Program,
-    SendMode, Settings, Source, SourceError, State, Status, Trigger, Turn, Type,
+    Failure, FailureKind, Filter, Generation, InstantiateError, Message, Metadata, Overflow, Port,
+    Program, SendMode, Settings, Source, SourceError, State, Status, Trigger, Turn, Type,
 };
 
 /// What a fake engine does in a turn.
@@ -1299,4 +1299,37 @@ async fn what_an_actor_holds_whose_task_broke_are_dead_letters_when_it_is_remove
         tokio::task::yield_now().await;
     }
     assert_eq!(rig.reasons(), ["removed"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn replayed_letters_go_to_the_tail_in_their_order_and_push_nothing_out() {
+    let mut rig = Rig::new().await;
+    let whole = Arc::new(AtomicBool::new(false));
+    let mended = Arc::clone(&whole);
+    let program = fake(1, move |context| match mended.load(Ordering::Relaxed) {
+        false => Err(FailureKind::Guest("not yet".into())),
+        true => Ok(out(&text(&context.payload[0].1))),
+    });
+    let settings = Settings { overflow: Overflow::DropOldest, ..small(3) };
+    rig.start("a", program, settings, &["sink"]).await;
+    for message in ["one", "two", "three"] {
+        rig.send("a.in", message);
+        rig.quiet().await;
+    }
+    whole.store(true, Ordering::Relaxed);
+    rig.actor("a").pause().await;
+    rig.state("a", ActorState::Paused).await;
+    rig.send("a.in", "waits");
+    let replayed = rig.system.replay(Filter::default());
+    assert_eq!((replayed.replayed, replayed.stayed.len()), (2, 1));
+    let stayed = &replayed.stayed[0];
+    assert_eq!((stayed.reason, stayed.letters, stayed.first), (Staying::Full, 1, 3));
+    assert_eq!(rig.system.dead_letters().list().len(), 1);
+    let counts = rig.actor("a").mailbox().counts();
+    assert_eq!((counts.accepted[Entry::Replay as usize], counts.dropped), (2, 0));
+    rig.actor("a").resume().await;
+    assert_eq!(rig.seen(3).await, ["waits", "one", "two"]);
+    assert_eq!(rig.system.replay(Filter::default()).replayed, 1);
+    assert_eq!(rig.seen(4).await[3], "three");
+    assert_eq!(rig.system.replay(Filter::default()).replayed, 0);
 }
