@@ -156,6 +156,15 @@ fn actors(page: &mut Page, ledger: &Ledger) {
     let name = "reflowd_restarts_total";
     let help = "Engines replaced by others of the same generation";
     each(&mut page.counter(name, help), &[], |meters| meters.restarts.get());
+    let name = "reflowd_trials_passed_total";
+    let help = "Generations that passed their trial";
+    each(&mut page.counter(name, help), &[], |meters| meters.trials_passed.get());
+    let name = "reflowd_opinions_total";
+    let help = "Messages that the judge of a generation on trial was asked about";
+    each(&mut page.counter(name, help), &[], |meters| meters.opinions.get());
+    let name = "reflowd_rollbacks_total";
+    let help = "Swaps that put a former generation back";
+    each(&mut page.counter(name, help), &[], |meters| meters.rollbacks.get());
     let name = "reflowd_blocked_seconds_total";
     let mut family = page.counter(name, "Time that an actor waited for full mailboxes");
     for (name, meters) in &metered {

@@ -5,6 +5,7 @@
 //! the task the rest as a [`Command`], which it obeys between two turns.
 
 mod task;
+mod probation;
 
 use std::{
     sync::{
@@ -18,7 +19,7 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{Notify, mpsc, oneshot, watch},
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
@@ -28,7 +29,7 @@ pub(crate) use task::ActorTask;
 
 use crate::{
     ActorLog, ActorName, Bounds, Digest, Engine, EventKind, Events, Mailbox, Message, Metadata,
-    Meters, PortName, PortRef, Program, Ran, Ready, Routes, Settings, State,
+    Meters, PortName, PortRef, Program, Ran, Ready, Routes, Settings, State, TrialView, Trialing,
     dead_letter::Reason,
     envelope::{Origin, unix_millis},
     source::SourceSwap,
@@ -225,6 +226,17 @@ impl Actor {
         matches!(self.kind, Kind::Source(_))
     }
 
+    /// How its trial stands; nothing where what it runs was never put on trial.
+    #[must_use]
+    pub fn trial(&self) -> Option<TrialView> {
+        self.shared.trial.lock().clone()
+    }
+
+    /// Ends its trial, if there is one: what it runs stays.
+    pub async fn end_trial(&self) {
+        _ = self.commands.send(Command::EndTrial).await;
+    }
+
     /// Halts it after the turn in hand.
     pub async fn pause(&self) {
         _ = self.commands.send(Command::Pause).await;
@@ -263,12 +275,17 @@ impl Actor {
 
     /// Asks for a swap; the receiver tells when it is done. An actor that would have
     /// to become a source, or a source another actor, has `drain` to end.
-    pub(crate) async fn swap(&self, ready: Ready, drain: Duration) -> oneshot::Receiver<Swapped> {
+    pub(crate) async fn swap(
+        &self,
+        ready: Ready,
+        trialing: Trialing,
+        drain: Duration,
+    ) -> oneshot::Receiver<Swapped> {
         let (done, receiver) = oneshot::channel();
         match (ready, &self.kind) {
             (Ready::Engine { program, engine, version, log }, Kind::Engine) => {
                 self.metadata.store(Arc::new(program.metadata().clone()));
-                let swap = Box::new(Swap { program, version, engine, log, done });
+                let swap = Box::new(Swap { program, version, engine, log, trialing, done });
                 if let Err(mpsc::error::SendError(Command::Swap(swap))) =
                     self.commands.send(Command::Swap(swap)).await
                 {
@@ -304,6 +321,10 @@ pub(crate) struct Shared {
     pub(crate) max_hops: Arc<AtomicU32>,
     pub(crate) status: watch::Sender<Status>,
     pub(crate) state: Mutex<State>,
+    /// How the trial stands.
+    pub(crate) trial: Mutex<Option<TrialView>>,
+    /// Told when a trial has ended.
+    pub(crate) trials: Arc<Notify>,
     pub(crate) meters: Meters,
     pub(crate) memory: AtomicU64,
     pub(crate) kill: CancellationToken,
@@ -448,6 +469,8 @@ pub(crate) enum Command {
     Resume,
     /// Try again now, whatever went before.
     Retry,
+    /// What runs stays, whatever a trial would have said.
+    EndTrial,
     /// Work off the mailbox and stop, at the latest then.
     Drain {
         until: Instant,
@@ -460,6 +483,7 @@ pub(crate) struct Swap {
     pub(crate) version: Option<String>,
     pub(crate) engine: Box<dyn Engine>,
     pub(crate) log: ActorLog,
+    pub(crate) trialing: Trialing,
     pub(crate) done: oneshot::Sender<Swapped>,
 }
 
@@ -477,7 +501,7 @@ pub(crate) struct Replaced {
 impl Swap {
     /// The actor has stopped: whoever asked starts it anew.
     pub(crate) fn hand_back(self) {
-        let Self { program, version, engine, log, done } = self;
+        let Self { program, version, engine, log, trialing: _, done } = self;
         // Whoever asked may be gone, and then nobody wants the engine.
         _ = done.send(Err(Ready::Engine { program, engine, version, log }));
     }

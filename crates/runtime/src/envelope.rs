@@ -112,6 +112,9 @@ pub struct Envelope {
     pub port: PortName,
     /// Whether it comes from the dead letters.
     pub replayed: bool,
+    /// Whether it was put out by the judge of a generation on trial, so that failing on
+    /// it counts against nobody.
+    pub judged: bool,
     /// What it carries.
     pub message: Message,
 }
@@ -130,6 +133,7 @@ impl Envelope {
             hops: 0,
             port,
             replayed: false,
+            judged: false,
             message,
         }
     }
@@ -149,6 +153,8 @@ impl Envelope {
             hops: u32,
             #[serde(skip_serializing_if = "std::ops::Not::not")]
             replayed: bool,
+            #[serde(skip_serializing_if = "std::ops::Not::not")]
+            judged: bool,
         }
         let meta = Meta {
             id: self.id,
@@ -158,6 +164,7 @@ impl Envelope {
             time: self.time,
             hops: self.hops,
             replayed: self.replayed,
+            judged: self.judged,
         };
         serde_json::to_vec(&meta).expect("a struct of strings and numbers can be encoded").into()
     }
@@ -242,6 +249,8 @@ pub(crate) struct Origin {
     /// What they inherit; none where they enter the system.
     pub(crate) lineage: Option<Lineage>,
     pub(crate) at: Moment,
+    /// Whether a judge puts them out.
+    pub(crate) judged: bool,
 }
 
 impl Origin {
@@ -259,6 +268,7 @@ impl Origin {
             hops: lineage.hops.saturating_add(1),
             port,
             replayed: false,
+            judged: self.judged,
             message,
         }
     }

@@ -44,6 +44,44 @@ pub enum EventKind {
     },
     /// Keys that need no new engine were applied.
     Applied { actor: ActorName },
+    /// A generation has passed its trial.
+    TrialPassed {
+        actor: ActorName,
+        generation: u64,
+        judge: u64,
+        /// Turns that succeeded.
+        turns: u32,
+        /// Messages that the judge took over.
+        failures: u32,
+    },
+    /// A generation on trial failed on a message, and its judge was asked about it.
+    Opinion {
+        actor: ActorName,
+        generation: u64,
+        judge: u64,
+        /// Whether the judge could process it.
+        stands: bool,
+        /// The state that it was given: `present`, or `at-swap`.
+        state: &'static str,
+        /// What the generation on trial failed with.
+        failure: String,
+        /// Messages that the judge has taken over in this trial.
+        failures: u32,
+        /// Why the judge could not process it.
+        why: Option<String>,
+    },
+    /// Actors run again what they ran before.
+    RolledBack {
+        actors: Vec<ActorName>,
+        back: Vec<GoneBack>,
+        /// Turns whose state is lost.
+        lost_turns: u64,
+        why: String,
+    },
+    /// What disk asks for is not run again as long as it asks for the same.
+    Banned { actor: ActorName, generation: u64, digest: Digest },
+    /// New generations are not put on trial.
+    NoTrial { actors: Vec<ActorName>, why: String },
     /// An engine was replaced by another of the same generation.
     Restarted { actor: ActorName, why: String },
     /// An actor gave up and keeps its mailbox.
@@ -84,6 +122,21 @@ pub enum EventKind {
     DeadLettersOnDisk,
     /// Something in the watched folder is not looked at.
     Ignored { path: String, why: String },
+}
+
+/// One actor of a rollback.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct GoneBack {
+    /// Which.
+    pub actor: ActorName,
+    /// The generation that it has left.
+    pub left: u64,
+    /// The module of that generation.
+    pub left_digest: Digest,
+    /// The generation that it runs now.
+    pub generation: u64,
+    /// The module that it runs now.
+    pub digest: Digest,
 }
 
 /// The history of events, and a way to follow it.

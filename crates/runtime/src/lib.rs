@@ -14,6 +14,7 @@ mod name;
 mod module;
 mod settings;
 mod supervisor;
+mod trial;
 mod dead_letter;
 mod waits;
 mod event;
@@ -27,7 +28,7 @@ pub use dead_letter::{
     StoreError, Unwritten,
 };
 pub use envelope::{Envelope, MessageId, MessageIdError, unix_millis};
-pub use event::{Event, EventKind, Events};
+pub use event::{Event, EventKind, Events, GoneBack};
 pub use log::ActorLog;
 pub use mailbox::{Bounds, Counts, Entry, Mailbox};
 pub use message::{EXCERPT, Message, MessageError, Type, excerpt};
@@ -42,7 +43,8 @@ pub use settings::{Overflow, Persistence, SendMode, Settings, Trigger};
 pub use source::{Emitter, Source, SourceError};
 pub use system::{
     Books, Change, Changed, Ledger, Ready, Replayed, SendError, Start, Stayed, Staying, System,
-    WireDef,
+    Trialing, WireDef,
 };
+pub use trial::{Fall, GuestErrors, TrialOutcome, TrialRules, TrialView};
 pub use waits::Answer;
 pub use wire::{Routes, Wire, WireCounts};

@@ -116,6 +116,12 @@ pub struct Meters {
     pub swaps: Counter,
     /// Engines replaced by others of the same generation.
     pub restarts: Counter,
+    /// Generations that passed their trial.
+    pub trials_passed: Counter,
+    /// Messages that the judge of a generation on trial was asked about.
+    pub opinions: Counter,
+    /// Swaps that put a former generation back.
+    pub rollbacks: Counter,
     /// Messages that left by a port without a wire.
     pub unrouted: Counter,
     /// Milliseconds spent waiting for full mailboxes.
@@ -137,6 +143,9 @@ impl Meters {
             swap_pause_seconds,
             swaps,
             restarts,
+            trials_passed,
+            opinions,
+            rollbacks,
             unrouted,
             blocked_millis,
         } = other;
@@ -151,6 +160,9 @@ impl Meters {
         self.swap_pause_seconds.add(swap_pause_seconds);
         self.swaps.add(swaps.get());
         self.restarts.add(restarts.get());
+        self.trials_passed.add(trials_passed.get());
+        self.opinions.add(opinions.get());
+        self.rollbacks.add(rollbacks.get());
         self.unrouted.add(unrouted.get());
         self.blocked_millis.add(blocked_millis.get());
     }

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::TrialRules;
+
 /// The keys of an actor that apply to it as it runs.
 ///
 /// What needs a new engine is a [`ProgramSpec`](crate::ProgramSpec) instead.
@@ -39,6 +41,8 @@ pub struct Settings {
     pub context_meta: bool,
     /// Hops after which a message is taken for a runaway loop.
     pub max_hops: u32,
+    /// What a new generation has to prove; nothing, where it is not put on trial.
+    pub trial: Option<TrialRules>,
 }
 
 impl Default for Settings {
@@ -59,6 +63,7 @@ impl Default for Settings {
             context_state: true,
             context_meta: false,
             max_hops: 10_000,
+            trial: Some(TrialRules::default()),
         }
     }
 }

@@ -75,7 +75,7 @@ impl Emitter {
         _ = paused.wait_for(|paused| !paused).await;
         let routes = self.shared.routes.load_full();
         let mut wires: Vec<Arc<Wire>> = Vec::new();
-        let origin = Origin { lineage: None, at: Moment::now() };
+        let origin = Origin { lineage: None, at: Moment::now(), judged: false };
         self.shared.emit(&routes, &origin, port, message, &mut wires);
         self.shared.meters.turns_ok.add(1);
         if !wires.is_empty() {
@@ -249,7 +249,7 @@ impl SourceTask {
             // Whoever asked may have given up; then nobody misses the answer.
             Command::Hold(held) => _ = held.send(()),
             Command::Release => self.wired.cancel(),
-            Command::Retry | Command::Swap(_) | Command::Drain { .. } => {}
+            Command::Retry | Command::EndTrial | Command::Swap(_) | Command::Drain { .. } => {}
         }
     }
 

@@ -22,12 +22,12 @@ use dashmap::DashMap;
 use parking_lot::Mutex;
 use tokio::{
     runtime::Handle,
-    sync::watch,
+    sync::{Notify, watch},
     time::{self, Instant},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use change::{Change, Changed, Ready, Start, WireDef};
+pub use change::{Change, Changed, Ready, Start, Trialing, WireDef};
 pub use intake::SendError;
 pub use ledger::{Books, Ledger};
 pub use replay::{Replayed, Stayed, Staying};
@@ -63,6 +63,8 @@ struct Inner {
     /// Whether messages from outside are refused.
     closed: AtomicBool,
     past: Mutex<Past>,
+    /// Told when a trial has ended.
+    trials: Arc<Notify>,
     /// One change at a time.
     changes: tokio::sync::Mutex<()>,
 }
@@ -82,6 +84,7 @@ impl System {
             gate: watch::channel(false).0,
             closed: AtomicBool::new(false),
             past: Mutex::default(),
+            trials: Arc::default(),
             changes: tokio::sync::Mutex::new(()),
         }))
     }
@@ -89,6 +92,12 @@ impl System {
     /// Lets the sources begin: the daemon serves.
     pub fn open(&self) {
         self.0.gate.send_replace(true);
+    }
+
+    /// Returns when a trial has ended since it last returned, or was asked for. It says
+    /// so to one who waits; [`Actor::trial`] has how each stands.
+    pub async fn trial_ended(&self) {
+        self.0.trials.notified().await;
     }
 
     /// What has happened.

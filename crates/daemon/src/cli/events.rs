@@ -68,16 +68,20 @@ fn text(event: &Map<String, Value>) -> String {
     let time = SystemTime::UNIX_EPOCH + Duration::from_millis(millis);
     let word = event.get("event").and_then(Value::as_str).unwrap_or("?");
     let style = match word {
-        "started" | "swapped" | "changed" | "resumed" | "dead-letters-on-disk" => Style::Good,
-        "failed" | "module-refused" | "config-refused" | "change-refused" | "dead-letters-lost" => {
-            Style::Bad
+        "started" | "swapped" | "changed" | "resumed" | "trial-passed" | "dead-letters-on-disk" => {
+            Style::Good
         }
+        "failed" | "module-refused" | "config-refused" | "change-refused" | "dead-letters-lost"
+        | "rolled-back" => Style::Bad,
         "restarted"
         | "blocked"
         | "stalled"
         | "removal-held"
         | "file-gone"
         | "folder-unknown"
+        | "opinion"
+        | "banned"
+        | "no-trial"
         | "dead-letters-in-memory" => Style::Odd,
         _ => Style::Plain,
     };

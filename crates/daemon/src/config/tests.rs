@@ -525,6 +525,7 @@ overflow = "drop-newest"
         context_state: false,
         context_meta: true,
         max_hops: 5,
+        trial: Settings::default().trial,
     };
     assert_eq!(b.settings, settings);
     let config_json = serde_json::json!({

@@ -23,15 +23,20 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use super::{ActorState, Command, ERROR_PORT, Identity, Replaced, Shared, Swap};
+use super::{
+    ActorState, Command, ERROR_PORT, Identity, Replaced, Shared, Swap,
+    probation::{Heard, Judge, Probation},
+};
 use crate::{
     ActorLog, Context, Effects, Engine, EventKind, Failure, FailureKind, InstantiateError, Message,
-    Metadata, PortName, Program, Routes, SendMode, SendNow, Settings, TurnLimits,
+    Metadata, PortName, Program, Routes, SendMode, SendNow, Settings, TrialOutcome, TrialRules,
+    TrialView, Trialing, TurnLimits,
     dead_letter::Reason,
     envelope::{Calendar, Lineage, Moment, Origin},
     mailbox::{Outcome, Taken},
     panic::said,
     supervisor::{FRUITLESS, Supervisor, Verdict},
+    trial::{AskedOf, Step, Trial},
     wire::Wire,
 };
 
@@ -46,6 +51,8 @@ pub(crate) struct ActorTask {
     engine: Option<Box<dyn Engine>>,
     log: ActorLog,
     supervisor: Supervisor,
+    /// The trial of the generation that runs.
+    probation: Option<Probation>,
     /// Wires that the last turn's outputs wait on. No turn starts before it is empty.
     outbox: Vec<Arc<Wire>>,
     /// Until when the actor leaves its mailbox alone, and why.
@@ -76,6 +83,7 @@ enum Next {
     Rested,
     Look,
     Tell,
+    TrialTime,
     Stop,
 }
 
@@ -94,6 +102,7 @@ impl ActorTask {
             engine: Some(engine),
             log,
             supervisor: Supervisor::default(),
+            probation: None,
             outbox: Vec::new(),
             rest: None,
             // No turn before the wires are in place: whoever starts it releases it.
@@ -132,6 +141,9 @@ impl ActorTask {
                         self.show();
                     }
                     Next::Tell => self.tell(),
+                    Next::TrialTime => {
+                        self.weigh(|trial, rules| trial.time(rules, Instant::now()));
+                    }
                     Next::Look => {}
                     Next::Command(None) | Next::Stop => break,
                 }
@@ -142,7 +154,11 @@ impl ActorTask {
 
     /// Whether nothing stands between the actor and its next message.
     fn may_take(&self) -> bool {
-        self.outbox.is_empty() && !self.held && !self.paused && self.rest.is_none()
+        self.outbox.is_empty()
+            && !self.held
+            && !self.paused
+            && self.rest.is_none()
+            && !self.is_falling()
     }
 
     /// Waits for whatever may happen between two turns.
@@ -157,6 +173,9 @@ impl ActorTask {
         let began = Instant::now();
         let rest = self.rest.as_ref().map(|rest| rest.until);
         let draining = self.draining;
+        let rules = self.shared.settings.load().trial;
+        let passes =
+            self.probation.as_ref().zip(rules).and_then(|(p, rules)| p.trial.passes_at(&rules));
         // A join that waits with a full inport, or an outbox, may have to be told about.
         let tell = flushing || (idle && shared.mailbox.stalled().is_some());
         let next = tokio::select! {
@@ -167,6 +186,7 @@ impl ActorTask {
             () = shared.mailbox.ready(), if idle => Next::Look,
             () = until(rest), if rest.is_some() && !self.held && !self.paused => Next::Rested,
             () = until(draining), if draining.is_some() => Next::Stop,
+            () = until(passes), if passes.is_some() => Next::TrialTime,
             () = time::sleep(WAIT_WORTH_AN_EVENT), if tell => Next::Tell,
         };
         if flushing {
@@ -182,6 +202,8 @@ impl ActorTask {
             (ActorState::Draining, None)
         } else if self.paused {
             (ActorState::Paused, None)
+        } else if let Some(fall) = self.probation.as_ref().and_then(|p| p.trial.fell()) {
+            (ActorState::Resting, Some(format!("is being rolled back: {}", fall.why)))
         } else if let Some(rest) = &self.rest {
             (rest.state, Some(rest.why.clone()))
         } else if !self.outbox.is_empty() {
@@ -217,6 +239,9 @@ impl ActorTask {
                     self.supervisor.forgive();
                 }
                 self.log.set_rate(settings.log_rate);
+                if settings.trial.is_none() {
+                    self.end_trial();
+                }
                 self.shared.apply_settings(*settings);
             }
             Command::Hold(held) => {
@@ -242,8 +267,13 @@ impl ActorTask {
                 self.supervisor.forgive();
                 self.end_rest();
             }
+            Command::EndTrial => self.end_trial(),
             Command::Drain { until } => {
                 self.draining = Some(until);
+                // It will not be put back, so somebody has to do the work.
+                if self.is_falling() {
+                    self.end_trial();
+                }
                 self.show();
                 self.shared.events.record(EventKind::Draining { actor });
             }
@@ -252,10 +282,11 @@ impl ActorTask {
 
     /// Puts another generation in place of the present one. Nothing can fail here.
     fn swap(&mut self, swap: Swap) {
-        let Swap { program, version, engine, log, done } = swap;
+        let Swap { program, version, engine, log, trialing, done } = swap;
+        let before = self.shared.status.borrow().generation;
         let queued = self.shared.mailbox.len() as u64;
         let old = self.engine.replace(engine);
-        self.program = program;
+        let program = std::mem::replace(&mut self.program, program);
         self.log = log;
         self.supervisor.forgive();
         self.end_rest();
@@ -268,6 +299,7 @@ impl ActorTask {
         let component = self.program.metadata().component.clone();
         let identity = Identity { digest: self.program.digest(), version, component };
         let generation = self.shared.swapped(identity, queued);
+        self.begin_trial(trialing, Judge { program, generation: before });
         self.show();
         // The reloader may have stopped waiting; the swap stands all the same.
         _ = done.send(Ok(Replaced { generation, _old: old }));
@@ -320,18 +352,19 @@ impl ActorTask {
         self.free = ended;
         self.shared.meters.turn_seconds.observe(ended.duration_since(started));
 
-        let origin = Origin { lineage: Some(lineage), at: self.calendar.moment(ended) };
+        let at = self.calendar.moment(ended);
+        let origin = Origin { lineage: Some(lineage), at, judged: false };
         match turn {
             Ok(Ok((engine, effects))) => {
                 self.shared.memory.store(engine.memory_bytes(), Ordering::Relaxed);
                 self.engine = Some(engine);
-                self.commit(effects, &origin, &routes);
+                self.succeed(effects, &origin, &routes);
             }
-            Ok(Err(failure)) => self.fail(failure, &origin, &routes),
+            Ok(Err(failure)) => self.fail(failure, &origin, &routes).await,
             Err(panic) => {
                 let what = format!("the host panicked: {}", said(&*panic));
                 let failure = Failure { kind: FailureKind::Trap(what), engine: None };
-                self.fail(failure, &origin, &routes);
+                self.fail(failure, &origin, &routes).await;
             }
         }
         if mode == SendMode::Now {
@@ -367,16 +400,23 @@ impl ActorTask {
         }
     }
 
+    fn succeed(&mut self, effects: Effects, origin: &Origin, routes: &Routes) {
+        self.shared.meters.turns_ok.add(1);
+        self.commit(effects, origin, routes);
+        self.weigh(|trial, rules| trial.succeeded(rules, origin.at.instant));
+    }
+
     /// Everything that a successful turn moves, with no wait in between: the
     /// message off the mailbox, the new state in, the outputs onto the wires.
     fn commit(&mut self, effects: Effects, origin: &Origin, routes: &Routes) {
         self.supervisor.succeeded();
-        self.shared.meters.turns_ok.add(1);
         if let Some(state) = effects.state {
             *self.shared.state.lock() = state;
         }
         for (port, message) in effects.outputs {
-            self.warn_undeclared(&port, &message);
+            if !origin.judged {
+                self.warn_undeclared(&port, &message);
+            }
             self.shared.emit(routes, origin, &port, message, &mut self.outbox);
         }
         self.complete(origin);
@@ -405,7 +445,7 @@ impl ActorTask {
 
     /// A turn failed: only what `send = "now"` let out has left, and the message is
     /// still in hand.
-    fn fail(&mut self, failure: Failure, origin: &Origin, routes: &Routes) {
+    async fn fail(&mut self, failure: Failure, origin: &Origin, routes: &Routes) {
         let actor = self.shared.name.clone();
         let Failure { kind, engine } = failure;
         let meters = &self.shared.meters;
@@ -421,6 +461,9 @@ impl ActorTask {
             meters.restarts.add(1);
             let why = kind.to_string();
             self.shared.events.record(EventKind::Restarted { actor: actor.clone(), why });
+        }
+        if let Some(probation) = &mut self.probation {
+            probation.trial.attempt_failed();
         }
         let error_port: PortName = ERROR_PORT.parse().expect("the port has a name");
         let answered = !routes.of(&error_port).is_empty();
@@ -444,8 +487,12 @@ impl ActorTask {
                 };
                 self.shared.emit(routes, origin, &error_port, text, &mut self.outbox);
                 self.complete(origin);
+                self.message_left();
             }
             Verdict::GiveUp { attempts, rest } => {
+                if self.consult(&kind, &settings, origin, routes).await == Consulted::Settled {
+                    return;
+                }
                 warn!(%actor, error = %kind, attempts, "message became a dead letter");
                 let ran = Some(self.shared.ran());
                 for envelope in &self.shared.mailbox.in_hand() {
@@ -454,6 +501,7 @@ impl ActorTask {
                     self.shared.sinks.dead.put(&actor, envelope, reason, ran, attempts);
                 }
                 self.shared.mailbox.finish(Outcome::DeadLettered);
+                self.message_left();
                 if let Some(rest) = rest {
                     let why = format!(
                         "none of the last {FRUITLESS} messages succeeded; the last one {kind}"
@@ -464,6 +512,160 @@ impl ActorTask {
                 }
             }
         }
+    }
+
+    /// Has the judge's opinion on a message that a generation on trial has failed on.
+    async fn consult(
+        &mut self,
+        kind: &FailureKind,
+        settings: &Settings,
+        origin: &Origin,
+        routes: &Routes,
+    ) -> Consulted {
+        let Some(rules) = settings.trial else { return Consulted::DeadLetter };
+        let Some(mut probation) = self.probation.take() else { return Consulted::DeadLetter };
+        let judged = self.shared.mailbox.in_hand().iter().any(|envelope| envelope.judged);
+        let mut step = probation.trial.failed(kind, judged, &rules);
+        let mut effects = Effects::default();
+        while let Step::Ask(of) = step {
+            let Some(taken) = self.shared.mailbox.take() else { break };
+            // Nothing leaves before it is clear that the judge's word stands.
+            let context = self.context(taken.payload, settings, None);
+            let present = context.state.clone();
+            let heard = tokio::select! {
+                biased;
+                heard = probation.ask(of, context, settings.timeout) => heard,
+                () = self.shared.kill.cancelled() => return Consulted::Settled,
+            };
+            self.shared.meters.opinions.add(1);
+            step = match heard.opinion() {
+                Some(opinion) => {
+                    let state = probation.since_swap(&present);
+                    probation.trial.answered(opinion, state, &rules)
+                }
+                None => probation.trial.unanswered(),
+            };
+            self.tell_opinion(&probation, of, kind, &heard);
+            if let Heard::Stands(wanted) = heard {
+                effects = wanted;
+            }
+        }
+        self.probation = Some(probation);
+        match step {
+            Step::Commit | Step::CommitAndFall => {
+                let Origin { lineage, at, judged: _ } = origin;
+                let origin = Origin { lineage: lineage.clone(), at: *at, judged: true };
+                self.commit(effects, &origin, routes);
+                self.show_trial();
+                if step == Step::CommitAndFall {
+                    self.fall();
+                }
+                Consulted::Settled
+            }
+            Step::KeepAndFall => {
+                self.fall();
+                Consulted::Settled
+            }
+            Step::DeadLetter | Step::GoOn | Step::Passed | Step::Ask(_) => Consulted::DeadLetter,
+        }
+    }
+
+    fn tell_opinion(&self, probation: &Probation, of: AskedOf, kind: &FailureKind, heard: &Heard) {
+        let actor = self.shared.name.clone();
+        let stands = matches!(heard, Heard::Stands(_));
+        let judge = probation.judge.generation.number();
+        let state = match of {
+            AskedOf::PresentState => "present",
+            AskedOf::StateAtSwap => "at-swap",
+        };
+        warn!(%actor, error = %kind, %judge, stands, state, "a generation on trial failed, and its judge was asked");
+        self.shared.events.record(EventKind::Opinion {
+            actor,
+            generation: self.shared.status.borrow().generation.number(),
+            judge,
+            stands,
+            state,
+            failure: kind.to_string(),
+            failures: probation.trial.failures(),
+            why: heard.failure(),
+        });
+    }
+
+    /// A swap has been made, over the generation that would be its judge.
+    fn begin_trial(&mut self, trialing: Trialing, before: Judge) {
+        let rules = self.shared.settings.load().trial;
+        match (trialing, rules, &mut self.probation) {
+            (Trialing::OnTrial, Some(_), Some(probation)) => probation.replaced(),
+            (Trialing::OnTrial, Some(_), none) => {
+                let state = self.shared.state.lock().clone();
+                *none = Some(Probation::new(before, state));
+            }
+            (Trialing::OnTrial, None, probation) | (Trialing::NoTrial, _, probation) => {
+                *probation = None;
+            }
+            (Trialing::GoingBack, _, probation) => {
+                if let Some(state) = probation.take().and_then(Probation::restored) {
+                    *self.shared.state.lock() = state;
+                }
+                self.shared.meters.rollbacks.add(1);
+            }
+        }
+        self.show_trial();
+    }
+
+    /// Lets something that happened count in the trial.
+    fn weigh(&mut self, happened: impl FnOnce(&mut Trial, &TrialRules) -> Step) {
+        let Some(probation) = &mut self.probation else { return };
+        let Some(rules) = self.shared.settings.load().trial else { return };
+        if happened(&mut probation.trial, &rules) != Step::Passed {
+            return self.show_trial();
+        }
+        let actor = self.shared.name.clone();
+        let view = probation.view(self.shared.status.borrow().generation);
+        let (generation, judge) = (view.generation.number(), view.judge.number());
+        let (turns, failures) = (view.turns, view.failures);
+        info!(%actor, generation, turns, failures, "trial passed");
+        self.probation = None;
+        self.shared.meters.trials_passed.add(1);
+        *self.shared.trial.lock() = Some(TrialView { outcome: TrialOutcome::Passed, ..view });
+        self.shared.trials.notify_one();
+        let passed = EventKind::TrialPassed { actor, generation, judge, turns, failures };
+        self.shared.events.record(passed);
+    }
+
+    /// The generation is to go back: no turn before that.
+    fn fall(&mut self) {
+        self.show_trial();
+        self.show();
+        let actor = &self.shared.name;
+        warn!(%actor, "a generation on trial failed too often or too badly, and is to go back");
+        self.shared.trials.notify_one();
+    }
+
+    /// What runs stays.
+    fn end_trial(&mut self) {
+        if self.probation.take().is_some() {
+            self.supervisor.forgive();
+            self.show_trial();
+            self.shared.trials.notify_one();
+        }
+    }
+
+    fn is_falling(&self) -> bool {
+        self.probation.as_ref().is_some_and(Probation::fell)
+    }
+
+    /// The message that was in hand has left, though no turn has succeeded.
+    fn message_left(&mut self) {
+        if let Some(probation) = &mut self.probation {
+            probation.trial.message_left();
+        }
+    }
+
+    fn show_trial(&self) {
+        let generation = self.shared.status.borrow().generation;
+        let view = self.probation.as_ref().map(|probation| probation.view(generation));
+        *self.shared.trial.lock() = view;
     }
 
     /// No engine can be made: the mailbox is kept, and it is tried again later.
@@ -505,6 +707,15 @@ impl ActorTask {
     }
 }
 
+/// What came of asking a judge.
+#[derive(PartialEq, Eq)]
+enum Consulted {
+    /// The message has left, or stays for another generation.
+    Settled,
+    /// The message is to blame, or nobody can tell.
+    DeadLetter,
+}
+
 /// Whether an output is what the metadata says of its port. The `error` port needs
 /// no saying.
 fn is_declared(metadata: &Metadata, port: &PortName, message: &Message) -> bool {
@@ -531,7 +742,8 @@ struct SendAtOnce {
 
 impl SendNow for SendAtOnce {
     fn send(&self, port: PortName, message: Message) {
-        let origin = Origin { lineage: Some(self.lineage.clone()), at: Moment::now() };
+        let lineage = Some(self.lineage.clone());
+        let origin = Origin { lineage, at: Moment::now(), judged: false };
         // The actor finds what waits by looking at the wires when the turn is over.
         self.shared.emit(&self.routes, &origin, &port, message, &mut Vec::new());
     }

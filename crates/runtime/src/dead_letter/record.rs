@@ -189,6 +189,8 @@ impl<'a> Text<'a> {
                 hops: self.hops,
                 port: self.port.parse().ok()?,
                 replayed: self.replayed,
+                // A letter is replayed to whoever runs then.
+                judged: false,
                 message: Message::decode(&message).ok()?,
             },
         })

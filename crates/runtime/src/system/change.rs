@@ -98,6 +98,22 @@ pub struct Change {
     pub drain: Duration,
     /// All wires of the system after the change, where they change.
     pub wires: Option<Vec<WireDef>>,
+    /// What the swaps have to prove.
+    pub trialing: Trialing,
+}
+
+/// What the swaps of a change have to prove.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Trialing {
+    /// Nothing: what they put in place stays, and a trial that goes on ends.
+    #[default]
+    NoTrial,
+    /// That they are no worse than what ran before. Where that was on trial itself, its
+    /// judge goes on to judge.
+    OnTrial,
+    /// Nothing: they put former generations back. An actor whose trial has found its
+    /// state broken gets the state that it had when the trial began.
+    GoingBack,
 }
 
 /// What a change has done.
@@ -166,7 +182,7 @@ impl System {
         let mut swapped = Vec::new();
         for (name, ready) in change.swap {
             if let Some(actor) = self.actor(name.as_str()) {
-                let done = actor.swap(ready, change.drain).await;
+                let done = actor.swap(ready, change.trialing, change.drain).await;
                 swapped.push((actor, done));
             }
         }
@@ -244,7 +260,7 @@ impl System {
         let mut seat = Seat::Free;
         if let Some(actor) = self.actor(name.as_str()) {
             _ = actor.commands.send(Command::Settings(Box::new(settings.clone()))).await;
-            match actor.swap(ready, drain).await.await {
+            match actor.swap(ready, Trialing::NoTrial, drain).await.await {
                 Ok(Ok(replaced)) => {
                     actor.leaving.store(false, Ordering::Release);
                     return replaced.generation;
@@ -364,6 +380,8 @@ impl System {
             settings: ArcSwap::from_pointee(settings),
             status: watch::channel(status).0,
             state: Mutex::new(state),
+            trial: Mutex::new(None),
+            trials: Arc::clone(&self.0.trials),
             meters: Meters::default(),
             memory: AtomicU64::new(0),
             kill: self.0.kill.child_token(),

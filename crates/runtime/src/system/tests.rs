@@ -1,3 +1,5 @@
+mod trial;
+
 use std::{sync::atomic::AtomicUsize, time::Duration};
 
 use futures_util::future::BoxFuture;

@@ -1,0 +1,127 @@
+//! A generation on trial, with what the trial needs: its judge, and the state as it
+//! was when the generation was put in place.
+//!
+//! A judge costs nothing until it is asked. Then it gets an engine for one turn, and
+//! the engine is dropped after.
+
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+
+use futures_util::FutureExt;
+use tokio::time::Instant;
+
+use crate::{
+    Context, Effects, FailureKind, Generation, InstantiateError, Program, State, TrialOutcome,
+    TrialView,
+    envelope::unix_millis,
+    panic::said,
+    trial::{AskedOf, Opinion, SinceSwap, Trial},
+};
+
+/// A generation on trial.
+pub(super) struct Probation {
+    pub(super) trial: Trial,
+    pub(super) judge: Judge,
+    /// The state at the swap.
+    state: State,
+    since: u64,
+}
+
+/// The last generation that passed.
+pub(super) struct Judge {
+    pub(super) program: Arc<dyn Program>,
+    pub(super) generation: Generation,
+}
+
+/// What came of asking a judge.
+pub(super) enum Heard {
+    /// It processed the message; this is what it wants to happen.
+    Stands(Effects),
+    /// It failed as well.
+    FailsToo(FailureKind),
+    /// It has no engine.
+    Nobody(InstantiateError),
+}
+
+impl Probation {
+    pub(super) fn new(judge: Judge, state: State) -> Self {
+        Self { trial: Trial::new(Instant::now()), judge, state, since: unix_millis() }
+    }
+
+    /// Another generation takes the place of the one on trial. Judge and state stay.
+    pub(super) fn replaced(&mut self) {
+        self.trial.replaced(Instant::now());
+        self.since = unix_millis();
+    }
+
+    /// How it stands, for the generation that it is about.
+    pub(super) fn view(&self, generation: Generation) -> TrialView {
+        let outcome = match self.trial.fell() {
+            Some(fall) => TrialOutcome::Fell(fall.clone()),
+            None => TrialOutcome::Running,
+        };
+        TrialView {
+            generation,
+            judge: self.judge.generation,
+            since: self.since,
+            turns: self.trial.turns(),
+            failures: self.trial.failures(),
+            outcome,
+        }
+    }
+
+    /// Puts a message to the judge. `context` has the present state.
+    pub(super) async fn ask(&self, of: AskedOf, mut context: Context, timeout: Duration) -> Heard {
+        if of == AskedOf::StateAtSwap {
+            context.state = self.state.clone();
+        }
+        let judge = &self.judge.program;
+        let panicked =
+            |panic: &(dyn std::any::Any + Send)| format!("the host panicked: {}", said(panic));
+        let engine = match AssertUnwindSafe(judge.instantiate()).catch_unwind().await {
+            Ok(Ok(engine)) => engine,
+            Ok(Err(error)) => return Heard::Nobody(error),
+            Err(panic) => return Heard::Nobody(InstantiateError { why: panicked(&*panic) }),
+        };
+        let turn = AssertUnwindSafe(engine.turn(context, Instant::now() + timeout));
+        match turn.catch_unwind().await {
+            Ok(Ok((_, effects))) => Heard::Stands(effects),
+            Ok(Err(failure)) => Heard::FailsToo(failure.kind),
+            Err(panic) => Heard::FailsToo(FailureKind::Trap(panicked(&*panic))),
+        }
+    }
+
+    /// Whether the present state is another than that at the swap.
+    pub(super) fn since_swap(&self, present: &State) -> SinceSwap {
+        if *present == self.state { SinceSwap::Same } else { SinceSwap::Changed }
+    }
+
+    /// Whether the generation is to go back.
+    pub(super) fn fell(&self) -> bool {
+        self.trial.fell().is_some()
+    }
+
+    /// The state that the next generation is to have, where not the present one.
+    pub(super) fn restored(self) -> Option<State> {
+        self.trial.fell().is_some_and(|fall| fall.restore_state).then_some(self.state)
+    }
+}
+
+impl Heard {
+    /// What it means for the trial, where the judge could be asked.
+    pub(super) fn opinion(&self) -> Option<Opinion> {
+        match self {
+            Self::Stands(_) => Some(Opinion::Stands),
+            Self::FailsToo(_) => Some(Opinion::FailsToo),
+            Self::Nobody(_) => None,
+        }
+    }
+
+    /// What the judge failed with, if it did.
+    pub(super) fn failure(&self) -> Option<String> {
+        match self {
+            Self::Stands(_) => None,
+            Self::FailsToo(kind) => Some(kind.to_string()),
+            Self::Nobody(error) => Some(error.to_string()),
+        }
+    }
+}
