@@ -15,7 +15,7 @@ use std::{
         Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
-    thread::available_parallelism,
+    thread::{self, available_parallelism},
     time::{Duration, Instant},
 };
 
@@ -86,6 +86,8 @@ impl Place {
     /// Lets others compute: whoever waits at the gate, else other tasks of this
     /// thread. Who has computed without a place so far takes one.
     pub(crate) async fn give_way(&self) {
+        // Threads are more than cores: one that has a quick turn may wait for this core.
+        thread::yield_now();
         if !self.is_held() {
             self.take().await;
         } else if self.gate.waiting.load(Ordering::Relaxed) == 0 {
