@@ -9,6 +9,7 @@ mod sample;
 mod message;
 mod swap;
 mod reload;
+mod trial;
 mod stop;
 mod dead;
 mod refusal;

@@ -33,6 +33,18 @@ pub(crate) fn guest(stem: &str) -> Vec<u8> {
     std::fs::read(repository().join("tests/guests").join(format!("{stem}.wasm"))).unwrap()
 }
 
+/// The guest that fails as `way` says (its source has the ways), and stamps what it
+/// puts out. Other words make another module.
+pub(crate) fn shaky(stamp: &str, way: &str) -> Vec<u8> {
+    const SCRIPT: usize = 32;
+    let mut module = guest("shaky");
+    let at = module.windows(6).position(|bytes| bytes == b"SHAKY ").unwrap();
+    let script = format!("{:SCRIPT$}", format!("SHAKY {stamp} {way}"));
+    assert_eq!(script.len(), SCRIPT);
+    module[at..at + SCRIPT].copy_from_slice(script.as_bytes());
+    module
+}
+
 /// The same module made larger by a section that means nothing: another module
 /// to everyone who goes by content, and one that takes long to copy.
 pub(crate) fn inflated(module: &[u8], bytes: usize, seed: u8) -> Vec<u8> {
@@ -392,7 +404,8 @@ pub(crate) fn request(socket: &Path, method: &str, path: &str) -> Response {
     request_at(socket, method, path, "application/json", b"")
 }
 
-fn request_at(
+/// A request from threads that do not have the daemon.
+pub(crate) fn request_at(
     socket: &Path,
     method: &str,
     path: &str,

@@ -24,8 +24,8 @@ use axum::{
     routing::{get, post},
 };
 use futures_util::future::BoxFuture;
-use reflowd_hot_reload::{ReloadOptions, Report, View};
-use reflowd_runtime::{ActorName, Digest, System};
+use reflowd_hot_reload::{ReloadOptions, Report, RollBackError, View};
+use reflowd_runtime::{ActorName, Digest, GoneBack, System};
 use serde::{Deserialize, Deserializer, Serialize};
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -67,6 +67,13 @@ pub(crate) trait Reload: Send + Sync {
     /// Looks at disk now, does what follows, and tells what that was.
     fn reload(&self, options: ReloadOptions) -> BoxFuture<'_, Report>;
 
+    /// Has an actor run what it ran before.
+    fn roll_back(
+        &self,
+        actor: ActorName,
+        to: Option<u64>,
+    ) -> BoxFuture<'_, Result<Vec<GoneBack>, RollBackError>>;
+
     /// How each actor stands to what is on disk.
     fn view(&self) -> View;
 
@@ -102,6 +109,7 @@ pub(crate) fn router(admin: Admin, via: Via) -> Router {
         .route("/v1/actors/{actor}/pause", post(actors::pause))
         .route("/v1/actors/{actor}/resume", post(actors::resume))
         .route("/v1/actors/{actor}/retry", post(actors::retry))
+        .route("/v1/actors/{actor}/rollback", post(actors::roll_back))
         .route("/v1/actors/{actor}/ports/{port}", post(intake::take))
         .route("/v1/modules", get(reload::modules))
         .route("/v1/reload", post(reload::reload))

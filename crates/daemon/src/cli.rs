@@ -88,6 +88,8 @@ pub(crate) enum Tool {
     Resume(Actor),
     /// Let an actor that rests or has failed try again now
     Retry(Actor),
+    /// Have an actor run what it ran before, and not take up again what it leaves
+    Rollback(actors::Rollback),
 }
 
 /// A command that does not show flags of all commands for which it has no use.
@@ -202,6 +204,7 @@ async fn ask(client: &mut Client, tool: Tool) -> Outcome {
         Tool::Pause(Actor { actor }) => actors::tell(client, &actor, "pause").await,
         Tool::Resume(Actor { actor }) => actors::tell(client, &actor, "resume").await,
         Tool::Retry(Actor { actor }) => actors::tell(client, &actor, "retry").await,
+        Tool::Rollback(rollback) => actors::roll_back(client, rollback).await,
     }
 }
 

@@ -16,10 +16,11 @@ use std::{
 use anyhow::Context;
 use futures_util::future::BoxFuture;
 use reflowd_hot_reload::{
-    Eyes, Kept, Pace, Parts, Reconciler, ReloadOptions, Reloader, Report, ScanOptions, View,
+    Eyes, Kept, Pace, Parts, Reconciler, ReloadOptions, Reloader, Report, RollBackError,
+    ScanOptions, View,
 };
 use reflowd_loader::{Limits, Loader};
-use reflowd_runtime::{ActorState, Keeper, System, Unwritten};
+use reflowd_runtime::{ActorName, ActorState, GoneBack, Keeper, System, Unwritten};
 use tokio::{
     runtime::{Builder, Runtime},
     signal::unix::{Signal, SignalKind, signal},
@@ -395,6 +396,14 @@ struct Disk(Reloader);
 impl Reload for Disk {
     fn reload(&self, options: ReloadOptions) -> BoxFuture<'_, Report> {
         Box::pin(async move { self.0.reload(options).await.unwrap_or_default() })
+    }
+
+    fn roll_back(
+        &self,
+        actor: ActorName,
+        to: Option<u64>,
+    ) -> BoxFuture<'_, Result<Vec<GoneBack>, RollBackError>> {
+        Box::pin(self.0.roll_back(actor, to))
     }
 
     fn view(&self) -> View {

@@ -34,6 +34,7 @@
 //!             autostart: Some(&Template::default()),
 //!             retired: &retired,
 //!             refused: &BTreeMap::new(),
+//!             bans: &Bans::default(),
 //!             removals: Removals::Guarded,
 //!         },
 //!         &running,
@@ -56,6 +57,7 @@ mod include;
 mod scan;
 mod emptied;
 mod running;
+mod generations;
 mod plan;
 mod negative;
 mod kept;
@@ -65,6 +67,7 @@ pub use absence::{Absence, GRACE, Missing};
 pub use blueprint::{Blueprint, ConfigFiles, Draft, Found, Texts};
 pub use emptied::emptied;
 pub use flow::{ActorSpec, Flow, GenerationKeys, ModuleRef, WireSpec};
+pub use generations::{Ban, Bans, Former, Generations, Standing as TrialStanding, Verdict};
 pub use include::{Include, IncludeError};
 pub use kept::{Claims, KeepError, Kept, OpenKeptError, ReadKeptError};
 pub use negative::{BadModules, Fault, RefusedChanges, Standing};
@@ -72,7 +75,7 @@ pub use plan::{
     Adjusting, Blocked, ChangePlan, Doubt, Held, Note, Plan, Removals, Retired, Starting,
     StopReason, Stopping, Swapping, Template, Wanted, builtin_digest, plan,
 };
-pub use reconciler::{Parts, Reconciler, Reloader, States};
+pub use reconciler::{Parts, Reconciler, Reloader, RollBackError, States};
 pub use report::{ActorView, ModuleFile, Refusal, ReloadOptions, Report, View};
 pub use running::{Running, RunningActor};
 pub use scan::{Depth, FetchError, Look, Moment, ScanOptions, Scanner, Sight, Snapshot, Trouble};

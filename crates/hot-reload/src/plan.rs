@@ -18,8 +18,8 @@ use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
 use crate::{
-    ActorSpec, Flow, GenerationKeys, ModuleRef, Running, RunningActor, Sight, Snapshot, Trouble,
-    WireSpec,
+    ActorSpec, Bans, Flow, GenerationKeys, ModuleRef, Running, RunningActor, Sight, Snapshot,
+    Trouble, WireSpec,
 };
 
 /// What disk asks for.
@@ -38,6 +38,8 @@ pub struct Wanted<'a> {
     pub retired: &'a Retired,
     /// Modules that were refused for what they are, and why.
     pub refused: &'a BTreeMap<Digest, String>,
+    /// What actors were rolled back from: they go on with what they run.
+    pub bans: &'a Bans,
     /// Whether many removals at once are meant.
     pub removals: Removals,
 }
@@ -217,6 +219,17 @@ pub enum Doubt {
         /// What is wrong with it.
         why: String,
     },
+    /// The actor was rolled back from exactly that.
+    #[error(
+        "it was rolled back from {} with these keys, because {why}; other bytes, other keys or `reflowd reload --force` bring it on again",
+        digest.short()
+    )]
+    Banned {
+        /// The module.
+        digest: Digest,
+        /// Why it was rolled back.
+        why: String,
+    },
 }
 
 impl Doubt {
@@ -242,7 +255,7 @@ pub struct Held {
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Note {
     /// The actor goes on with what is kept.
-    #[error("`{actor}` goes on with the kept module: {doubt}")]
+    #[error("`{actor}` goes on with what it runs: {doubt}")]
     GoesOn {
         /// The actor.
         actor: ActorName,
@@ -562,8 +575,16 @@ impl Planner<'_> {
                 actor.digest
             }
         };
-        let (actor_name, spec, autostarted) = (name.clone(), spec.clone(), *autostarted);
-        if keys_differ || digest != actor.digest {
+        let (actor_name, mut spec, autostarted) = (name.clone(), spec.clone(), *autostarted);
+        let swaps = keys_differ || digest != actor.digest;
+        if swaps && let Some(ban) = self.wanted.bans.standing(name, &digest, &spec.keys) {
+            let doubt = Doubt::Banned { digest, why: ban.why.clone() };
+            self.notes.push(Note::GoesOn { actor: name.clone(), doubt });
+            spec.keys = actor.spec.keys.clone();
+            if differs_in_place {
+                self.all.adjust.push(Adjusting { actor: actor_name, spec, autostarted });
+            }
+        } else if swaps {
             self.all.swap.push(Swapping { actor: actor_name, spec, digest, autostarted });
         } else if differs_in_place {
             self.all.adjust.push(Adjusting { actor: actor_name, spec, autostarted });

@@ -12,6 +12,7 @@ mod configuration;
 mod library;
 mod preparation;
 mod fit;
+mod trials;
 mod telling;
 mod view;
 
@@ -37,12 +38,14 @@ use self::{
     view::Stand,
 };
 use crate::{
-    BadModules, Blueprint, ChangePlan, ConfigFiles, Depth, DiskWatcher, Eyes, Fault, Flow, Kept,
-    Look, Note, Pace, Plan, RefusedChanges, ReloadOptions, Removals, Report, Retired, Running,
-    ScanOptions, Sight, Snapshot, Template, Wanted, blueprint::Texts, emptied::emptied, plan,
+    BadModules, Bans, Blueprint, ChangePlan, ConfigFiles, Depth, DiskWatcher, Eyes, Fault, Flow,
+    Generations, Kept, Look, Note, Pace, Plan, RefusedChanges, ReloadOptions, Removals, Report,
+    Retired, Running, ScanOptions, Sight, Snapshot, Template, Wanted, blueprint::Texts,
+    emptied::emptied, plan,
 };
 
 pub use reloader::Reloader;
+pub use trials::RollBackError;
 
 /// How long an explicit reload waits for files that are being written.
 const SETTLE_PATIENCE: Duration = Duration::from_secs(10);
@@ -96,6 +99,9 @@ pub struct Reconciler {
     /// Whether a configuration has come into force. Nothing starts before.
     configured: bool,
     running: Running,
+    generations: Generations,
+    /// Why those that have to go back could not, as far as it has been said.
+    stuck: Option<String>,
     retired: Retired,
     memory: Memory,
     /// Modules whose bytes this pass could not get, and why.
@@ -113,6 +119,7 @@ struct Memory {
     config_refused: Option<String>,
     bad_modules: BadModules,
     refused_changes: RefusedChanges,
+    bans: Bans,
     /// What has been said once and is not said again while it lasts.
     said: BTreeSet<String>,
 }
@@ -143,6 +150,8 @@ impl Reconciler {
             texts: Texts::new(),
             configured: false,
             running: Running::default(),
+            generations: Generations::default(),
+            stuck: None,
             retired: Retired::default(),
             memory: Memory::default(),
             unread: BTreeMap::new(),
@@ -170,18 +179,32 @@ impl Reconciler {
 
     /// Passes until stopped.
     pub async fn run(mut self, stop: CancellationToken) {
+        let system = self.system.clone();
         loop {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
-                Some(request) = self.requests.recv() => {
-                    let report = self.settled_pass(request.options, Depth::Everything).await;
-                    // Whoever asked may have given up; the pass stands all the same.
-                    _ = request.report.send(report);
+                Some(request) = self.requests.recv() => self.answer(request).await,
+                () = system.trial_ended() => {
+                    self.judge_trials().await;
+                    self.pass(ReloadOptions::default(), Depth::Changed).await;
                 }
                 _ = self.watcher.next() => {
                     self.pass(ReloadOptions::default(), Depth::Changed).await;
                 }
+            }
+        }
+    }
+
+    async fn answer(&mut self, request: Request) {
+        // Whoever asked may have given up; what was done stands all the same.
+        match request {
+            Request::Pass { options, report } => {
+                _ = report.send(self.settled_pass(options, Depth::Everything).await);
+            }
+            Request::RollBack { actor, to, done } => {
+                _ = done.send(self.roll_back(&actor, to).await);
+                self.pass(ReloadOptions::default(), Depth::Changed).await;
             }
         }
     }
@@ -211,6 +234,10 @@ impl Reconciler {
         if options.force {
             self.memory.bad_modules.clear();
             self.memory.refused_changes.clear();
+            self.memory.bans.clear();
+        }
+        if !options.dry_run {
+            self.judge_trials().await;
         }
         self.unread.clear();
         let said = mem::take(&mut self.memory.said);
@@ -356,6 +383,7 @@ impl Reconciler {
             autostart: self.autostart.as_ref(),
             retired: &self.retired,
             refused: &refused,
+            bans: &self.memory.bans,
             removals,
         };
         plan(wanted, &self.running)
@@ -428,8 +456,11 @@ impl Reconciler {
         change: &ChangePlan,
         snapshot: &Snapshot,
     ) -> Result<(), ChangeRefused> {
-        let ready = self.prepare(change, snapshot).await?;
+        let mut ready = self.prepare(change, snapshot).await?;
+        let trying = self.trying(change);
+        ready.trialing = trying.trialing();
         let changed = self.system.apply(ready).await;
+        self.begin_trials(change, trying).await;
         self.running.take(change, &changed.generations);
         Ok(())
     }
@@ -437,9 +468,12 @@ impl Reconciler {
     /// Forgets actors that have stopped since the last pass.
     fn forget_stopped(&mut self) {
         let system = &self.system;
-        self.running
-            .actors
-            .retain(|name, actor| !actor.draining || system.actor(name.as_str()).is_some());
+        let gone = |name: &ActorName| system.actor(name.as_str()).is_none();
+        let stopped = self.running.actors.iter().filter(|(name, a)| a.draining && gone(name));
+        for name in stopped.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
+            self.running.actors.remove(&name);
+            self.generations.forget(&name);
+        }
     }
 
     /// Shows how actors stand to disk.
@@ -449,6 +483,7 @@ impl Reconciler {
             running: &self.running,
             snapshot,
             bad_modules: &self.memory.bad_modules,
+            bans: &self.memory.bans,
             folder: &self.folder,
             now: Instant::now(),
         };
@@ -460,6 +495,7 @@ impl Reconciler {
     /// Lets go of modules that are not on disk any more and that nothing runs.
     fn forget_unused(&mut self, snapshot: &Snapshot) {
         let mut used: BTreeSet<Digest> = self.running.actors.values().map(|a| a.digest).collect();
+        used.extend(self.generations.judges());
         let files = snapshot.modules.values().chain(snapshot.paths.values());
         used.extend(files.filter_map(Sight::present));
         self.library.retain(&used);

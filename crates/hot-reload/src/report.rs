@@ -72,6 +72,8 @@ pub struct ActorView {
     pub in_sync: bool,
     /// Whether the module's file is gone and the kept copy runs.
     pub file_gone: bool,
+    /// Whether it was rolled back from what disk asks for, which is not tried again.
+    pub banned: bool,
     /// Where it does not run yet: what it waits for, and why.
     pub pending: Option<(ActorState, String)>,
 }

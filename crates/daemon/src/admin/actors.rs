@@ -5,13 +5,15 @@ use std::{collections::BTreeMap, sync::Arc};
 use axum::{
     Json,
     extract::{Path, State},
-    http::StatusCode,
+    http::{StatusCode, Uri},
 };
-use reflowd_hot_reload::ActorView;
-use reflowd_runtime::{Actor, ActorName, Counts, Metadata, Settings, WireCounts};
+use reflowd_hot_reload::{ActorView, RollBackError};
+use reflowd_runtime::{
+    Actor, ActorName, Counts, GoneBack, Metadata, Settings, TrialOutcome, TrialView, WireCounts,
+};
 use serde::{Deserialize, Serialize};
 
-use super::{Admin, Problem};
+use super::{Admin, Problem, query};
 
 /// One actor at a glance, as `ps` shows it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -46,6 +48,10 @@ pub(crate) struct ActorSummary {
     /// Whether what disk asks for is what runs, where that is known.
     pub(crate) in_sync: Option<bool>,
     pub(crate) file_gone: bool,
+    /// Whether it was rolled back from what disk asks for.
+    pub(crate) banned: bool,
+    /// Whether what it runs is on trial.
+    pub(crate) on_trial: bool,
 }
 
 /// One actor with all that is known of it, but its environment, which may be secret.
@@ -57,6 +63,7 @@ pub(super) struct ActorDetail {
     settings: Option<Settings>,
     books: Option<Counts>,
     queued_by_port: BTreeMap<String, usize>,
+    trial: Option<TrialView>,
     wires: Vec<WireSummary>,
 }
 
@@ -97,6 +104,7 @@ pub(super) async fn show(
             settings: None,
             books: None,
             queued_by_port: BTreeMap::new(),
+            trial: None,
             wires: Vec::new(),
         }));
     };
@@ -117,6 +125,7 @@ pub(super) async fn show(
         settings: Some((*actor.settings()).clone()),
         books: Some(actor.mailbox().counts()),
         queued_by_port: queued.into_iter().map(|(port, n)| (port.to_string(), n)).collect(),
+        trial: actor.trial(),
         wires: wires.collect(),
     }))
 }
@@ -146,6 +155,40 @@ pub(super) async fn retry(
 ) -> Result<StatusCode, Problem> {
     running(&admin, &name)?.retry().await;
     Ok(StatusCode::NO_CONTENT)
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RollBack {
+    /// The generation's number; the last that passed, where it is not said.
+    to: Option<u64>,
+}
+
+/// `POST /v1/actors/{actor}/rollback`: answered when it is done, with all that went back.
+pub(super) async fn roll_back(
+    State(admin): State<Admin>,
+    Path(name): Path<String>,
+    uri: Uri,
+) -> Result<Json<Vec<GoneBack>>, Problem> {
+    let RollBack { to } = query(&uri)?;
+    let actor = running(&admin, &name)?.name().clone();
+    // It is not left half done because whoever asked for it hangs up.
+    let reloader = Arc::clone(&admin.reloader);
+    let back = admin.tasks.spawn(async move { reloader.roll_back(actor, to).await });
+    match back.await.expect("a rollback does not panic, and nobody aborts it") {
+        Ok(back) => Ok(Json(back)),
+        Err(error) => {
+            let (status, kind) = match &error {
+                RollBackError::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "stopping"),
+                RollBackError::NotRunning { .. } => (StatusCode::CONFLICT, "not-running"),
+                RollBackError::NothingBefore { .. } | RollBackError::NoSuchGeneration { .. } => {
+                    (StatusCode::CONFLICT, "nothing-before")
+                }
+                RollBackError::Unfit { .. } => (StatusCode::CONFLICT, "unfit"),
+            };
+            Err(Problem::new(status, kind, "not rolled back", error.to_string()))
+        }
+    }
 }
 
 /// The running actor of that name.
@@ -209,6 +252,8 @@ fn summary(actor: &Actor, view: Option<&ActorView>) -> ActorSummary {
         wanted: view.and_then(|view| view.wanted).map(|digest| digest.to_string()),
         in_sync: view.map(|view| view.in_sync),
         file_gone: view.is_some_and(|view| view.file_gone),
+        banned: view.is_some_and(|view| view.banned),
+        on_trial: actor.trial().is_some_and(|trial| trial.outcome == TrialOutcome::Running),
     }
 }
 
@@ -243,5 +288,7 @@ fn pending(name: &ActorName, view: &ActorView) -> ActorSummary {
         wanted: view.wanted.map(|digest| digest.to_string()),
         in_sync: Some(view.in_sync),
         file_gone: view.file_gone,
+        banned: false,
+        on_trial: false,
     }
 }

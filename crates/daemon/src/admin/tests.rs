@@ -14,9 +14,9 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use reflowd_runtime::{
-    ActorLog, Change, Context, Digest, Effects, Engine, EventKind, Failure, FailureKind,
-    InstantiateError, Metadata, Port, PortName, Program, Ready, Settings, Start, Turn, Type,
-    WireDef,
+    ActorLog, ActorName, Change, Context, Digest, Effects, Engine, EventKind, Failure, FailureKind,
+    GoneBack, InstantiateError, Metadata, Port, PortName, Program, Ready, Settings, Start, Turn,
+    Type, WireDef,
 };
 use serde_json::{Value, json};
 use tokio::{
@@ -106,6 +106,14 @@ impl Reload for Disk {
     fn reload(&self, options: ReloadOptions) -> BoxFuture<'_, Report> {
         let warnings = vec![format!("{options:?}")];
         async move { Report { warnings, ..Report::default() } }.boxed()
+    }
+
+    fn roll_back(
+        &self,
+        actor: ActorName,
+        _: Option<u64>,
+    ) -> BoxFuture<'_, Result<Vec<GoneBack>, RollBackError>> {
+        async move { Err(RollBackError::NothingBefore { actor }) }.boxed()
     }
 
     fn view(&self) -> View {

@@ -1,12 +1,14 @@
-//! `reflowd ps`, `pause`, `resume` and `retry`.
+//! `reflowd ps`, `pause`, `resume`, `retry` and `rollback`.
 
 use std::time::Duration;
 
+use clap::Args;
 use reflowd_runtime::unix_millis;
+use serde::Deserialize;
 
 use super::{
     Client, Exit, Outcome,
-    client::escaped,
+    client::{self, escaped},
     note, print,
     table::{Cell, Style, Table},
 };
@@ -42,6 +44,51 @@ pub(super) async fn tell(client: &mut Client, actor: &str, word: &str) -> Outcom
     Ok(Exit::Done)
 }
 
+/// `reflowd rollback`.
+#[derive(Debug, Args)]
+pub(crate) struct Rollback {
+    /// The actor's name
+    actor: String,
+    /// The generation to go back to; the last that passed its trial, where it is not given
+    #[arg(long, value_name = "GENERATION")]
+    to: Option<u64>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// One actor that went back, as the daemon tells it.
+#[derive(Deserialize)]
+struct GoneBack {
+    actor: String,
+    left: u64,
+    left_digest: String,
+    generation: u64,
+    digest: String,
+}
+
+/// Has an actor run what it ran before.
+pub(super) async fn roll_back(client: &mut Client, rollback: Rollback) -> Outcome {
+    let Rollback { actor, to, json } = rollback;
+    let query = to.map_or_else(String::new, |to| format!("?to={to}"));
+    let path = format!("/v1/actors/{}/rollback{query}", escaped(&actor));
+    let response = client.post(&path, None).await?;
+    if json {
+        let answer: serde_json::Value = client::json(response).await?;
+        print(&format!("{answer:#}\n"))?;
+        return Ok(Exit::Done);
+    }
+    let back: Vec<GoneBack> = client::json(response).await?;
+    let short = |digest: &str| digest.chars().take(DIGEST_SHOWN).collect::<String>();
+    for GoneBack { actor, left, left_digest, generation, digest } in &back {
+        let (digest, left_digest) = (short(digest), short(left_digest));
+        print(&format!(
+            "~ {actor}: generation {generation} runs {digest}; generation {left}, {left_digest}, is banned\n"
+        ))?;
+    }
+    Ok(Exit::Done)
+}
+
 fn table(actors: &[ActorSummary], now: u64) -> String {
     let mut table = Table::new(&[
         "ACTOR", "STATE", "GEN", "MODULE", "DIGEST", "VERSION", "MAILBOX", "TURNS", "FAILURES",
@@ -61,7 +108,7 @@ fn table(actors: &[ActorSummary], now: u64) -> String {
         let failures = if actor.failures > 0 { Style::Odd } else { Style::Plain };
         table.row([
             actor.name.as_str().into(),
-            Cell::new(actor.state.as_str(), style(&actor.state)),
+            state(actor),
             number(actor.generation).into(),
             text(&actor.module).into(),
             text(&digest).into(),
@@ -88,8 +135,20 @@ fn style(state: &str) -> Style {
     }
 }
 
+/// What it does, and whether what it runs has yet to prove itself.
+fn state(actor: &ActorSummary) -> Cell {
+    let style = style(&actor.state);
+    if actor.on_trial {
+        return Cell::new(format!("{}, on trial", actor.state), style);
+    }
+    Cell::new(actor.state.as_str(), style)
+}
+
 /// Whether what disk asks for is what runs.
 fn disk(actor: &ActorSummary) -> Cell {
+    if actor.banned {
+        return Cell::new("banned", Style::Odd);
+    }
     match (actor.in_sync, actor.file_gone) {
         (_, true) => Cell::new("file gone", Style::Odd),
         (Some(true), false) => "same".into(),

@@ -104,6 +104,7 @@ fn text(event: &Map<String, Value>) -> String {
             ("from" | "digest", Value::String(digest)) => {
                 line.push_str(&format!(" {key}={}", digest.chars().take(12).collect::<String>()));
             }
+            ("back", Value::Array(back)) => back.iter().for_each(|one| line.push_str(&gone(one))),
             (_, Value::Array(names)) if names.is_empty() => {}
             (_, Value::Array(names)) => {
                 let names: Vec<_> = names.iter().filter_map(Value::as_str).collect();
@@ -120,6 +121,13 @@ fn text(event: &Map<String, Value>) -> String {
     }
     line.push('\n');
     line
+}
+
+/// One actor of a rollback: from which generation to which, and what that runs.
+fn gone(back: &Value) -> String {
+    let text = |key: &str| back[key].as_str().unwrap_or("?");
+    let digest: String = text("digest").chars().take(12).collect();
+    format!(" {}:{}>{}={digest}", text("actor"), back["left"], back["generation"])
 }
 
 #[cfg(test)]
@@ -153,6 +161,22 @@ mod tests {
         assert!(
             anstream::adapter::strip_str(&text(&failed)).to_string().ends_with(" a: trapped\n")
         );
+    }
+
+    #[test]
+    fn a_rollback_tells_what_each_actor_runs_again() {
+        let back = event(
+            r#"{"event":"rolled-back","actors":["a"],"lost_turns":2,"why":"`a` trapped",
+                "back":[{"actor":"a","left":2,"left_digest":"ff","generation":3,"digest":"0123456789abcdef"}]}"#,
+        );
+        let line = anstream::adapter::strip_str(&text(&back)).to_string();
+        assert!(
+            line.ends_with(
+                "Z rolled-back     actors=a a:2>3=0123456789ab lost_turns=2: `a` trapped\n"
+            ),
+            "{line}"
+        );
+        assert!(concerns(&back, "a"));
     }
 
     #[test]

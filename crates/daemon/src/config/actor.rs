@@ -6,7 +6,9 @@ use std::{
 };
 
 use reflowd_hot_reload::{ActorSpec, ModuleRef, Template};
-use reflowd_runtime::{ActorName, Digest, EnginePer, Persistence, SendMode, Trigger};
+use reflowd_runtime::{
+    ActorName, Digest, EnginePer, GuestErrors, Persistence, SendMode, TrialRules, Trigger,
+};
 use serde_json::{Map, Value};
 use toml::de::DeValue;
 
@@ -64,6 +66,9 @@ impl Defaults {
         set(&mut settings.context_state, table.boolean("context_state"));
         set(&mut settings.context_meta, table.boolean("context_meta"));
         set(&mut settings.max_hops, count(table, "max_hops", 1, u32::MAX));
+        if let Some(item) = table.get("trial") {
+            settings.trial = trial(&item, settings.trial);
+        }
 
         set(&mut keys.memory, table.size("memory", 1 << 16..=1 << 32));
         let lives = [("actor", EnginePer::Actor), ("message", EnginePer::Message)];
@@ -80,6 +85,26 @@ impl Defaults {
 fn count(table: &mut Table<'_>, key: &'static str, least: u32, most: u32) -> Option<u32> {
     let number = table.integer(key, least.into()..=most.into())?;
     Some(u32::try_from(number).expect("the range is one of u32"))
+}
+
+/// What a new generation has to prove, starting from what the defaults say of it.
+fn trial(item: &Item<'_>, before: Option<TrialRules>) -> Option<TrialRules> {
+    if matches!(item.value, DeValue::Boolean(false)) {
+        return None;
+    }
+    let mut rules = before.unwrap_or_default();
+    if matches!(item.value, DeValue::Boolean(true)) {
+        return Some(rules);
+    }
+    let expected = "`false`, or a table such as `{ turns = 1000, time = \"60s\" }`";
+    let Some(mut table) = item.table("trial".into(), expected) else { return Some(rules) };
+    set(&mut rules.turns, count(&mut table, "turns", 1, u32::MAX));
+    set(&mut rules.time, table.duration("time"));
+    set(&mut rules.max_failures, count(&mut table, "max_failures", 1, u32::MAX));
+    let errors = [("count", GuestErrors::Count), ("ignore", GuestErrors::Ignore)];
+    set(&mut rules.guest_errors, table.choice("guest_errors", &errors));
+    table.finish();
+    Some(rules)
 }
 
 fn entry_point(item: &Item<'_>) -> Option<String> {

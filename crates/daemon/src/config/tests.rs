@@ -6,7 +6,8 @@ use proptest::prelude::*;
 use reflowd_hot_reload::{GenerationKeys, ModuleRef};
 use reflowd_loader::EngineKind;
 use reflowd_runtime::{
-    Digest, EnginePer, Metadata, Overflow, Persistence, SendMode, Settings, Trigger,
+    Digest, EnginePer, GuestErrors, Metadata, Overflow, Persistence, SendMode, Settings,
+    TrialRules, Trigger,
 };
 
 use super::{daemon::Keep, *};
@@ -458,6 +459,7 @@ entry_point = "step"
 context_state = false
 context_meta = true
 max_hops = 5
+trial = { turns = 10, time = "5s", max_failures = 1, guest_errors = "ignore" }
 version = ">=1.2, <2"
 was = "c"
 config = { n = 1, f = 1.5, s = "x", t = 2026-01-02T03:04:05Z, l = [1, { k = true }], big = 18446744073709551615 }
@@ -525,7 +527,12 @@ overflow = "drop-newest"
         context_state: false,
         context_meta: true,
         max_hops: 5,
-        trial: Settings::default().trial,
+        trial: Some(TrialRules {
+            turns: 10,
+            time: Duration::from_secs(5),
+            max_failures: 1,
+            guest_errors: GuestErrors::Ignore,
+        }),
     };
     assert_eq!(b.settings, settings);
     let config_json = serde_json::json!({
@@ -597,6 +604,9 @@ fn a_value_of_the_wrong_kind_is_an_error() {
         "[actors.a]\nmodule = 'counter'\nenv = { A = 1, B = true, C = [1], D = 1.5 }",
         "3:13 E0103, 3:20 E0103, 3:30 E0103, 3:39 E0103",
     );
+    finds("[actors.a]\nmodule = 'counter'\ntrial = 3", "3:9 E0103");
+    finds("[defaults]\ntrial = { turns = 0, time = 60 }", "2:19 E0104, 2:29 E0103");
+    finds("[defaults]\ntrial = { max_failure = 3, guest_errors = 'no' }", "2:11 E0101, 2:43 E0104");
     finds("wires = {}", "1:9 E0103");
     finds("wires = [1]", "1:10 E0103");
     finds("[[wires]]\nfrom = 1\nto = 2", "2:8 E0103, 3:6 E0103");
@@ -1135,7 +1145,7 @@ fn the_sample_is_right() {
 #[test]
 fn every_key_and_code_is_in_the_reference() {
     let reference = include_str!("../../../../config/REFERENCE.md");
-    let text = "zz = 1\n[daemon]\nzz = 1\n[daemon.keep]\nzz = 1\n[admin]\nzz = 1\n[actors.a]\nmodule = 'counter'\nzz = 1\n[[wires]]\nzz = 1";
+    let text = "zz = 1\n[daemon]\nzz = 1\n[daemon.keep]\nzz = 1\n[admin]\nzz = 1\n[actors.a]\nmodule = 'counter'\nzz = 1\n[actors.a.trial]\nzz = 1\n[[wires]]\nzz = 1";
     let report = report_of(Sources::of_text(MAIN, text), &environment());
     let unknown = report.diagnostics().iter().filter(|d| d.code == "E0101");
     let helps: String = unknown.map(|d| d.help[0].as_str()).collect();

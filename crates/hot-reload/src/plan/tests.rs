@@ -15,6 +15,7 @@ struct Rig {
     template: Option<Template>,
     retired: Retired,
     refused: BTreeMap<Digest, String>,
+    bans: Bans,
     removals: Removals,
     running: Running,
 }
@@ -60,6 +61,7 @@ impl Rig {
             template: Some(Template::default()),
             retired: Retired::default(),
             refused: BTreeMap::new(),
+            bans: Bans::default(),
             removals: Removals::Guarded,
             running: Running::default(),
         }
@@ -98,6 +100,7 @@ impl Rig {
             autostart: self.template.as_ref(),
             retired: &self.retired,
             refused: &self.refused,
+            bans: &self.bans,
             removals: self.removals,
         };
         plan(wanted, &self.running)
@@ -592,4 +595,47 @@ proptest! {
 fn a_connector_has_a_digest_of_its_own() {
     assert_eq!(builtin_digest("interval"), builtin_digest("interval"));
     assert_ne!(builtin_digest("interval"), builtin_digest("stdout"));
+}
+
+#[test]
+fn what_an_actor_was_rolled_back_from_is_not_taken_up_again() {
+    let keys = GenerationKeys::default();
+    let mut rig = Rig::new().file("m", 1).actor("a", "m").actor("b", "m").run();
+    rig.see("m", Sight::Present(digest(2)));
+    let ban = crate::Ban { digest: digest(2), keys: keys.clone(), why: "`a` trapped".into() };
+    rig.bans.add(&name("a"), ban);
+    let plan = rig.plan();
+    let swapped = |plan: &Plan| -> Vec<ActorName> {
+        let swaps = plan.changes.iter().flat_map(|change| &change.swap);
+        swaps.map(|swap| swap.actor.clone()).collect()
+    };
+    assert_eq!(swapped(&plan), [name("b")]);
+    let doubt = Doubt::Banned { digest: digest(2), why: "`a` trapped".into() };
+    assert_eq!(plan.notes, [Note::GoesOn { actor: name("a"), doubt }]);
+
+    // What applies in place does so, for the keys that run.
+    rig.spec("a").settings.retries = 7;
+    let plan = rig.plan();
+    let adjusts: Vec<_> = plan.changes.iter().flat_map(|change| &change.adjust).collect();
+    assert_eq!((adjusts.len(), &adjusts[0].spec.keys), (1, &keys));
+
+    // Other keys and other bytes are something else.
+    rig.spec("a").keys.memory += 1;
+    assert_eq!(swapped(&rig.plan()), [name("a"), name("b")]);
+    rig.spec("a").keys.memory -= 1;
+    rig.see("m", Sight::Present(digest(3)));
+    assert_eq!(swapped(&rig.plan()), [name("a"), name("b")]);
+}
+
+#[test]
+fn keys_that_an_actor_was_rolled_back_from_stay_out() {
+    let mut rig = Rig::new().file("m", 1).actor("a", "m").run();
+    rig.spec("a").keys.memory += 1;
+    let keys = rig.spec("a").keys.clone();
+    rig.bans.add(&name("a"), crate::Ban { digest: digest(1), keys, why: "`a` trapped".into() });
+    rig.spec("a").settings.retries = 7;
+    let plan = rig.plan();
+    assert_eq!((plan.changes.len(), plan.notes.len()), (1, 1));
+    assert_eq!(plan.changes[0].adjust[0].spec.keys, GenerationKeys::default());
+    assert!(plan.changes[0].swap.is_empty());
 }

@@ -30,7 +30,7 @@ impl Fit<'_> {
 
     /// Whether the ports of the new generations fit the wires. Wires between
     /// actors that stay as they are fit already.
-    fn check_wires(&self) -> Result<(), ChangeRefused> {
+    pub(super) fn check_wires(&self) -> Result<(), ChangeRefused> {
         let ChangePlan { start, swap, connect, .. } = self.change;
         let fresh: BTreeSet<&ActorName> =
             start.iter().map(|s| &s.actor).chain(swap.iter().map(|s| &s.actor)).collect();

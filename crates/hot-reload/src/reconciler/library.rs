@@ -74,6 +74,21 @@ impl Library {
         self.loaded.get(digest)
     }
 
+    /// Loads a module that went live before, from the data folder.
+    ///
+    /// # Errors
+    /// Its bytes cannot be had, or are no module that can run.
+    pub(super) async fn take_again(
+        &mut self,
+        digest: Digest,
+        file: &Path,
+    ) -> Result<(), TakeError> {
+        if self.loaded.contains_key(&digest) {
+            return Ok(());
+        }
+        self.take(digest, file, &Snapshot::default()).await.map(|_| ())
+    }
+
     /// Loads the module from the look's bytes, the file or the data folder.
     ///
     /// # Errors
@@ -100,13 +115,15 @@ impl Library {
         file: &Path,
         snapshot: &Snapshot,
         needed: BTreeSet<Digest>,
+        former: BTreeSet<Digest>,
     ) -> Result<(), StoreError> {
         let kept = Arc::clone(&self.kept);
         if self.kept_here.contains(&digest) && blocking(move || kept.has(&digest)).await {
             return Ok(());
         }
         let bytes = self.bytes(digest, file, snapshot).await.map_err(StoreError::Bytes)?;
-        let claims = Claims { needed, recent: self.loaded.keys().copied().collect() };
+        let recent = self.loaded.keys().copied().chain(former).collect();
+        let claims = Claims { needed, recent };
         let kept = Arc::clone(&self.kept);
         blocking(move || kept.keep(digest, &bytes, &claims)).await.map_err(StoreError::Keep)?;
         self.kept_here.insert(digest);

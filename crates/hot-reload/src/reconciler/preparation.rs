@@ -38,10 +38,7 @@ impl Reconciler {
         if let Some(why) = self.memory.refused_changes.standing(change) {
             return Err(ChangeRefused { why: why.into(), lasts: true });
         }
-        let metadata = |module: &ModuleRef, digest: &Digest| match module {
-            ModuleRef::Builtin { name } => self.blueprint.connector_metadata(name),
-            _ => self.library.get(digest).map(|module| module.metadata().clone()),
-        };
+        let metadata = |module: &ModuleRef, digest: &Digest| self.metadata(module, digest);
         let queued = |actor: &ActorName| {
             let actor = self.system.actor(actor.as_str());
             actor.map(|actor| actor.mailbox().queued_by_port()).unwrap_or_default()
@@ -84,7 +81,7 @@ impl Reconciler {
     }
 
     /// Makes an actor's module ready, with a first engine: the proof that there can be one.
-    async fn make(
+    pub(super) async fn make(
         &self,
         actor: &ActorName,
         spec: &ActorSpec,
@@ -133,8 +130,10 @@ impl Reconciler {
         let needed: BTreeSet<Digest> = (self.running.actors.values().map(|actor| actor.digest))
             .chain(change.start.iter().map(|start| start.digest))
             .chain(change.swap.iter().map(|swap| swap.digest))
+            .chain(self.generations.judges())
             .collect();
-        let stored = self.library.store(digest, &file, snapshot, needed).await;
+        let stored =
+            self.library.store(digest, &file, snapshot, needed, self.generations.digests()).await;
         stored.map_err(|error| ChangeRefused::passing(actor, chain(&error)))
     }
 

@@ -11,9 +11,12 @@ use std::{
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
+use reflowd_runtime::{ActorName, GoneBack};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{Demand, ModuleFile, ReloadOptions, Report, View};
+
+use super::trials::RollBackError;
 
 /// Passes that may wait for the one in hand.
 const MAX_REQUESTS: usize = 16;
@@ -26,10 +29,17 @@ pub struct Reloader {
     demand: Demand,
 }
 
-/// A pass that somebody waits for.
-pub(super) struct Request {
-    pub(super) options: ReloadOptions,
-    pub(super) report: oneshot::Sender<Report>,
+/// Something that somebody waits for.
+pub(super) enum Request {
+    /// A pass.
+    Pass { options: ReloadOptions, report: oneshot::Sender<Report> },
+    /// That an actor runs what it ran before.
+    RollBack {
+        actor: ActorName,
+        /// The generation's number; the last that passed, where it is not said.
+        to: Option<u64>,
+        done: oneshot::Sender<Result<Vec<GoneBack>, RollBackError>>,
+    },
 }
 
 /// What the last pass has seen, for whoever asks.
@@ -52,8 +62,24 @@ impl Reloader {
     /// Looks at disk now and returns what came of it; nothing, when the daemon is stopping.
     pub async fn reload(&self, options: ReloadOptions) -> Option<Report> {
         let (report, answer) = oneshot::channel();
-        self.requests.send(Request { options, report }).await.ok()?;
+        self.requests.send(Request::Pass { options, report }).await.ok()?;
         answer.await.ok()
+    }
+
+    /// Has an actor run what it ran before, and those that changed together with it if
+    /// that is still on trial. What it leaves is banned.
+    ///
+    /// # Errors
+    /// There is nothing to go back to, or it cannot be run.
+    pub async fn roll_back(
+        &self,
+        actor: ActorName,
+        to: Option<u64>,
+    ) -> Result<Vec<GoneBack>, RollBackError> {
+        let (done, answer) = oneshot::channel();
+        let request = Request::RollBack { actor, to, done };
+        self.requests.send(request).await.map_err(|_| RollBackError::Stopping)?;
+        answer.await.unwrap_or(Err(RollBackError::Stopping))
     }
 
     /// Asks for a pass without waiting for it.

@@ -118,7 +118,10 @@ impl Telling {
             Note::NameDoesNotFit { .. } | Note::NameTaken { .. } => None,
         };
         match refused {
-            Some((what, doubt @ (Doubt::Refused { .. } | Doubt::Pinned { .. }))) => {
+            Some((
+                what,
+                doubt @ (Doubt::Refused { .. } | Doubt::Pinned { .. } | Doubt::Banned { .. }),
+            )) => {
                 self.report.refused.push(Refusal { what, why: doubt.to_string() });
             }
             _ => self.report.warnings.push(text.clone()),
@@ -219,7 +222,7 @@ pub(super) fn chain(error: &dyn Error) -> String {
 }
 
 /// The actors that a change is about.
-fn touched(change: &ChangePlan) -> BTreeSet<ActorName> {
+pub(super) fn touched(change: &ChangePlan) -> BTreeSet<ActorName> {
     let ChangePlan { around: _, start, swap, adjust, stop, connect, cut } = change;
     let wires = connect.iter().chain(cut).flat_map(|wire| [&wire.from.actor, &wire.to.actor]);
     (start.iter().map(|start| &start.actor))

@@ -2,12 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use reflowd_runtime::{ActorState, Digest};
+use reflowd_runtime::{ActorName, ActorState, Digest};
 use tokio::time::Instant;
 
 use crate::{
-    ActorSpec, ActorView, BadModules, Flow, ModuleFile, Running, RunningActor, Sight, Snapshot,
-    View,
+    ActorSpec, ActorView, BadModules, Bans, Flow, ModuleFile, Running, RunningActor, Sight,
+    Snapshot, View,
 };
 
 /// What a view is made of.
@@ -16,6 +16,7 @@ pub(super) struct Stand<'a> {
     pub(super) running: &'a Running,
     pub(super) snapshot: &'a Snapshot,
     pub(super) bad_modules: &'a BadModules,
+    pub(super) bans: &'a Bans,
     /// The watched folder.
     pub(super) folder: &'a Path,
     pub(super) now: Instant,
@@ -26,7 +27,7 @@ impl Stand<'_> {
     pub(super) fn actors(&self) -> View {
         let running = self.running.actors.iter();
         let running = running.map(|(name, actor)| {
-            (name.clone(), self.running_actor(actor, self.flow.actors.get(name)))
+            (name.clone(), self.running_actor(name, actor, self.flow.actors.get(name)))
         });
         let asked = self.flow.actors.iter();
         let pending = asked.filter(|(name, _)| !self.running.actors.contains_key(*name));
@@ -34,10 +35,18 @@ impl Stand<'_> {
         running.chain(pending).collect()
     }
 
-    fn running_actor(&self, actor: &RunningActor, asked: Option<&ActorSpec>) -> ActorView {
+    fn running_actor(
+        &self,
+        name: &ActorName,
+        actor: &RunningActor,
+        asked: Option<&ActorSpec>,
+    ) -> ActorView {
         let sight = self.snapshot.module(&actor.spec.module);
         let wanted = sight.present().copied();
         let file_gone = matches!(sight, Sight::Gone);
+        let keys = asked.map_or(&actor.spec.keys, |spec| &spec.keys);
+        let is_banned = |digest| self.bans.standing(name, &digest, keys).is_some();
+        let banned = wanted.is_some_and(is_banned);
         let spec_in_force =
             actor.autostarted || asked.is_some_and(|spec| same_spec(spec, &actor.spec));
         ActorView {
@@ -46,6 +55,7 @@ impl Stand<'_> {
             wanted,
             in_sync: spec_in_force && wanted == Some(actor.digest),
             file_gone,
+            banned,
             pending: None,
         }
     }
@@ -63,6 +73,7 @@ impl Stand<'_> {
             wanted,
             in_sync: false,
             file_gone: false,
+            banned: false,
             pending: Some((ActorState::Loading, why)),
         }
     }

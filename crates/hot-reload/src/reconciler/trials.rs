@@ -1,0 +1,322 @@
+//! Puts changes on trial, and takes back those that fail.
+//!
+//! What is to be done is decided by [`Generations`]; here it is done. A rollback is a
+//! change like any other: everything that can fail comes before the swap, and all the
+//! actors of the group swap together.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use reflowd_runtime::{
+    ActorName, Change, Digest, EventKind, GoneBack, Metadata, TrialOutcome, Trialing,
+};
+use thiserror::Error;
+use tracing::{info, warn};
+
+use super::{
+    Reconciler,
+    fit::Fit,
+    preparation::ChangeRefused,
+    telling::{chain, touched},
+};
+use crate::{
+    Ban, ChangePlan, Former, ModuleRef, Running, Swapping,
+    generations::{Standing, Verdict},
+};
+
+/// An actor does not run what it ran before.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum RollBackError {
+    /// There is no such actor.
+    #[error("the actor `{actor}` does not run")]
+    NotRunning {
+        /// The name that was asked for.
+        actor: ActorName,
+    },
+    /// It has run nothing else.
+    #[error("`{actor}` has nothing to go back to: no generation before the one that runs is known")]
+    NothingBefore {
+        /// The actor.
+        actor: ActorName,
+    },
+    /// It is not known.
+    #[error("`{actor}` cannot go back to generation {wanted}; it can go back to {}", list(known))]
+    NoSuchGeneration {
+        /// The actor.
+        actor: ActorName,
+        /// The generation that was asked for.
+        wanted: u64,
+        /// Those that there are.
+        known: Vec<u64>,
+    },
+    /// It can no longer run.
+    #[error("cannot go back: {why}")]
+    Unfit {
+        /// Why, with the actor that it is about.
+        why: String,
+    },
+    /// The daemon is stopping.
+    #[error("the daemon is stopping")]
+    Stopping,
+}
+
+fn list(numbers: &[u64]) -> String {
+    numbers.iter().map(u64::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// What a change means for trials.
+pub(super) enum Trying {
+    /// It puts nobody on trial, and leaves the trials of others as they are.
+    Nobody,
+    /// What it swaps is on trial, with all who were.
+    OnTrial,
+    /// Nobody can judge after it: the trials of all these are over.
+    NoJudge { over: BTreeSet<ActorName>, why: String },
+}
+
+impl Trying {
+    pub(super) fn trialing(&self) -> Trialing {
+        match self {
+            Self::OnTrial => Trialing::OnTrial,
+            Self::Nobody | Self::NoJudge { .. } => Trialing::NoTrial,
+        }
+    }
+}
+
+/// Where a rollback leads, and why.
+struct Way {
+    back: Vec<(ActorName, Former)>,
+    why: String,
+    lost_turns: u64,
+}
+
+impl Reconciler {
+    /// What a change that is about to be made means for trials.
+    pub(super) fn trying(&self, change: &ChangePlan) -> Trying {
+        let touched = touched(change);
+        let mut group = self.generations.with(&touched);
+        group.extend(change.swap.iter().map(|swap| swap.actor.clone()));
+        if group.is_empty() {
+            return Trying::Nobody;
+        }
+        let stops = |actor: &ActorName| change.stop.iter().any(|stop| stop.actor == *actor);
+        group.retain(|actor| !stops(actor));
+        let on_trial = self.generations.with(&group);
+        let judges = group.iter().filter_map(|actor| {
+            if on_trial.contains(actor) {
+                return Some((actor.clone(), self.generations.last(actor)?.clone()));
+            }
+            let running = self.running.actors.get(actor)?;
+            let (generation, digest) = (running.generation, running.digest);
+            Some((actor.clone(), Former { generation, digest, spec: running.spec.clone() }))
+        });
+        let mut after = self.running.clone();
+        after.take(change, &BTreeMap::new());
+        let back = swaps_back(judges.collect(), &after);
+        match self.fits(&back, &after) {
+            Err(refused) => Trying::NoJudge { over: group, why: refused.why },
+            Ok(()) if change.swap.is_empty() => Trying::Nobody,
+            Ok(()) => Trying::OnTrial,
+        }
+    }
+
+    /// The change is in place.
+    pub(super) async fn begin_trials(&mut self, change: &ChangePlan, trying: Trying) {
+        let swapped: BTreeSet<_> = change.swap.iter().map(|swap| swap.actor.clone()).collect();
+        for actor in &swapped {
+            if let Some(running) = self.running.actors.get(actor) {
+                self.generations.replace(actor, running);
+            }
+            // Disk asks for something else than what is banned.
+            self.memory.bans.lift(actor);
+        }
+        match trying {
+            Trying::Nobody => {}
+            Trying::OnTrial => self.generations.begin(swapped, &touched(change)),
+            Trying::NoJudge { over, why } => {
+                self.generations.leave(&over);
+                for actor in over.difference(&swapped) {
+                    if let Some(actor) = self.system.actor(actor.as_str()) {
+                        actor.end_trial().await;
+                    }
+                }
+                let actors: Vec<_> = over.into_iter().collect();
+                info!(?actors, %why, "no trial: what ran before does not fit any more");
+                let why = format!("what ran before does not fit any more: {why}");
+                self.system.events().record(EventKind::NoTrial { actors, why });
+            }
+        }
+    }
+
+    /// Does what follows from how the trials stand.
+    pub(super) async fn judge_trials(&mut self) {
+        for verdict in self.generations.weigh(|actor| self.standing(actor)) {
+            match verdict {
+                Verdict::Passed(actors) => {
+                    self.generations.leave(&actors);
+                    info!(?actors, "change passed its trial");
+                }
+                Verdict::GoBack { actors, fell, fall } => {
+                    let back = actors.iter().filter_map(|actor| {
+                        Some((actor.clone(), self.generations.last(actor)?.clone()))
+                    });
+                    let back = back.collect();
+                    let why = format!("`{fell}` {}", fall.why);
+                    let way = Way { back, why, lost_turns: fall.lost_turns };
+                    match self.go_back(way).await {
+                        Ok(_) => self.stuck = None,
+                        Err(error) => self.tell_stuck(actors, &error),
+                    }
+                }
+            }
+        }
+    }
+
+    fn standing(&self, actor: &ActorName) -> Standing {
+        let running = self.running.actors.get(actor).is_some_and(|running| !running.draining);
+        let Some(actor) = self.system.actor(actor.as_str()).filter(|_| running) else {
+            return Standing::Gone;
+        };
+        match actor.trial().map(|trial| trial.outcome) {
+            Some(TrialOutcome::Running) => Standing::OnTrial,
+            Some(TrialOutcome::Fell(fall)) => Standing::Fell(fall),
+            Some(TrialOutcome::Passed) | None => Standing::Passed,
+        }
+    }
+
+    /// Those that have to go back cannot, and rest until they can; said once.
+    fn tell_stuck(&mut self, actors: BTreeSet<ActorName>, error: &RollBackError) {
+        let why = format!("{error}; it is tried again, and other bytes end it");
+        if self.stuck.as_ref() != Some(&why) {
+            warn!(?actors, %why, "rollback is not possible");
+            self.stuck = Some(why.clone());
+            let actors = actors.into_iter().collect();
+            self.system.events().record(EventKind::ChangeRefused { actors, why });
+        }
+    }
+
+    /// An operator wants an actor to run what it ran before.
+    ///
+    /// # Errors
+    /// There is nothing to go back to, or it cannot be run.
+    pub(super) async fn roll_back(
+        &mut self,
+        actor: &ActorName,
+        to: Option<u64>,
+    ) -> Result<Vec<GoneBack>, RollBackError> {
+        let runs = self.running.actors.get(actor).is_some_and(|running| !running.draining);
+        if !runs {
+            return Err(RollBackError::NotRunning { actor: actor.clone() });
+        }
+        let target = self.target(actor, to)?.clone();
+        let mut back = vec![(actor.clone(), target)];
+        for other in self.generations.with(&[actor.clone()].into()) {
+            if other != *actor
+                && self.standing(&other) != Standing::Gone
+                && let Some(former) = self.generations.last(&other)
+            {
+                back.push((other, former.clone()));
+            }
+        }
+        let why = "an operator asked for it".into();
+        self.go_back(Way { back, why, lost_turns: 0 }).await
+    }
+
+    fn target(&self, actor: &ActorName, to: Option<u64>) -> Result<&Former, RollBackError> {
+        let former = self.generations.former(actor);
+        let Some(last) = former.last() else {
+            return Err(RollBackError::NothingBefore { actor: actor.clone() });
+        };
+        let Some(wanted) = to else { return Ok(last) };
+        let known = || former.iter().map(|former| former.generation.number());
+        let found = former.iter().find(|former| former.generation.number() == wanted);
+        found.ok_or_else(|| RollBackError::NoSuchGeneration {
+            actor: actor.clone(),
+            wanted,
+            known: known().collect(),
+        })
+    }
+
+    /// Puts former generations back, all of them or none, and bans what they replace.
+    async fn go_back(&mut self, way: Way) -> Result<Vec<GoneBack>, RollBackError> {
+        let Way { back, why, lost_turns } = way;
+        for (actor, former) in &back {
+            let Some(file) = former.spec.module.file_in(&self.folder) else { continue };
+            let taken = self.library.take_again(former.digest, &file).await;
+            taken.map_err(|error| RollBackError::Unfit {
+                why: format!("`{actor}`: {}", chain(&error)),
+            })?;
+        }
+        let change = swaps_back(back.clone(), &self.running);
+        let fits = self.fits(&change, &self.running);
+        fits.map_err(|refused| RollBackError::Unfit { why: refused.why })?;
+
+        let mut ready =
+            Change { drain: self.drain, trialing: Trialing::GoingBack, ..Change::default() };
+        for Swapping { actor, spec, digest, .. } in &change.swap {
+            let made = self.make(actor, spec, *digest).await;
+            let made = made.map_err(|refused| RollBackError::Unfit { why: refused.why })?;
+            ready.swap.push((actor.clone(), made));
+        }
+        let changed = self.system.apply(ready).await;
+
+        let left = change.swap.iter().filter_map(|swap| {
+            Some((swap.actor.clone(), self.running.actors.get(&swap.actor)?.clone()))
+        });
+        let left: Vec<_> = left.collect();
+        self.running.take(&change, &changed.generations);
+        self.generations.leave(&left.iter().map(|(actor, _)| actor.clone()).collect());
+        for (actor, former) in &back {
+            self.generations.went_back(actor, former.generation);
+        }
+        let mut gone_back = Vec::new();
+        let mut bans = Vec::new();
+        for (actor, left) in left {
+            let Some(now) = self.running.actors.get(&actor) else { continue };
+            gone_back.push(GoneBack {
+                actor: actor.clone(),
+                left: left.generation.number(),
+                left_digest: left.digest,
+                generation: now.generation.number(),
+                digest: now.digest,
+            });
+            if left.digest != now.digest || left.spec.keys != now.spec.keys {
+                let (generation, digest) = (left.generation.number(), left.digest);
+                bans.push(EventKind::Banned { actor: actor.clone(), generation, digest });
+                let ban = Ban { digest, keys: left.spec.keys, why: why.clone() };
+                self.memory.bans.add(&actor, ban);
+            }
+        }
+        let actors: Vec<_> = gone_back.iter().map(|back| back.actor.clone()).collect();
+        warn!(?actors, %why, lost_turns, "rolled back");
+        let back = gone_back.clone();
+        self.system.events().record(EventKind::RolledBack { actors, back, lost_turns, why });
+        bans.into_iter().for_each(|ban| self.system.events().record(ban));
+        Ok(gone_back)
+    }
+
+    /// Whether former generations fit the wires that there are now.
+    fn fits(&self, back: &ChangePlan, running: &Running) -> Result<(), ChangeRefused> {
+        let metadata = |module: &ModuleRef, digest: &Digest| self.metadata(module, digest);
+        Fit { change: back, running, metadata: &metadata, queued: &|_| Vec::new() }.check_wires()
+    }
+
+    /// What a module says of itself, where it is at hand.
+    pub(super) fn metadata(&self, module: &ModuleRef, digest: &Digest) -> Option<Metadata> {
+        match module {
+            ModuleRef::Builtin { name } => self.blueprint.connector_metadata(name),
+            _ => self.library.get(digest).map(|module| module.metadata().clone()),
+        }
+    }
+}
+
+/// The change that puts former generations back. What applies in place stays as it is.
+fn swaps_back(back: Vec<(ActorName, Former)>, running: &Running) -> ChangePlan {
+    let swap = back.into_iter().filter_map(|(actor, former)| {
+        let running = running.actors.get(&actor)?;
+        let mut spec = former.spec;
+        spec.settings = running.spec.settings.clone();
+        let (digest, autostarted) = (former.digest, running.autostarted);
+        Some(Swapping { actor, spec, digest, autostarted })
+    });
+    ChangePlan { swap: swap.collect(), ..ChangePlan::default() }
+}

@@ -1,0 +1,317 @@
+//! New versions that turn out bad while messages come in, and what becomes of them.
+//!
+//! The sender and the sink are outside of the daemon. Each message is numbered and each
+//! version stamps what it puts out and counts in its state, so the sink sees what was
+//! lost, doubled, overtaken, or counted by a state that is not the right one.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread,
+};
+
+use serde_json::{Value, json};
+
+use crate::rig::{Daemon, PATIENCE, World, request_at, shaky};
+
+/// Messages of one request.
+const BATCH: u64 = 20;
+
+fn flow(actors: &str) -> String {
+    format!(
+        r#"
+        [daemon]
+        modules = "../modules"
+        data = "../data"
+        quiet = "10ms"
+        autostart = false
+        [actors]
+        {actors}
+        screen = {{ module = "std:stdout" }}
+        [[wires]]
+        from = "a.out"
+        to = "screen.in"
+        "#
+    )
+}
+
+/// One actor, which runs its first version.
+fn one(keys: &str) -> Daemon {
+    let world = World::new(&flow(&format!("a = {{ module = \"shaky\", {keys} }}")));
+    world.module("shaky", &shaky("v1", "steady"));
+    world.start()
+}
+
+/// Numbered messages that go to an actor until it is enough.
+struct Load {
+    enough: Arc<AtomicBool>,
+    sender: thread::JoinHandle<u64>,
+    seen: thread::JoinHandle<Vec<Value>>,
+}
+
+impl Load {
+    fn begin(daemon: &mut Daemon, to: &str) -> Self {
+        let enough = Arc::new(AtomicBool::new(false));
+        let (socket, done) = (daemon.world.socket(), Arc::clone(&enough));
+        let path = format!("/v1/actors/{to}/ports/in?block=true");
+        let sender = thread::spawn(move || {
+            let mut sent = 0;
+            let post = |seqs: std::ops::Range<u64>, sender: u64| {
+                let count = seqs.end - seqs.start;
+                let line = |seq| {
+                    format!(
+                        "{{\"type\":\"Object\",\"data\":{{\"sender\":{sender},\"seq\":{seq}}}}}\n"
+                    )
+                };
+                let lines: String = seqs.map(line).collect();
+                let kind = "application/x-ndjson";
+                let response = request_at(&socket, "POST", &path, kind, lines.as_bytes());
+                assert_eq!(response.json()["accepted"], count, "{response:?}");
+            };
+            while !done.load(Ordering::Relaxed) {
+                post(sent..sent + BATCH, 0);
+                sent += BATCH;
+            }
+            // The last one, which is of a sender of its own and fails nowhere.
+            post(0..1, 1);
+            sent
+        });
+        let lines: mpsc::Receiver<String> = daemon.take_lines();
+        let seen = thread::spawn(move || {
+            let mut seen = Vec::new();
+            loop {
+                let line = lines.recv_timeout(PATIENCE).unwrap();
+                let message: Value = serde_json::from_str(&line).unwrap();
+                if message["sender"] == 1 {
+                    return seen;
+                }
+                seen.push(message);
+            }
+        });
+        Self { enough, sender, seen }
+    }
+
+    /// Ends it; every message has arrived, once and in order.
+    #[track_caller]
+    fn end(self, what: &str) -> Vec<Value> {
+        self.enough.store(true, Ordering::Relaxed);
+        let sent = self.sender.join().unwrap();
+        let seen = self.seen.join().unwrap();
+        let (mut lost, mut doubled, mut disordered, mut next) = (0, 0, 0, 0);
+        for message in &seen {
+            let seq = message["seq"].as_u64().unwrap();
+            match seq {
+                _ if seq >= next => lost += seq - next,
+                _ if seq + 1 == next => doubled += 1,
+                _ => disordered += 1,
+            }
+            next = next.max(seq + 1);
+        }
+        let stamped = |stamp: &str| seen.iter().filter(|m| m["stamp"] == stamp).count();
+        println!(
+            "{what}: sent {sent}, received {}, lost {lost}, doubled {doubled}, out of order {disordered}; by v1 {}, by v2 {}",
+            seen.len(),
+            stamped("v1"),
+            stamped("v2")
+        );
+        assert_eq!((lost, doubled, disordered), (0, 0, 0));
+        assert_eq!(seen.len() as u64, sent);
+        seen
+    }
+}
+
+fn events(daemon: &Daemon, word: &str) -> Vec<Value> {
+    let events = daemon.get("/v1/events").body;
+    let events = events.lines().map(|line| serde_json::from_str(line).unwrap());
+    events.filter(|event: &Value| event["event"] == word).collect()
+}
+
+fn rolled_back(daemon: &Daemon) -> Value {
+    let event = daemon.events(0).find(|event| event["event"] == "rolled-back");
+    println!("{event}");
+    event
+}
+
+/// Each message counted in the state of the one before it.
+#[track_caller]
+fn counted(seen: &[Value]) {
+    for (at, message) in (1..).zip(seen) {
+        assert_eq!(message["count"], at, "{message}");
+    }
+}
+
+#[test]
+fn a_version_that_traps_goes_back_by_itself_and_is_not_tried_again_until_the_bytes_change() {
+    let mut daemon = one("retries = 1");
+    let load = Load::begin(&mut daemon, "a");
+    daemon.until("the load runs", |d| d.actor("a")["turns"].as_u64() > Some(100));
+    daemon.world.module("shaky", &shaky("v2", "third"));
+    let event = rolled_back(&daemon);
+    assert_eq!((&event["actors"], &event["lost_turns"]), (&json!(["a"]), &json!(0)));
+    assert!(event["why"].as_str().unwrap().starts_with("`a` trapped"), "{event}");
+    daemon.wait_event("banned", "a");
+    let turns = daemon.actor("a")["turns"].as_u64();
+    daemon.until("the old version works", |d| {
+        d.actor("a")["turns"].as_u64() > turns.map(|t| t + 100)
+    });
+    let seen = load.end("traps on every third message");
+    // What the new version failed on was done by the old one, in its place.
+    counted(&seen);
+    let by = |message: &Value, stamp: &str| message["stamp"] == stamp;
+    let first = seen.iter().position(|message| by(message, "v2")).unwrap();
+    let last = seen.iter().rposition(|message| by(message, "v2")).unwrap();
+    let judged = seen[first..last].iter().filter(|message| by(message, "v1"));
+    assert!(judged.clone().all(|message| message["seq"].as_u64().unwrap() % 3 == 2));
+    assert!(judged.count() >= 1);
+    let opinions = events(&daemon, "opinion");
+    assert_eq!(opinions.len(), 3);
+    assert!(opinions.iter().all(|opinion| opinion["stands"] == true), "{opinions:?}");
+
+    // Another look takes it up no more, and says why.
+    let actor = daemon.actor("a");
+    assert_eq!((&actor["generation"], &actor["banned"]), (&json!(3), &json!(true)));
+    let report = daemon.reload();
+    assert_eq!((&report["changed"], &report["refused"][0]["what"]), (&json!([]), &json!("a")));
+    assert!(report["refused"][0]["why"].as_str().unwrap().contains("rolled back"), "{report}");
+    let table = daemon.world.run(&["ps"]);
+    assert!(String::from_utf8_lossy(&table.stdout).contains("banned"), "{table:?}");
+    assert_eq!(daemon.actor("a")["generation"], 3);
+
+    // Unless somebody says so, or other bytes come.
+    let report = daemon.post("/v1/reload?force=true", "").json();
+    assert_eq!(report["changed"], json!(["a"]), "{report}");
+    assert_eq!(daemon.actor("a")["trial"]["outcome"], "running");
+    daemon.world.module("shaky", &shaky("v3", "steady"));
+    assert_eq!(daemon.reload()["changed"], json!(["a"]));
+    let actor = daemon.actor("a");
+    assert_eq!((&actor["generation"], &actor["banned"]), (&json!(5), &json!(false)));
+    assert_eq!(actor["trial"]["judge"], 3);
+}
+
+#[test]
+fn a_version_that_hangs_goes_back_at_the_first_time_out() {
+    let mut daemon = one("timeout = \"300ms\"");
+    let load = Load::begin(&mut daemon, "a");
+    daemon.until("the load runs", |d| d.actor("a")["turns"].as_u64() > Some(100));
+    daemon.world.module("shaky", &shaky("v2", "hangs"));
+    let event = rolled_back(&daemon);
+    assert!(event["why"].as_str().unwrap().contains("timed out"), "{event}");
+    let seen = load.end("hangs on every tenth message");
+    counted(&seen);
+    assert_eq!(events(&daemon, "opinion").len(), 1);
+}
+
+#[test]
+fn a_version_that_breaks_the_state_goes_back_with_the_state_from_before_it() {
+    let mut daemon = one("retries = 0");
+    let load = Load::begin(&mut daemon, "a");
+    daemon.until("the load runs", |d| d.actor("a")["turns"].as_u64() > Some(100));
+    daemon.world.module("shaky", &shaky("v2", "breaks"));
+    let event = rolled_back(&daemon);
+    let turns = daemon.actor("a")["turns"].as_u64();
+    daemon.until("the old version works", |d| {
+        d.actor("a")["turns"].as_u64() > turns.map(|t| t + 100)
+    });
+    let seen = load.end("breaks the shape of the state");
+    // The turns of the new version, and none else, do not count any more.
+    let (kept, lost): (Vec<Value>, Vec<Value>) =
+        seen.into_iter().partition(|message| message["stamp"] == "v1");
+    assert_eq!(event["lost_turns"], lost.len(), "{event}");
+    counted(&kept);
+    let opinions = events(&daemon, "opinion");
+    let opinions: Vec<_> = opinions.iter().map(|o| (&o["state"], &o["stands"])).collect();
+    let (no, yes) = (json!(false), json!(true));
+    assert_eq!(opinions, [(&json!("present"), &no), (&json!("at-swap"), &yes)]);
+}
+
+#[test]
+fn a_poison_message_is_a_dead_letter_and_the_good_new_version_stays() {
+    let mut daemon = one("retries = 0, trial = { turns = 50 }");
+    daemon.world.module("shaky", &shaky("v2", "steady"));
+    assert_eq!(daemon.reload()["changed"], json!(["a"]));
+    let table = daemon.world.run(&["ps"]);
+    assert!(String::from_utf8_lossy(&table.stdout).contains("active, on trial"), "{table:?}");
+    for _ in 0..5 {
+        daemon.send("a.in", r#"{"sender":0,"seq":0,"poison":true}"#);
+    }
+    let load = Load::begin(&mut daemon, "a");
+    let passed = daemon.wait_event("trial-passed", "a");
+    assert_eq!(passed["failures"], 0, "{passed}");
+    counted(&load.end("a poison message"));
+    assert_eq!(daemon.sum("reflowd_messages_dead_lettered_total"), 5.0);
+    assert_eq!(events(&daemon, "rolled-back").len(), 0);
+    assert_eq!(daemon.actor("a")["generation"], 2);
+}
+
+#[test]
+fn two_actors_that_change_together_go_back_together() {
+    let actors = |version: &str| {
+        format!(
+            "first = {{ module = \"first-{version}\" }}\n\
+             a = {{ module = \"a-{version}\", retries = 0 }}"
+        )
+    };
+    let wired = |version: &str| {
+        let wire = "[[wires]]\nfrom = \"first.out\"\nto = \"a.in\"\n";
+        format!("{}{wire}", flow(&actors(version)))
+    };
+    let world = World::new(&wired("v1"));
+    world.module("first-v1", &shaky("first-v1", "steady"));
+    world.module("a-v1", &shaky("v1", "steady"));
+    world.module("first-v2", &shaky("first-v2", "steady"));
+    world.module("a-v2", &shaky("v2", "third"));
+    let mut daemon = world.start();
+    let load = Load::begin(&mut daemon, "first");
+    daemon.until("the load runs", |d| d.actor("a")["turns"].as_u64() > Some(100));
+    daemon.world.config(&wired("v2"));
+    let event = rolled_back(&daemon);
+    assert_eq!(event["actors"], json!(["a", "first"]), "{event}");
+    let seen = load.end("two change together, one fails");
+    counted(&seen);
+    daemon.wait_event("banned", "first");
+    for actor in ["a", "first"] {
+        let actor = daemon.actor(actor);
+        assert_eq!((&actor["generation"], &actor["banned"]), (&json!(3), &json!(true)));
+    }
+}
+
+#[test]
+fn an_operator_can_go_back_as_long_as_there_is_something_to_go_back_to() {
+    let daemon = one("trial = false");
+    let none = daemon.world.run(&["rollback", "a"]);
+    let why = String::from_utf8_lossy(&none.stderr).into_owned();
+    assert!(!none.status.success() && why.contains("nothing to go back to"), "{none:?}");
+    let first = daemon.actor("a")["digest"].clone();
+    for version in ["v2", "v3", "v4"] {
+        daemon.world.module("shaky", &shaky(version, "steady"));
+        assert_eq!(daemon.reload()["changed"], json!(["a"]));
+    }
+    let wrong = daemon.world.run(&["rollback", "a", "--to", "9"]);
+    let why = String::from_utf8_lossy(&wrong.stderr).into_owned();
+    assert!(why.contains("it can go back to 1, 2, 3"), "{wrong:?}");
+    let back = daemon.world.run(&["rollback", "a", "--to", "1"]);
+    let said = String::from_utf8_lossy(&back.stdout).into_owned();
+    assert!(back.status.success() && said.starts_with("~ a: generation 5 runs "), "{back:?}");
+    assert_eq!(daemon.actor("a")["digest"], first);
+    // Disk still asks for the fourth.
+    daemon.reload();
+    assert_eq!(daemon.actor("a")["digest"], first);
+}
+
+#[test]
+fn a_version_whose_ports_do_not_fit_what_ran_before_has_no_judge() {
+    let daemon = one("retries = 0");
+    let filter =
+        std::fs::read(crate::rig::repository().join("modules/magnitude-filter.wasm")).unwrap();
+    let config = flow("a = { module = \"shaky\", retries = 0 }").replace("a.out", "a.strong");
+    daemon.world.config(&config);
+    daemon.world.module("shaky", &filter);
+    let report = daemon.reload();
+    assert_eq!(report["refused"], json!([]), "{report}");
+    let event = daemon.events(0).find(|event| event["event"] == "no-trial");
+    assert!(event["why"].as_str().unwrap().contains("has no outport `strong`"), "{event}");
+    assert_eq!(daemon.actor("a")["trial"], Value::Null);
+}
