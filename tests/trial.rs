@@ -315,3 +315,106 @@ fn a_version_whose_ports_do_not_fit_what_ran_before_has_no_judge() {
     assert!(event["why"].as_str().unwrap().contains("has no outport `strong`"), "{event}");
     assert_eq!(daemon.actor("a")["trial"], Value::Null);
 }
+
+/// Ends the daemon as a loss of power would, and starts it again.
+fn killed_and_started(daemon: Daemon, meanwhile: impl FnOnce(&World)) -> Daemon {
+    daemon.signal("-KILL");
+    let (_, _, world) = daemon.ended();
+    meanwhile(&world);
+    world.start()
+}
+
+fn sha256(bytes: &[u8]) -> Value {
+    use sha2::Digest;
+    sha2::Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect::<String>().into()
+}
+
+#[test]
+fn a_ban_and_the_generation_survive_a_killed_daemon() {
+    let mut daemon = one("retries = 0");
+    daemon.world.module("shaky", &shaky("v2", "third"));
+    assert_eq!(daemon.reload()["changed"], json!(["a"]));
+    let load = Load::begin(&mut daemon, "a");
+    rolled_back(&daemon);
+    load.end("before the daemon is killed");
+    let mut daemon = killed_and_started(daemon, |_| {});
+    let actor = daemon.actor("a");
+    assert_eq!((&actor["generation"], &actor["banned"]), (&json!(3), &json!(true)));
+    assert_eq!(actor["digest"], sha256(&shaky("v1", "steady")));
+    assert!(daemon.reload()["refused"][0]["why"].as_str().unwrap().contains("rolled back"));
+    assert_eq!(daemon.actor("a")["generation"], 3);
+    Load::begin(&mut daemon, "a").end("after it has started again");
+    // Once again, for what is written by a daemon that has read it.
+    let daemon = killed_and_started(daemon, |world| world.module("shaky", &shaky("v3", "steady")));
+    let actor = daemon.actor("a");
+    assert_eq!((&actor["generation"], &actor["trial"]["judge"]), (&json!(4), &json!(3)));
+    assert_eq!(actor["banned"], false);
+}
+
+#[test]
+fn a_file_that_changed_while_the_daemon_was_down_is_a_swap_with_a_trial() {
+    let daemon = one("retries = 0");
+    let mut daemon =
+        killed_and_started(daemon, |world| world.module("shaky", &shaky("v2", "third")));
+    let actor = daemon.actor("a");
+    assert_eq!((&actor["generation"], &actor["trial"]["judge"]), (&json!(2), &json!(1)));
+    let load = Load::begin(&mut daemon, "a");
+    rolled_back(&daemon);
+    counted(&load.end("changed while the daemon was down"));
+    assert_eq!(daemon.actor("a")["digest"], sha256(&shaky("v1", "steady")));
+}
+
+#[test]
+fn the_judge_of_a_version_on_trial_survives_a_killed_daemon() {
+    let daemon = one("retries = 0");
+    daemon.world.module("shaky", &shaky("v2", "third"));
+    assert_eq!(daemon.reload()["changed"], json!(["a"]));
+    assert_eq!(daemon.actor("a")["trial"]["outcome"], "running");
+    let mut daemon = killed_and_started(daemon, |_| {});
+    let actor = daemon.actor("a");
+    assert_eq!(actor["digest"], sha256(&shaky("v2", "third")));
+    assert_eq!(actor["trial"]["outcome"], "running");
+    let load = Load::begin(&mut daemon, "a");
+    rolled_back(&daemon);
+    load.end("killed within the trial");
+    assert_eq!(daemon.actor("a")["digest"], sha256(&shaky("v1", "steady")));
+}
+
+#[test]
+fn a_daemon_comes_up_on_the_last_good_version_of_a_file_that_is_bad_or_gone() {
+    let world = World::new(&flow("a = { module = \"shaky\" }"));
+    world.module("shaky", b"this is no module");
+    let refused = world.run(&[]);
+    assert_eq!(refused.status.code(), Some(78), "{refused:?}");
+
+    let daemon = one("");
+    let digest = daemon.actor("a")["digest"].clone();
+    let mut daemon = killed_and_started(daemon, |world| world.module("shaky", b"no module"));
+    assert_eq!(daemon.actor("a")["digest"], digest);
+    let event = daemon.events(0).find(|event| event["event"] == "change-refused");
+    assert!(event["why"].as_str().unwrap().contains("goes on with what it runs"), "{event}");
+    Load::begin(&mut daemon, "a").end("its file is no module");
+    let (_, _, world) = daemon.stop();
+    std::fs::remove_file(world.path("modules/shaky.wasm")).unwrap();
+    let mut daemon = world.start();
+    let actor = daemon.actor("a");
+    assert_eq!((&actor["digest"], &actor["generation"]), (&digest, &json!(1)));
+    daemon.events(0).find(|event| event["event"] == "file-gone");
+    Load::begin(&mut daemon, "a").end("its file is gone");
+}
+
+#[test]
+fn what_cannot_be_understood_of_the_last_run_is_said_and_put_aside() {
+    for text in ["{\"version\": 1, \"key\": \"", "{\"version\": 9}"] {
+        let daemon = killed_and_started(one("retries = 0"), |world| {
+            world.put("data/generations.json", text.as_bytes());
+            world.module("shaky", &shaky("v2", "steady"));
+        });
+        let event = daemon.events(0).find(|event| event["event"] == "ignored");
+        assert!(event["why"].as_str().unwrap().contains("put aside"), "{event}");
+        let actor = daemon.actor("a");
+        assert_eq!((&actor["generation"], &actor["trial"]), (&json!(1), &Value::Null));
+        assert_eq!(actor["digest"], sha256(&shaky("v2", "steady")));
+        assert!(daemon.world.path("data/generations.json.unread").exists());
+    }
+}

@@ -16,11 +16,11 @@ use std::{
 use anyhow::Context;
 use futures_util::future::BoxFuture;
 use reflowd_hot_reload::{
-    Eyes, Kept, Pace, Parts, Reconciler, ReloadOptions, Reloader, Report, RollBackError,
+    Eyes, History, Kept, Pace, Parts, Reconciler, ReloadOptions, Reloader, Report, RollBackError,
     ScanOptions, View,
 };
 use reflowd_loader::{Limits, Loader};
-use reflowd_runtime::{ActorName, ActorState, GoneBack, Keeper, System, Unwritten};
+use reflowd_runtime::{ActorName, ActorState, EventKind, GoneBack, Keeper, System, Unwritten};
 use tokio::{
     runtime::{Builder, Runtime},
     signal::unix::{Signal, SignalKind, signal},
@@ -130,7 +130,7 @@ impl Daemon {
             TomlBlueprint::new(config.clone(), environment.clone()),
             system.clone(),
             loader(&config, &data),
-            kept,
+            (kept, remembered(&system, &data)),
             &snapshots,
         ));
         let socket = admin::bind_socket(&config.admin.socket).map_err(anyhow::Error::from)?;
@@ -309,13 +309,26 @@ fn keep_dead_letters(system: &System, config: &Config, data: &DataFolder) -> Opt
     }
 }
 
+/// What an earlier process has left of its actors. What cannot be used is said.
+fn remembered(system: &System, data: &DataFolder) -> History {
+    let (history, trouble) = History::open(data.path());
+    if let Some(trouble) = trouble {
+        let (path, why) =
+            (data.path().join("generations.json"), format!("{:#}", anyhow::Error::from(trouble)));
+        warn!(%why, "generations and bans of the last run are not known; actors start as what is on disk");
+        let path = path.display().to_string();
+        system.events().record(EventKind::Ignored { path, why });
+    }
+    history
+}
+
 /// What the reconciler needs, from the configuration.
 fn parts(
     config: &Config,
     blueprint: TomlBlueprint,
     system: System,
     loader: Loader,
-    kept: Kept,
+    kept: (Kept, History),
     snapshots: &Arc<Snapshots>,
 ) -> Parts {
     let daemon = &config.daemon;
@@ -324,7 +337,8 @@ fn parts(
         system,
         loader,
         blueprint: Arc::new(blueprint),
-        kept,
+        kept: kept.0,
+        history: kept.1,
         modules: daemon.modules.clone(),
         autostart: daemon.autostart.then(|| config.template.clone()),
         scan: ScanOptions {

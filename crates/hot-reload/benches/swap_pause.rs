@@ -21,8 +21,8 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use reflowd_hot_reload::{
-    ActorSpec, Blueprint, ConfigFiles, Draft, Eyes, Flow, Found, GenerationKeys, Kept, ModuleRef,
-    Pace, Parts, Reconciler, ScanOptions, Texts, WireSpec,
+    ActorSpec, Blueprint, ConfigFiles, Draft, Eyes, Flow, Found, GenerationKeys, History, Kept,
+    ModuleRef, Pace, Parts, Reconciler, ScanOptions, Texts, WireSpec,
 };
 use reflowd_loader::{EngineKind, Limits, Loader};
 use reflowd_runtime::{
@@ -94,6 +94,7 @@ async fn measure(system: System, swaps: usize) -> Vec<Duration> {
         loader,
         blueprint: Arc::new(Fixed { config }),
         kept: Kept::open(root.path(), 1 << 30).expect("the folder can be written to"),
+        history: History::open(root.path()).0,
         modules: modules.clone(),
         autostart: None,
         scan: ScanOptions { quiet: QUIET, ..ScanOptions::default() },

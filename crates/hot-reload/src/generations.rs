@@ -143,6 +143,18 @@ impl Generations {
         self.former.get(actor).map_or(&[], Vec::as_slice)
     }
 
+    /// What an earlier process could go back to.
+    pub fn recollect(&mut self, actor: ActorName, former: Vec<Former>) {
+        self.former.insert(actor, former);
+    }
+
+    /// The judge of an actor that is on trial.
+    #[must_use]
+    pub fn judge(&self, actor: &ActorName) -> Option<&Former> {
+        let on_trial = self.groups.iter().any(|group| group.contains(actor));
+        self.last(actor).filter(|_| on_trial)
+    }
+
     /// An actor runs that former generation again: what came after it is over.
     pub fn went_back(&mut self, actor: &ActorName, to: Generation) {
         if let Some(former) = self.former.get_mut(actor) {
@@ -209,6 +221,12 @@ impl Bans {
     ) -> Option<&Ban> {
         let bans = self.bans.get(actor)?;
         bans.iter().find(|ban| ban.digest == *digest && ban.keys == *keys)
+    }
+
+    /// All that the actor must not run.
+    #[must_use]
+    pub fn of(&self, actor: &ActorName) -> &[Ban] {
+        self.bans.get(actor).map_or(&[], Vec::as_slice)
     }
 
     /// The actor runs other bytes or other keys than it was banned from, because disk

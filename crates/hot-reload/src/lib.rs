@@ -35,6 +35,7 @@
 //!             retired: &retired,
 //!             refused: &BTreeMap::new(),
 //!             bans: &Bans::default(),
+//!             recollected: &BTreeMap::new(),
 //!             removals: Removals::Guarded,
 //!         },
 //!         &running,
@@ -58,6 +59,7 @@ mod scan;
 mod emptied;
 mod running;
 mod generations;
+mod history;
 mod plan;
 mod negative;
 mod kept;
@@ -68,6 +70,7 @@ pub use blueprint::{Blueprint, ConfigFiles, Draft, Found, Texts};
 pub use emptied::emptied;
 pub use flow::{ActorSpec, Flow, GenerationKeys, ModuleRef, WireSpec};
 pub use generations::{Ban, Bans, Former, Generations, Standing as TrialStanding, Verdict};
+pub use history::{History, HistoryError, WriteHistoryError};
 pub use include::{Include, IncludeError};
 pub use kept::{Claims, KeepError, Kept, OpenKeptError, ReadKeptError};
 pub use negative::{BadModules, Fault, RefusedChanges, Standing};

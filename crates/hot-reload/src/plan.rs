@@ -40,6 +40,9 @@ pub struct Wanted<'a> {
     pub refused: &'a BTreeMap<Digest, String>,
     /// What actors were rolled back from: they go on with what they run.
     pub bans: &'a Bans,
+    /// What actors ran last in an earlier process. They start as that, and what disk
+    /// asks for is a change like any other.
+    pub recollected: &'a BTreeMap<ActorName, RunningActor>,
     /// Whether many removals at once are meant.
     pub removals: Removals,
 }
@@ -418,7 +421,7 @@ impl Planner<'_> {
             }
             match self.digest_of(sight, None) {
                 Err(Doubt::Gone) => continue,
-                Err(doubt) if !runs => {
+                Err(doubt) if !runs && !self.wanted.recollected.contains_key(&name) => {
                     if !doubt.passes() {
                         self.notes.push(Note::NotStarted { file: file.clone(), doubt });
                     }
@@ -508,7 +511,16 @@ impl Planner<'_> {
         target: Result<Digest, Doubt>,
         draining: bool,
     ) {
+        let mut spec = desired.spec.clone();
         let digest = match target {
+            target if let Some(last) = self.recollected(name, &desired.spec, &target) => {
+                spec.keys = last.spec.keys.clone();
+                spec.version = last.spec.version.clone();
+                last.digest
+            }
+            Ok(digest) if let Some(ban) = self.wanted.bans.standing(name, &digest, &spec.keys) => {
+                return self.block(name, Doubt::Banned { digest, why: ban.why.clone() });
+            }
             Ok(digest) => digest,
             // An actor that drains still has its module.
             Err(doubt) => match self.running.actors.get(name) {
@@ -522,12 +534,30 @@ impl Planner<'_> {
         }
         self.all.start.push(Starting {
             actor: name.clone(),
-            spec: desired.spec.clone(),
+            spec,
             digest,
             autostarted: desired.autostarted,
             was,
             draining,
         });
+    }
+
+    /// What the actor ran last, where it is to start as that.
+    fn recollected(
+        &self,
+        name: &ActorName,
+        spec: &ActorSpec,
+        target: &Result<Digest, Doubt>,
+    ) -> Option<&RunningActor> {
+        let last = self.wanted.recollected.get(name)?;
+        let elsewhere = spec.module.pin().is_some_and(|pin| pin != last.digest);
+        let stays = match target {
+            Ok(_) => !elsewhere,
+            Err(doubt) => goes_on(spec, last, doubt),
+        };
+        let runs = self.running.actors.contains_key(name);
+        let refused = self.wanted.refused.contains_key(&last.digest);
+        (stays && !runs && !refused).then_some(last)
     }
 
     /// The actor holds up its group.
@@ -702,7 +732,7 @@ impl Plan {
 }
 
 impl Template {
-    fn spec(&self, stem: &str) -> ActorSpec {
+    pub(crate) fn spec(&self, stem: &str) -> ActorSpec {
         ActorSpec {
             module: ModuleRef::Stem { stem: stem.to_owned(), pin: None },
             keys: self.keys.clone(),

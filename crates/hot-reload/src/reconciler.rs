@@ -13,6 +13,7 @@ mod library;
 mod preparation;
 mod fit;
 mod trials;
+mod remembering;
 mod telling;
 mod view;
 
@@ -39,9 +40,9 @@ use self::{
 };
 use crate::{
     BadModules, Bans, Blueprint, ChangePlan, ConfigFiles, Depth, DiskWatcher, Eyes, Fault, Flow,
-    Generations, Kept, Look, Note, Pace, Plan, RefusedChanges, ReloadOptions, Removals, Report,
-    Retired, Running, ScanOptions, Sight, Snapshot, Template, Wanted, blueprint::Texts,
-    emptied::emptied, plan,
+    Generations, History, Kept, Look, Note, Pace, Plan, RefusedChanges, ReloadOptions, Removals,
+    Report, Retired, Running, RunningActor, ScanOptions, Sight, Snapshot, Template, Wanted,
+    blueprint::Texts, emptied::emptied, plan,
 };
 
 pub use reloader::Reloader;
@@ -53,6 +54,10 @@ const SETTLE_PATIENCE: Duration = Duration::from_secs(10);
 /// Looks in a row that one pass takes to find out which files belong to the configuration.
 const MAX_LOOKS: usize = 4;
 
+/// Passes after the first one of a daemon: one to find that something cannot start as it
+/// was, one to start it as it is to be, and one to bring the rest up to date.
+const MAX_BEGINNINGS: usize = 3;
+
 /// What a reconciler works with.
 pub struct Parts {
     /// What runs.
@@ -63,6 +68,8 @@ pub struct Parts {
     pub blueprint: Arc<dyn Blueprint>,
     /// Where modules that went live are kept.
     pub kept: Kept,
+    /// What an earlier process has left of its actors.
+    pub history: History,
     /// The watched folder.
     pub modules: PathBuf,
     /// What an actor gets that a file alone starts; nothing, where files start no actors.
@@ -100,6 +107,13 @@ pub struct Reconciler {
     configured: bool,
     running: Running,
     generations: Generations,
+    history: History,
+    /// What actors that have not run yet ran last in an earlier process.
+    recollected: BTreeMap<ActorName, RunningActor>,
+    /// Whether an actor has started as something that disk does not ask for.
+    again: bool,
+    /// Why what is remembered could not be written, as far as it has been said.
+    unwritten: Option<String>,
     /// Why those that have to go back could not, as far as it has been said.
     stuck: Option<String>,
     retired: Retired,
@@ -151,6 +165,10 @@ impl Reconciler {
             configured: false,
             running: Running::default(),
             generations: Generations::default(),
+            history: parts.history,
+            recollected: BTreeMap::new(),
+            again: false,
+            unwritten: None,
             stuck: None,
             retired: Retired::default(),
             memory: Memory::default(),
@@ -168,7 +186,15 @@ impl Reconciler {
     pub async fn begin(&mut self) -> Report {
         // The first wake comes at once, and the folders are watched from then on.
         self.watcher.next().await;
-        self.settled_pass(ReloadOptions::default(), Depth::Changed).await
+        let mut report = self.settled_pass(ReloadOptions::default(), Depth::Changed).await;
+        // What started as it ran before the restart becomes what disk asks for.
+        for _ in 0..MAX_BEGINNINGS {
+            if !self.again {
+                break;
+            }
+            report = self.settled_pass(ReloadOptions::default(), Depth::Changed).await;
+        }
+        report
     }
 
     /// Why the configuration on disk is not in force, where it is not.
@@ -240,6 +266,7 @@ impl Reconciler {
             self.judge_trials().await;
         }
         self.unread.clear();
+        self.again = false;
         let said = mem::take(&mut self.memory.said);
         let mut telling = Telling::new(self.system.clone(), said, options.dry_run);
         let (mut snapshot, texts) = self.look_at_disk(depth, &mut telling).await;
@@ -269,6 +296,10 @@ impl Reconciler {
         } else {
             self.show(&snapshot, in_sync && report.is_clean());
             self.forget_unused(&snapshot);
+            self.remember().await;
+        }
+        if self.again {
+            self.watcher.again(Instant::now());
         }
         if let Some(retry) = self.memory.bad_modules.next_retry(Instant::now()) {
             self.watcher.again(retry);
@@ -384,6 +415,7 @@ impl Reconciler {
             retired: &self.retired,
             refused: &refused,
             bans: &self.memory.bans,
+            recollected: &self.recollected,
             removals,
         };
         plan(wanted, &self.running)
@@ -439,6 +471,9 @@ impl Reconciler {
                 Ok(()) => telling.change(&change),
                 Err(ChangeRefused { why, lasts }) => {
                     complete = false;
+                    if !options.dry_run && self.give_up_recollected(&change, &why) {
+                        continue;
+                    }
                     telling.change_refused(&change, &why);
                     if lasts {
                         self.memory.refused_changes.refuse(change, why);
@@ -462,6 +497,7 @@ impl Reconciler {
         let changed = self.system.apply(ready).await;
         self.begin_trials(change, trying).await;
         self.running.take(change, &changed.generations);
+        self.recollected_run(change);
         Ok(())
     }
 
@@ -496,6 +532,7 @@ impl Reconciler {
     fn forget_unused(&mut self, snapshot: &Snapshot) {
         let mut used: BTreeSet<Digest> = self.running.actors.values().map(|a| a.digest).collect();
         used.extend(self.generations.judges());
+        used.extend(self.recollected.values().map(|last| last.digest));
         let files = snapshot.modules.values().chain(snapshot.paths.values());
         used.extend(files.filter_map(Sight::present));
         self.library.retain(&used);

@@ -127,6 +127,12 @@ impl Generation {
     /// An actor's first.
     pub const FIRST: Self = Self(1);
 
+    /// The one with that number, as an earlier process has counted.
+    #[must_use]
+    pub fn numbered(number: u64) -> Self {
+        Self(number)
+    }
+
     /// The one after this.
     #[must_use]
     pub fn next(self) -> Self {

@@ -33,7 +33,7 @@ pub use ledger::{Books, Ledger};
 pub use replay::{Replayed, Stayed, Staying};
 
 use crate::{
-    Actor, ActorName, DeadLetters, Events, Meters, Wire,
+    Actor, ActorName, DeadLetters, Events, Generation, Meters, Wire,
     actor::{Command, Kind},
     system::past::Past,
     waits::Waits,
@@ -98,6 +98,12 @@ impl System {
     /// so to one who waits; [`Actor::trial`] has how each stands.
     pub async fn trial_ended(&self) {
         self.0.trials.notified().await;
+    }
+
+    /// An earlier process has run an actor of that name: the generation that starts next
+    /// follows on this one.
+    pub fn follow_on(&self, actor: ActorName, last: Generation) {
+        self.0.past.lock().recall(actor, last, Instant::now());
     }
 
     /// What has happened.

@@ -16,6 +16,7 @@ struct Rig {
     retired: Retired,
     refused: BTreeMap<Digest, String>,
     bans: Bans,
+    recollected: BTreeMap<ActorName, RunningActor>,
     removals: Removals,
     running: Running,
 }
@@ -62,6 +63,7 @@ impl Rig {
             retired: Retired::default(),
             refused: BTreeMap::new(),
             bans: Bans::default(),
+            recollected: BTreeMap::new(),
             removals: Removals::Guarded,
             running: Running::default(),
         }
@@ -101,6 +103,7 @@ impl Rig {
             retired: &self.retired,
             refused: &self.refused,
             bans: &self.bans,
+            recollected: &self.recollected,
             removals: self.removals,
         };
         plan(wanted, &self.running)
@@ -638,4 +641,60 @@ fn keys_that_an_actor_was_rolled_back_from_stay_out() {
     assert_eq!((plan.changes.len(), plan.notes.len()), (1, 1));
     assert_eq!(plan.changes[0].adjust[0].spec.keys, GenerationKeys::default());
     assert!(plan.changes[0].swap.is_empty());
+}
+
+/// What `a` ran in an earlier process: the module of that number.
+fn ran(number: u8) -> RunningActor {
+    RunningActor {
+        spec: spec("m"),
+        digest: digest(number),
+        generation: Generation::FIRST,
+        autostarted: false,
+        draining: false,
+    }
+}
+
+#[test]
+fn an_actor_starts_as_what_it_ran_before_the_restart() {
+    let mut rig = Rig::new().actor("a", "m");
+    rig.recollected.insert(name("a"), ran(1));
+    rig.template = None;
+    for (what, sight) in [
+        ("other bytes", Sight::Present(digest(2))),
+        ("bytes that were refused", Sight::Present(digest(9))),
+        ("a file that is gone", Sight::Gone),
+    ] {
+        rig.refused.insert(digest(9), "bad".into());
+        rig.see("m", sight);
+        let plan = rig.plan();
+        assert!(plan.blocked.is_empty(), "{what}");
+        assert_eq!(plan.changes[0].start[0].digest, digest(1), "{what}");
+    }
+    rig.see("m", Sight::Present(digest(2)));
+    rig.spec("a").keys.memory += 1;
+    let start = rig.plan().changes.remove(0).start.remove(0);
+    assert_eq!((start.digest, start.spec.keys), (digest(1), GenerationKeys::default()));
+}
+
+#[test]
+fn what_an_actor_ran_before_the_restart_is_left_where_it_cannot_be() {
+    let mut rig = Rig::new().file("m", 2).actor("a", "m");
+    rig.recollected.insert(name("a"), ran(1));
+    rig.refused.insert(digest(1), "bad".into());
+    assert_eq!(rig.plan().changes[0].start[0].digest, digest(2));
+    rig.refused.clear();
+    let pin = Some(digest(2));
+    rig.spec("a").module = ModuleRef::Stem { stem: "m".into(), pin };
+    assert_eq!(rig.plan().changes[0].start[0].digest, digest(2));
+}
+
+#[test]
+fn an_actor_does_not_start_as_what_it_was_rolled_back_from() {
+    let mut rig = Rig::new().file("m", 2).actor("a", "m");
+    let keys = GenerationKeys::default();
+    rig.bans.add(&name("a"), crate::Ban { digest: digest(2), keys, why: "`a` trapped".into() });
+    let plan = rig.plan();
+    assert!(matches!(plan.blocked[0].because[&name("a")], Doubt::Banned { .. }), "{plan:?}");
+    rig.recollected.insert(name("a"), ran(1));
+    assert_eq!(rig.plan().changes[0].start[0].digest, digest(1));
 }

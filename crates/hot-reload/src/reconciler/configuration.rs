@@ -26,6 +26,9 @@ impl Reconciler {
             }
         };
         let snapshot = self.widen(draft.flow(), snapshot).await;
+        if !self.configured {
+            self.recollect(draft.flow());
+        }
         let specs = || draft.flow().actors.values();
         let unsettled =
             |spec: &&ActorSpec| matches!(snapshot.module(&spec.module), Sight::Unsettled);
@@ -45,6 +48,7 @@ impl Reconciler {
                 self.load(digest, &file, &snapshot, telling).await;
             }
         }
+        self.load_recollected(draft.flow(), &snapshot, telling).await;
         let now = Instant::now();
         match draft.check(&|module| self.found(module, &snapshot, now)) {
             Ok(warnings) => {
@@ -103,6 +107,10 @@ impl Reconciler {
         // A bad new version does not make the configuration wrong: the old one runs on.
         let runs = self.running.actors.values().find(|actor| actor.spec.module.same_place(module));
         if let Some(metadata) = runs.and_then(|actor| known(&actor.digest)) {
+            return Found::Known(metadata.clone());
+        }
+        let ran = self.recollected.values().find(|last| last.spec.module.same_place(module));
+        if let Some(metadata) = ran.and_then(|last| known(&last.digest)) {
             return Found::Known(metadata.clone());
         }
         if let Some(bad) = digest.and_then(|d| self.memory.bad_modules.standing(d, now)) {

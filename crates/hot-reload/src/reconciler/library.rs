@@ -163,6 +163,6 @@ impl Library {
 }
 
 /// Reads or writes files where nobody else waits for the thread.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     tokio::task::spawn_blocking(work).await.expect("looking, reading and writing do not panic")
 }

@@ -131,6 +131,7 @@ impl Reconciler {
             .chain(change.start.iter().map(|start| start.digest))
             .chain(change.swap.iter().map(|swap| swap.digest))
             .chain(self.generations.judges())
+            .chain(self.recollected.values().map(|last| last.digest))
             .collect();
         let stored =
             self.library.store(digest, &file, snapshot, needed, self.generations.digests()).await;

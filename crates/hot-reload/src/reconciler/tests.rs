@@ -108,6 +108,7 @@ impl Rig {
             loader: Loader::new(Limits::default()),
             blueprint: Arc::new(Lines { config }),
             kept: Kept::open(&root.path().join("data"), 1 << 30).unwrap(),
+            history: History::open(&root.path().join("data")).0,
             modules,
             autostart: None,
             scan: ScanOptions { quiet: QUIET, ..ScanOptions::default() },

@@ -286,6 +286,8 @@ impl Reconciler {
                 self.memory.bans.add(&actor, ban);
             }
         }
+        // Whoever reads the event may end the daemon: it is not forgotten any more.
+        self.remember().await;
         let actors: Vec<_> = gone_back.iter().map(|back| back.actor.clone()).collect();
         warn!(?actors, %why, lost_turns, "rolled back");
         let back = gone_back.clone();

@@ -51,6 +51,11 @@ impl Past {
         self.left.insert(actor.name().clone(), left);
     }
 
+    /// An earlier process has run an actor of that name.
+    pub(super) fn recall(&mut self, name: ActorName, generation: Generation, now: Instant) {
+        self.left.insert(name, Left { state: None, generation, since: now });
+    }
+
     /// What is left of the actor of that name, which is coming back.
     pub(super) fn comes_back(&mut self, name: &ActorName) -> Option<Left> {
         self.left.remove(name)

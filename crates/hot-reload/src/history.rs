@@ -1,0 +1,489 @@
+//! What a daemon remembers of its actors across restarts: `generations.json`.
+//!
+//! One file in the data folder, replaced as a whole by a rename, so that it is the old
+//! one or the new one whenever the process ends. What cannot be understood is put
+//! aside and said: the daemon then starts on what is on disk.
+//!
+//! Environments may be secret and are not written. A keyed hash tells whether the
+//! environment that the configuration gives now is the one that a generation had; if
+//! it is not, that generation cannot be had any more.
+
+use std::{
+    collections::{BTreeMap, hash_map::RandomState},
+    fs::{self, File},
+    hash::{BuildHasher, Hasher},
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+use reflowd_runtime::{ActorName, Digest, EnginePer, Generation};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use sha2::{Digest as _, Sha256};
+use thiserror::Error;
+
+use crate::{ActorSpec, Ban, Former, GenerationKeys, ModuleRef, RunningActor};
+
+/// The version of the file's form.
+const VERSION: u32 = 1;
+
+const NAME: &str = "generations.json";
+
+/// Where an unreadable file goes.
+const ASIDE: &str = "generations.json.unread";
+
+/// The file, and what it said when the daemon started of actors that have not run yet.
+#[derive(Debug)]
+pub struct History {
+    folder: PathBuf,
+    key: String,
+    actors: BTreeMap<ActorName, Stored>,
+    written: Option<String>,
+}
+
+/// The file of an earlier process is not used.
+#[derive(Debug, Error)]
+pub enum HistoryError {
+    /// It cannot be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A newer reflowd has written it.
+    #[error("{} was written by a newer reflowd, in form {version}; it was put aside", path.display())]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// The version of its form.
+        version: u64,
+    },
+    /// It is damaged.
+    #[error("{} is damaged and was put aside", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+}
+
+/// The file cannot be written.
+#[derive(Debug, Error)]
+#[error("cannot write {}", path.display())]
+pub struct WriteHistoryError {
+    /// The file.
+    pub path: PathBuf,
+    /// What the system said.
+    pub source: io::Error,
+}
+
+/// What an earlier process has left of an actor.
+#[derive(Debug)]
+pub(crate) struct Recollection {
+    /// The last generation that passed, where it can be run as it was.
+    pub(crate) last: Option<RunningActor>,
+    /// The last number that the actor had.
+    pub(crate) generation: Generation,
+    pub(crate) former: Vec<Former>,
+    pub(crate) bans: Vec<Ban>,
+}
+
+/// What is remembered of an actor that runs.
+pub(crate) struct Remembered<'a> {
+    pub(crate) running: &'a RunningActor,
+    /// The last generation that passed, where that is not the one that runs.
+    pub(crate) judge: Option<&'a Former>,
+    pub(crate) former: &'a [Former],
+    pub(crate) bans: &'a [Ban],
+}
+
+#[derive(Deserialize, Serialize)]
+struct Text {
+    version: u32,
+    key: String,
+    actors: BTreeMap<String, Stored>,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+struct Stored {
+    generation: u64,
+    autostarted: bool,
+    passed: StoredGeneration,
+    former: Vec<StoredGeneration>,
+    bans: Vec<StoredBan>,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+struct StoredGeneration {
+    generation: u64,
+    digest: String,
+    module: StoredModule,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    version: Option<String>,
+    keys: StoredKeys,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum StoredModule {
+    Stem(String),
+    Path(PathBuf),
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+struct StoredBan {
+    digest: String,
+    keys: StoredKeys,
+    why: String,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+struct StoredKeys {
+    config: Map<String, Value>,
+    /// The keyed hash of the environment.
+    env: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    entry_point: Option<String>,
+    memory: u64,
+    allow_hosts: Vec<String>,
+    engine_per: EnginePer,
+}
+
+impl History {
+    /// What the data folder says of an earlier process, and what is wrong with it.
+    #[must_use]
+    pub fn open(data: &Path) -> (Self, Option<HistoryError>) {
+        let folder = data.to_owned();
+        let fresh = || Self {
+            folder: folder.clone(),
+            key: fresh_key(),
+            actors: BTreeMap::new(),
+            written: None,
+        };
+        let path = folder.join(NAME);
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return (fresh(), None),
+            Err(source) => return (fresh(), Some(HistoryError::Read { path, source })),
+        };
+        let error = match read(&text) {
+            Ok(Text { version: VERSION, key, actors }) => {
+                let named =
+                    actors.into_iter().filter_map(|(name, a)| Some((name.parse().ok()?, a)));
+                let actors = named.collect();
+                return (Self { folder, key, actors, written: None }, None);
+            }
+            Ok(Text { version, .. }) => {
+                HistoryError::Newer { path: path.clone(), version: version.into() }
+            }
+            Err(Unread::Newer(version)) => HistoryError::Newer { path: path.clone(), version },
+            Err(Unread::Damaged(source)) => HistoryError::Damaged { path: path.clone(), source },
+        };
+        // Where even that fails, the next write replaces it.
+        _ = fs::rename(&path, folder.join(ASIDE));
+        (fresh(), Some(error))
+    }
+
+    /// The actors of which something is known that have not run yet.
+    pub(crate) fn actors(&self) -> impl Iterator<Item = (&ActorName, bool)> {
+        self.actors.iter().map(|(name, stored)| (name, stored.autostarted))
+    }
+
+    /// What is known of an actor, for what the configuration asks of it now.
+    pub(crate) fn recollect(&self, actor: &ActorName, spec: &ActorSpec) -> Option<Recollection> {
+        let stored = self.actors.get(actor)?;
+        let former = |stored: &StoredGeneration| self.former(stored, spec);
+        let last = former(&stored.passed).map(|last| RunningActor {
+            spec: last.spec,
+            digest: last.digest,
+            generation: last.generation,
+            autostarted: stored.autostarted,
+            draining: false,
+        });
+        let ban = |stored: &StoredBan| {
+            let (digest, keys) = (stored.digest.parse().ok()?, self.keys(&stored.keys, spec)?);
+            Some(Ban { digest, keys, why: stored.why.clone() })
+        };
+        Some(Recollection {
+            last,
+            generation: Generation::numbered(stored.generation),
+            former: stored.former.iter().filter_map(former).collect(),
+            bans: stored.bans.iter().filter_map(ban).collect(),
+        })
+    }
+
+    fn former(&self, stored: &StoredGeneration, spec: &ActorSpec) -> Option<Former> {
+        let module = match stored.module.clone() {
+            StoredModule::Stem(stem) => ModuleRef::Stem { stem, pin: None },
+            StoredModule::Path(path) => ModuleRef::Path { path, pin: None },
+        };
+        Some(Former {
+            generation: Generation::numbered(stored.generation),
+            digest: stored.digest.parse().ok()?,
+            spec: ActorSpec {
+                module,
+                keys: self.keys(&stored.keys, spec)?,
+                version: stored.version.clone(),
+                ..spec.clone()
+            },
+        })
+    }
+
+    fn keys(&self, stored: &StoredKeys, spec: &ActorSpec) -> Option<GenerationKeys> {
+        let nothing = BTreeMap::new();
+        let known = [&spec.keys.env, &nothing].into_iter();
+        let env = known.into_iter().find(|env| self.hash(env) == stored.env)?.clone();
+        Some(GenerationKeys {
+            config: stored.config.clone(),
+            env,
+            entry_point: stored.entry_point.clone(),
+            memory: stored.memory,
+            allow_hosts: stored.allow_hosts.clone(),
+            engine_per: stored.engine_per,
+        })
+    }
+
+    /// The file as it should be: what runs, and what is known of those that are
+    /// `asked` for and have not run yet. Nothing, where it is so already.
+    pub(crate) fn next(
+        &mut self,
+        running: &BTreeMap<ActorName, Remembered<'_>>,
+        asked: impl Fn(&ActorName) -> bool,
+    ) -> Option<Writing> {
+        self.actors.retain(|name, _| !running.contains_key(name) && asked(name));
+        let store = |(name, actor): (&ActorName, &Remembered<'_>)| {
+            Some((name.to_string(), self.store(actor)?))
+        };
+        let waiting = self.actors.iter().map(|(name, stored)| (name.to_string(), stored.clone()));
+        let actors = running.iter().filter_map(store).chain(waiting).collect();
+        let text = Text { version: VERSION, key: self.key.clone(), actors };
+        let text = serde_json::to_string_pretty(&text).expect("strings and numbers can be encoded");
+        let news = self.written.as_ref() != Some(&text);
+        news.then(|| Writing { folder: self.folder.clone(), text })
+    }
+
+    /// The file was written.
+    pub(crate) fn wrote(&mut self, writing: Writing) {
+        self.written = Some(writing.text);
+    }
+
+    fn store(&self, actor: &Remembered<'_>) -> Option<Stored> {
+        let Remembered { running, judge, former, bans } = actor;
+        let generation = |number: Generation, digest: &Digest, spec: &ActorSpec| {
+            let module = match &spec.module {
+                ModuleRef::Stem { stem, .. } => StoredModule::Stem(stem.clone()),
+                ModuleRef::Path { path, .. } => StoredModule::Path(path.clone()),
+                ModuleRef::Builtin { .. } => return None,
+            };
+            Some(StoredGeneration {
+                generation: number.number(),
+                digest: digest.to_string(),
+                module,
+                version: spec.version.clone(),
+                keys: self.store_keys(&spec.keys),
+            })
+        };
+        let passed = match judge {
+            Some(judge) => generation(judge.generation, &judge.digest, &judge.spec),
+            None => generation(running.generation, &running.digest, &running.spec),
+        };
+        let former = former.iter().filter_map(|f| generation(f.generation, &f.digest, &f.spec));
+        let ban = |ban: &Ban| StoredBan {
+            digest: ban.digest.to_string(),
+            keys: self.store_keys(&ban.keys),
+            why: ban.why.clone(),
+        };
+        Some(Stored {
+            generation: running.generation.number(),
+            autostarted: running.autostarted,
+            passed: passed?,
+            former: former.collect(),
+            bans: bans.iter().map(ban).collect(),
+        })
+    }
+
+    fn store_keys(&self, keys: &GenerationKeys) -> StoredKeys {
+        let GenerationKeys { config, env, entry_point, memory, allow_hosts, engine_per } = keys;
+        StoredKeys {
+            config: config.clone(),
+            env: self.hash(env),
+            entry_point: entry_point.clone(),
+            memory: *memory,
+            allow_hosts: allow_hosts.clone(),
+            engine_per: *engine_per,
+        }
+    }
+
+    fn hash(&self, env: &BTreeMap<String, String>) -> String {
+        let env = serde_json::to_vec(env).expect("a map of strings can be encoded");
+        let hash = Sha256::new().chain_update(&self.key).chain_update(env).finalize();
+        Digest::new(hash.into()).to_string()
+    }
+}
+
+/// The file's next text.
+pub(crate) struct Writing {
+    folder: PathBuf,
+    text: String,
+}
+
+impl Writing {
+    /// Replaces the file. When this returns, that outlives a loss of power.
+    ///
+    /// # Errors
+    /// The folder takes no file; the old one is still there.
+    pub(crate) fn write(&self) -> Result<(), WriteHistoryError> {
+        let path = self.folder.join(NAME);
+        let temporary = self.folder.join(format!(".{NAME}.tmp"));
+        let write = || {
+            let mut options = File::options();
+            let mut file =
+                options.write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+            file.write_all(self.text.as_bytes())?;
+            file.sync_all()?;
+            fs::rename(&temporary, &path)?;
+            File::open(&self.folder)?.sync_all()
+        };
+        let written = write().inspect_err(|_| _ = fs::remove_file(&temporary));
+        written.map_err(|source| WriteHistoryError { path, source })
+    }
+}
+
+enum Unread {
+    Newer(u64),
+    Damaged(serde_json::Error),
+}
+
+fn read(text: &[u8]) -> Result<Text, Unread> {
+    // What another version has is not known but for its number.
+    let any: Value = serde_json::from_slice(text).map_err(Unread::Damaged)?;
+    match any["version"].as_u64() {
+        Some(version) if version > VERSION.into() => Err(Unread::Newer(version)),
+        _ => serde_json::from_value(any).map_err(Unread::Damaged),
+    }
+}
+
+/// Random numbers that the system seeds the standard library's hashers with.
+fn fresh_key() -> String {
+    let number = || RandomState::new().build_hasher().finish();
+    format!("{:016x}{:016x}", number(), number())
+}
+
+#[cfg(test)]
+mod tests {
+    use reflowd_runtime::Settings;
+    use tempfile::TempDir;
+
+    use super::*;
+
+    fn name(text: &str) -> ActorName {
+        text.parse().unwrap()
+    }
+
+    fn spec(secret: &str) -> ActorSpec {
+        ActorSpec {
+            module: ModuleRef::Stem { stem: "module".into(), pin: None },
+            keys: GenerationKeys {
+                env: [("PASSWORD".to_owned(), secret.to_owned())].into(),
+                ..GenerationKeys::default()
+            },
+            settings: Settings::default(),
+            version: Some("1".into()),
+            was: None,
+            origin: "flow:1".into(),
+        }
+    }
+
+    fn digest(number: u8) -> Digest {
+        Digest::new([number; 32])
+    }
+
+    fn running() -> RunningActor {
+        let generation = Generation::numbered(3);
+        let (spec, digest) = (spec("s3cret"), digest(3));
+        RunningActor { spec, digest, generation, autostarted: false, draining: false }
+    }
+
+    /// A file that knows of one actor, on trial in its third generation.
+    fn written() -> TempDir {
+        let data = TempDir::new().unwrap();
+        let (mut history, trouble) = History::open(data.path());
+        assert!(trouble.is_none());
+        let judge =
+            Former { generation: Generation::FIRST, digest: digest(1), spec: spec("s3cret") };
+        let ban = Ban { digest: digest(2), keys: spec("s3cret").keys, why: "trapped".into() };
+        let running = running();
+        let remembered = Remembered {
+            running: &running,
+            judge: Some(&judge),
+            former: std::slice::from_ref(&judge),
+            bans: std::slice::from_ref(&ban),
+        };
+        let all = [(name("a"), remembered)].into();
+        let writing = history.next(&all, |_| true).unwrap();
+        writing.write().unwrap();
+        history.wrote(writing);
+        assert!(history.next(&all, |_| true).is_none(), "nothing is new");
+        data
+    }
+
+    #[test]
+    fn what_was_written_is_known_again() {
+        let data = written();
+        let (history, trouble) = History::open(data.path());
+        assert!(trouble.is_none());
+        let known = history.recollect(&name("a"), &spec("s3cret")).unwrap();
+        let last = known.last.unwrap();
+        assert_eq!((last.digest, last.generation), (digest(1), Generation::FIRST));
+        assert_eq!(last.spec, spec("s3cret"));
+        assert_eq!(known.generation.number(), 3);
+        assert_eq!((known.former.len(), known.bans.len()), (1, 1));
+        assert_eq!(known.bans[0].keys, spec("s3cret").keys);
+    }
+
+    #[test]
+    fn a_secret_is_not_written_and_another_one_makes_another_generation() {
+        let data = written();
+        let text = fs::read_to_string(data.path().join(NAME)).unwrap();
+        assert!(!text.contains("s3cret"), "{text}");
+        let (history, _) = History::open(data.path());
+        let known = history.recollect(&name("a"), &spec("other")).unwrap();
+        assert!(known.last.is_none() && known.former.is_empty() && known.bans.is_empty());
+    }
+
+    #[test]
+    fn a_file_cut_short_anywhere_is_put_aside_and_said() {
+        let data = written();
+        let whole = fs::read(data.path().join(NAME)).unwrap();
+        for length in 0..whole.len() {
+            fs::write(data.path().join(NAME), &whole[..length]).unwrap();
+            let (history, trouble) = History::open(data.path());
+            assert!(matches!(trouble, Some(HistoryError::Damaged { .. })), "{length}");
+            assert_eq!(history.actors().count(), 0);
+            assert!(data.path().join(ASIDE).exists() && !data.path().join(NAME).exists());
+        }
+    }
+
+    #[test]
+    fn a_file_of_a_newer_version_is_put_aside_and_said() {
+        let data = TempDir::new().unwrap();
+        fs::write(data.path().join(NAME), r#"{"version":2,"other":"things"}"#).unwrap();
+        let (_, trouble) = History::open(data.path());
+        assert!(matches!(trouble, Some(HistoryError::Newer { version: 2, .. })), "{trouble:?}");
+        assert!(data.path().join(ASIDE).exists());
+    }
+
+    #[test]
+    fn who_has_not_run_yet_is_remembered_as_long_as_it_is_asked_for() {
+        let data = written();
+        let (mut history, _) = History::open(data.path());
+        let nobody = BTreeMap::new();
+        let writing = history.next(&nobody, |_| true).unwrap();
+        assert!(writing.text.contains("\"a\""));
+        assert!(!history.next(&nobody, |_| false).unwrap().text.contains("\"a\""));
+    }
+}

@@ -1,0 +1,146 @@
+//! What outlives the daemon: who ran what, what can be gone back to, what is banned.
+//!
+//! At the start, actors come up as what last passed its trial, from the kept modules;
+//! then disk is looked at as ever. So a file that has changed meanwhile is a swap with
+//! a trial, one that is gone or bad is no obstacle, and a ban holds.
+
+use std::collections::BTreeMap;
+
+use reflowd_runtime::{ActorName, EventKind, Generation};
+use tracing::{info, warn};
+
+use super::{
+    Reconciler,
+    library::blocking,
+    telling::{Telling, chain},
+};
+use crate::{
+    ActorSpec, ChangePlan, Flow, ModuleRef, Snapshot,
+    history::{Recollection, Remembered},
+};
+
+impl Reconciler {
+    /// Takes up what an earlier process has left of the actors of a flow, and of those
+    /// that files alone have started.
+    pub(super) fn recollect(&mut self, flow: &Flow) {
+        let known: Vec<_> =
+            self.history.actors().map(|(name, auto)| (name.clone(), auto)).collect();
+        for (name, autostarted) in known {
+            let spec = match (flow.actors.get(&name), &self.autostart) {
+                (Some(spec), _) => spec.clone(),
+                (None, Some(template)) if autostarted => template.spec(name.as_str()),
+                (None, _) => continue,
+            };
+            if matches!(spec.module, ModuleRef::Builtin { .. }) {
+                continue;
+            }
+            if let Some(known) = self.history.recollect(&name, &spec) {
+                self.take_up(name, &spec, known);
+            }
+        }
+    }
+
+    fn take_up(&mut self, name: ActorName, spec: &ActorSpec, known: Recollection) {
+        let Recollection { last, generation, former, bans } = known;
+        // What runs on is no other generation.
+        let same = last.as_ref().is_some_and(|last| last.generation == generation);
+        let before = if same { generation.number().saturating_sub(1) } else { generation.number() };
+        self.system.follow_on(name.clone(), Generation::numbered(before));
+        for ban in bans {
+            self.memory.bans.add(&name, ban);
+        }
+        self.generations.recollect(name.clone(), former);
+        if let Some(mut last) = last {
+            last.spec.settings = spec.settings.clone();
+            self.recollected.insert(name, last);
+        }
+    }
+
+    /// Loads what actors ran last where their files cannot be used, so that a
+    /// configuration can be held against it.
+    pub(super) async fn load_recollected(
+        &mut self,
+        flow: &Flow,
+        snapshot: &Snapshot,
+        telling: &mut Telling,
+    ) {
+        for (name, spec) in &flow.actors {
+            let Some(digest) = self.recollected.get(name).map(|last| last.digest) else { continue };
+            let Some(file) = spec.module.file_in(&self.folder) else { continue };
+            let on_disk = snapshot.module(&spec.module).present().copied();
+            if on_disk.is_none_or(|digest| self.library.get(&digest).is_none()) {
+                self.load(digest, &file, snapshot, telling).await;
+            }
+        }
+    }
+
+    /// A change is made: whoever it has started has no other past any more.
+    pub(super) fn recollected_run(&mut self, change: &ChangePlan) {
+        for start in &change.start {
+            if let Some(last) = self.recollected.remove(&start.actor) {
+                let (actor, digest) = (&start.actor, last.digest.short());
+                info!(%actor, %digest, "actor runs on as before the restart");
+                self.again = true;
+            }
+        }
+    }
+
+    /// A change is refused: if that is for what actors ran before the restart, they
+    /// start as disk asks instead. True where that is so.
+    pub(super) fn give_up_recollected(&mut self, change: &ChangePlan, why: &str) -> bool {
+        let mut actors = Vec::new();
+        for start in &change.start {
+            if let Some(last) = self.recollected.remove(&start.actor) {
+                self.system.follow_on(start.actor.clone(), last.generation);
+                actors.push(start.actor.clone());
+            }
+        }
+        if actors.is_empty() {
+            return false;
+        }
+        let why = format!("what ran before the restart cannot run now: {why}");
+        warn!(?actors, %why, "actors start as what is on disk");
+        self.system.events().record(EventKind::NoTrial { actors, why });
+        self.again = true;
+        true
+    }
+
+    /// Writes what another process has to know, if that is news.
+    pub(super) async fn remember(&mut self) {
+        if !self.configured {
+            return;
+        }
+        let running = self.running.actors.iter().filter(|(_, actor)| !actor.draining);
+        let remembered = running.map(|(name, running)| {
+            let remembered = Remembered {
+                running,
+                judge: self.generations.judge(name),
+                former: self.generations.former(name),
+                bans: self.memory.bans.of(name),
+            };
+            (name.clone(), remembered)
+        });
+        let remembered: BTreeMap<_, _> = remembered.collect();
+        let (flow, autostart) = (&self.memory.flow, self.autostart.is_some());
+        let asked = |name: &ActorName| flow.actors.contains_key(name) || autostart;
+        let Some(writing) = self.history.next(&remembered, asked) else { return };
+        let (writing, written) = blocking(move || {
+            let written = writing.write();
+            (writing, written)
+        })
+        .await;
+        match written {
+            Ok(()) => {
+                self.unwritten = None;
+                self.history.wrote(writing);
+            }
+            Err(error) => {
+                let why = chain(&error);
+                if self.unwritten.as_ref() != Some(&why) {
+                    warn!(%why, "generations and bans cannot be written, and are lost with the daemon");
+                    self.unwritten = Some(why);
+                }
+            }
+        }
+    }
+}
