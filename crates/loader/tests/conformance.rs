@@ -57,12 +57,13 @@ const MESSAGES: [(Type, &str); 34] = [
 ];
 
 /// Modules that are committed, by their path in the repository.
-const FILES: [&str; 12] = [
+const FILES: [&str; 13] = [
     "modules/magnitude-filter.wasm",
     "modules/region-count.wasm",
     "modules/versions/magnitude-filter-2.0.0.wasm",
     "tests/guests/json.wasm",
     "tests/guests/relay.wasm",
+    "tests/guests/shaky.wasm",
     "tests/guests/stamp-a.wasm",
     "tests/guests/stamp-b.wasm",
     "tests/guests/tally-assemblyscript.wasm",
@@ -536,10 +537,11 @@ async fn differs_sleeps_outlast_their_deadline_on_the_stock_engine() {
           (drop (call $poll (i32.const 0) (i32.const 64) (i32.const 1) (i32.const 128)))
           (loop $l (br $l)) unreachable)"#,
     );
-    let mut scenario = Scenario::new("sleeps", sleeps);
+    let mut scenario = Scenario::new("sleeps", sleeps.clone());
     scenario.timeout = std::time::Duration::from_millis(100);
     for (engine, loader) in engines() {
         // Compiled before, so that the time is the turn's.
+        loader.load_bytes("sleeps", sleeps.clone()).await.expect("it loads");
         let begun = std::time::Instant::now();
         let seen = see(&[(engine, loader)], &scenario).await;
         assert_eq!(seen[0].classes(), ["timeout"], "{engine}");
