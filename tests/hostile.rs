@@ -34,9 +34,9 @@ use serde_json::Value;
 
 use crate::rig::{Daemon, PATIENCE, World, guest, read_response, repository};
 
-/// How much more memory the daemon may hold after a guest has gone, in MiB: 20, and
-/// the four arenas of eight that the engine keeps for whoever needs one next.
-const MEMORY: u64 = 20 + 4 * 8;
+/// How much more memory the daemon may hold after a guest has gone than before the first
+/// of them came, in MiB.
+const MEMORY: u64 = 20;
 
 /// Messages of the healthy actors that are on their way at any time.
 const WINDOW: usize = 4;
@@ -223,13 +223,10 @@ fn run(engine: &str) {
     );
     let guests = guests(engine);
     for hostile in &guests {
-        let before = resident(&daemon);
         let event = judge(&daemon, engine, hostile);
         let beside = p99(feed.times());
-        // Not all that is given back is given back to the system by an allocator.
-        let bound = before + MEMORY;
         daemon.until(&format!("{} gives its memory back", hostile.name), |daemon| {
-            resident(daemon) <= bound || engine == "extism"
+            resident(daemon) <= memory + MEMORY || engine == "extism"
         });
         let now = resident(&daemon);
         println!(

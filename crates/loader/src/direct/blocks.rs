@@ -35,7 +35,7 @@ const KEPT_BLOCKS: usize = 64;
 
 /// Large arenas that wait for someone to need them, and how large they may be.
 const SPARE: usize = 4;
-const SPARE_BYTES: usize = 8 << 20;
+const SPARE_BYTES: usize = 1 << 20;
 
 /// Large arenas that nobody uses now.
 static SPARES: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
