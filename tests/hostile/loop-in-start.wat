@@ -1,4 +1,5 @@
-;; refused init-failed | Its start function does not end.
+;; refused init-timeout | Its start function does not end.
+;; extism: refused init-failed
 (module
   (import "extism:host/env" "alloc" (func $alloc (param i64) (result i64)))
   (import "extism:host/env" "store_u8" (func $store (param i64 i32)))

@@ -1,4 +1,4 @@
-;; refused init-failed | It sleeps for an hour in its start function.
+;; refused init-timeout | It sleeps for an hour in its start function.
 ;; extism: skipped, its sleeps have no deadline
 (module
   (import "extism:host/env" "alloc" (func $alloc (param i64) (result i64)))

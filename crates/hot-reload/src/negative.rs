@@ -27,7 +27,8 @@ const MAX_REMEMBERED: usize = 50_000;
 pub enum Fault {
     /// It is wrong in itself: its binary, its exports, its metadata.
     Intrinsic,
-    /// It ran out of time while it was compiled or asked for its metadata.
+    /// It ran out of time while it was compiled, initialised or asked for its
+    /// metadata, or the machine had no room for it.
     Timeout,
 }
 

@@ -133,16 +133,17 @@ impl Code {
     /// engine can hold them to it.
     ///
     /// # Errors
-    /// What went wrong in its start function or initialisers.
+    /// What went wrong in its start function or initialisers, or around it.
     pub(crate) fn instantiate(
         &self,
         around: &Arc<Surroundings>,
         memory: u64,
         time: Duration,
-    ) -> Result<Instance, String> {
+    ) -> Result<Instance, Unstarted> {
         match self {
             Self::Extism(code) => {
-                code.instantiate(around).map(|instance| Instance::Extism(Box::new(instance)))
+                let instance = code.instantiate(around).map_err(Unstarted::Broke)?;
+                Ok(Instance::Extism(Box::new(instance)))
             }
             Self::Direct(code) => {
                 let instance = code.instantiate(around, memory, time);
@@ -164,6 +165,20 @@ impl Code {
             _ => unreachable!("an instance is of the engine of its code"),
         }
     }
+}
+
+/// Why there is no new instance.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub(crate) enum Unstarted {
+    /// It is the module's fault.
+    #[error("{0}")]
+    Broke(String),
+    /// Its initialisers were given their time, which may be the machine's fault.
+    #[error("its initialisers do not end in time")]
+    Late,
+    /// The system has no room for it.
+    #[error("{0}")]
+    NoRoom(String),
 }
 
 /// What a program is told, whatever runs it.

@@ -12,6 +12,7 @@ mod abi;
 mod blocks;
 mod gate;
 mod wasi;
+mod mappings;
 
 use std::{
     sync::{Arc, OnceLock},
@@ -38,7 +39,7 @@ use self::{
 };
 use crate::{
     binary::Binary,
-    code::{Ended, Parts},
+    code::{Ended, Parts, Unstarted},
     code_cache::CodeCache,
     host::{Host, Surroundings},
     turn::{Side, encode_to, encoded_len},
@@ -88,21 +89,16 @@ impl Code {
     /// A new instance, initialised.
     ///
     /// # Errors
-    /// What went wrong in its start function or initialisers, or that they take
-    /// more than `time`.
+    /// What went wrong in its start function or initialisers, that they take more
+    /// than `time`, or that the system has no room for it.
     pub(crate) async fn instantiate(
         &self,
         around: &Arc<Surroundings>,
         memory: u64,
         time: Duration,
-    ) -> Result<Instance, String> {
+    ) -> Result<Instance, Unstarted> {
         let place = Arc::new(Place::new(Gate::of_process()));
-        let made = self.instantiate_at(place, around, memory, Instant::now() + time).await;
-        made.map_err(|ended| match ended {
-            Ended::Timeout => "its initialisers do not end".into(),
-            Ended::Trap(why) | Ended::Bad(why) | Ended::Guest(why) => why,
-            Ended::Answer(_) => "it exits while it is initialised".into(),
-        })
+        self.instantiate_at(place, around, memory, Instant::now() + time).await
     }
 
     async fn instantiate_at(
@@ -111,7 +107,7 @@ impl Code {
         around: &Arc<Surroundings>,
         memory: u64,
         deadline: Instant,
-    ) -> Result<Instance, Ended> {
+    ) -> Result<Instance, Unstarted> {
         let host = Host::new(around.clone());
         let mut store = Store::new(compiler::engine(), Guest::new(host, memory, place));
         store.limiter(|guest| guest);
@@ -126,7 +122,7 @@ impl Code {
         };
         let instance = match started.await {
             Ok(instance) => instance,
-            Err(error) => return Err(ended(Err(error), &store.data().blocks)),
+            Err(error) => return Err(unstarted(error, &store.data().blocks)),
         };
         let guest = store.data_mut();
         Wasi::flush(guest);
@@ -236,6 +232,18 @@ fn ended(code: wasmtime::Result<i32>, blocks: &Blocks) -> Ended {
     }
 }
 
+/// Why it did not come to an instance.
+fn unstarted(error: wasmtime::Error, blocks: &Blocks) -> Unstarted {
+    if let Some(why) = mappings::refusal(&error) {
+        return Unstarted::NoRoom(why);
+    }
+    match ended(Err(error), blocks) {
+        Ended::Timeout => Unstarted::Late,
+        Ended::Trap(why) | Ended::Bad(why) | Ended::Guest(why) => Unstarted::Broke(why),
+        Ended::Answer(_) => Unstarted::Broke("it exits while it is initialised".into()),
+    }
+}
+
 /// A module made ready for one actor.
 pub(crate) struct DirectProgram(Arc<Made>);
 
@@ -256,7 +264,8 @@ impl DirectProgram {
 impl Made {
     async fn instantiate(&self) -> Result<Instance, String> {
         let Parts { around, memory, patience, .. } = &self.parts;
-        self.code.instantiate(around, *memory, *patience).await
+        let made = self.code.instantiate(around, *memory, *patience).await;
+        made.map_err(|unstarted| unstarted.to_string())
     }
 }
 
@@ -358,7 +367,10 @@ impl DirectEngine {
                     parts.memory,
                     deadline,
                 ));
-                let instance = instance.await.map_err(|ended| failure(ended, begun))?;
+                let instance = instance.await.map_err(|unstarted| match unstarted {
+                    Unstarted::Late => FailureKind::Timeout(begun.elapsed()),
+                    broken => FailureKind::Trap(broken.to_string()),
+                })?;
                 anew.insert(Ready::new(instance, parts).map_err(FailureKind::Trap)?)
             }
         };
@@ -377,19 +389,11 @@ impl DirectEngine {
         }
         match ended {
             Ended::Answer(result) => side.finish(result).map_err(FailureKind::Turn),
-            ended => Err(failure(ended, begun)),
+            Ended::Bad(why) => Err(FailureKind::Turn(format!("the guest gave {why}"))),
+            Ended::Guest(error) => Err(FailureKind::Guest(error)),
+            Ended::Trap(why) => Err(FailureKind::Trap(why)),
+            Ended::Timeout => Err(FailureKind::Timeout(begun.elapsed())),
         }
-    }
-}
-
-/// The failure of a turn that ended without an answer.
-fn failure(ended: Ended, begun: Instant) -> FailureKind {
-    match ended {
-        Ended::Answer(_) => FailureKind::Trap("it exits while it is initialised".into()),
-        Ended::Bad(why) => FailureKind::Turn(format!("the guest gave {why}")),
-        Ended::Guest(error) => FailureKind::Guest(error),
-        Ended::Trap(why) => FailureKind::Trap(why),
-        Ended::Timeout => FailureKind::Timeout(begun.elapsed()),
     }
 }
 

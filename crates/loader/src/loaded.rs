@@ -96,7 +96,9 @@ impl LoadedModule {
         let (engine_per, timeout) = (spec.engine_per, limits.metadata_timeout);
         let surroundings = around.clone();
         let proving = spawn_blocking(move || {
-            let mut instance = code.instantiate(&surroundings, memory, timeout).map_err(failed)?;
+            let mut instance = code
+                .instantiate(&surroundings, memory, timeout)
+                .map_err(|unstarted| failed(unstarted.to_string()))?;
             if validates {
                 let config = serde_json::to_vec(&spec.config).expect("JSON can be written");
                 validate(&mut instance, &config, timeout)?;

@@ -22,7 +22,7 @@ use tokio::{sync::Semaphore, task::spawn_blocking};
 
 use crate::{
     binary::{Binary, Export, Import, InvalidBinary, ItemType, Memory},
-    code::{Code, Ended, EngineKind, Revived},
+    code::{Code, Ended, EngineKind, Revived, Unstarted},
     code_cache::{CodeCache, CodeCacheError},
     host::Surroundings,
     loaded::{Loaded, LoadedModule},
@@ -381,7 +381,11 @@ fn ask(code: &Code, binary: &Binary, limits: Limits) -> Result<Said, LoadErrorKi
     let timeout = limits.metadata_timeout;
     let around = Arc::new(Surroundings::none());
     let instance = code.instantiate(&around, limits.memory, timeout);
-    let mut instance = instance.map_err(LoadErrorKind::InitFailed)?;
+    let mut instance = instance.map_err(|unstarted| match unstarted {
+        Unstarted::Broke(why) => LoadErrorKind::InitFailed(why),
+        Unstarted::Late => LoadErrorKind::InitTimeout(timeout),
+        Unstarted::NoRoom(why) => LoadErrorKind::NoRoom(why),
+    })?;
     let mut answer = |export: &'static str| {
         let failed = |why: String| LoadErrorKind::AskFailed { export, why };
         match instance.ask(export, &[], timeout) {
@@ -467,7 +471,8 @@ impl LoadError {
     /// Whether the bytes themselves are wrong, so that trying them again is useless.
     #[must_use]
     pub fn is_intrinsic(&self) -> bool {
-        !self.is_timeout() && !matches!(self.kind, LoadErrorKind::Read(_))
+        use LoadErrorKind::{NoRoom, Read};
+        !self.is_timeout() && !matches!(self.kind, Read(_) | NoRoom(_))
     }
 
     /// One word for metrics and events.
@@ -485,6 +490,8 @@ impl LoadError {
             LoadErrorKind::Compile(_) => "compile",
             LoadErrorKind::CompileTimeout(_) => "compile-timeout",
             LoadErrorKind::InitFailed(_) => "init-failed",
+            LoadErrorKind::InitTimeout(_) => "init-timeout",
+            LoadErrorKind::NoRoom(_) => "no-room",
             LoadErrorKind::AskFailed { .. } => "ask-failed",
             LoadErrorKind::MetadataTimeout(_) => "metadata-timeout",
             LoadErrorKind::InvalidMetadata(_) => "invalid-metadata",
@@ -495,8 +502,8 @@ impl LoadError {
     /// Whether it took too long, which a quieter machine may mend.
     #[must_use]
     pub fn is_timeout(&self) -> bool {
-        use LoadErrorKind::{CompileTimeout, MetadataTimeout};
-        matches!(self.kind, CompileTimeout(_) | MetadataTimeout(_))
+        use LoadErrorKind::{CompileTimeout, InitTimeout, MetadataTimeout};
+        matches!(self.kind, CompileTimeout(_) | InitTimeout(_) | MetadataTimeout(_))
     }
 }
 
@@ -580,6 +587,12 @@ pub enum LoadErrorKind {
     /// It broke before any export was called.
     #[error("the module cannot be initialised: {0}")]
     InitFailed(String),
+    /// Its start function or initialisers did not end in time.
+    #[error("the module's initialisers do not end within {0:?}; they must not wait or loop there")]
+    InitTimeout(Duration),
+    /// The system has no room for an instance, whatever the module is.
+    #[error("the module cannot be instantiated: {0}")]
+    NoRoom(String),
     /// It broke when it was asked about itself.
     #[error("`{export}` {why}")]
     AskFailed {

@@ -266,7 +266,7 @@ async fn every_body_ends_alike() {
 
 /// What a guest may be but a body: whole functions, and how it ends.
 #[rustfmt::skip]
-const GUESTS: [(&str, &str); 29] = [
+const GUESTS: [(&str, &str); 27] = [
     ("missing-export", ""),
     ("wrong-export-type", r#"(func (export "process"))"#),
     ("wrong-export-type", r#"(func (export "process") (param i32) (result i32) (i32.const 0))"#),
@@ -286,9 +286,6 @@ const GUESTS: [(&str, &str); 29] = [
     ("config-rejected", r#"(func (export "process") (result i32) DONE) (func (export "validate_config") (result i32) unreachable)"#),
     ("init-failed", r#"(func (export "process") (result i32) DONE) (func $s unreachable) (start $s)"#),
     ("invalid-binary", r#"(func (export "process") (result i32) DONE) (func (result externref) (ref.null extern))"#),
-    // Bounded by instructions on the stock engine, by time on others.
-    ("init-failed", r#"(func (export "process") (result i32) DONE) (func $s (loop $l (br $l))) (start $s)"#),
-    ("init-failed", r#"(func (export "process") (result i32) DONE) (func (export "_initialize") (loop $l (br $l)))"#),
     ("init-failed", r#"(func (export "process") (result i32) DONE) (func (export "_initialize") unreachable)"#),
     ("done", r#"(func (export "process") (result i32) (call $put_block (call $block (i32.const 0) (i32.const 1)))) (func $s (i32.store8 (i32.const 0) (i32.const 55))) (start $s)"#),
     ("done", r#"(func (export "process") (result i32) (call $put_block (call $block (i32.const 0) (i32.const 1)))) (func (export "_initialize") (i32.store8 (i32.const 0) (i32.add (i32.load8_u (i32.const 0)) (i32.const 55))))"#),
@@ -391,6 +388,56 @@ async fn contexts_arrive_alike() {
         assert!(!room || seen.classes().iter().all(|c| c == "done"), "{name}: {seen:?}");
         assert_eq!(seen.classes().len(), scenario.turns.len(), "{name}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn exits_within_a_turn_end_alike() {
+    let engines = engines();
+    let answer = r#"(drop (call $answer <<{"outputs":{}}>>))"#;
+    for (class, before, code, kept) in [
+        ("done", answer, 0, true),
+        ("turn-error", "", 0, true),
+        ("trap", answer, 1, false),
+        ("trap", "", -1, false),
+    ] {
+        let exits = exiting(before, code);
+        let name = format!("{before} and exit {code}");
+        let scenario = Scenario::new(&name, exits).turns([(Type::Any, "1"); 2]);
+        let seen = alike(&engines, &scenario, see(&engines, &scenario).await);
+        assert_eq!(seen.classes(), [class; 2], "{name}: {seen:?}");
+        let gone = seen.0.iter().filter(|line| line.ends_with("(engine gone)")).count();
+        assert_eq!(gone == 0, kept, "{name}: {seen:?}");
+    }
+}
+
+/// A guest that does something in its turn and exits with that code.
+fn exiting(before: &str, code: i32) -> Bytes {
+    guest_with(
+        r#"(import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))"#,
+        METADATA,
+        &format!(
+            r#"(func (export "process") (result i32)
+              {before} (call $exit (i32.const {code})) unreachable)"#
+        ),
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_log_function_writes_on_its_level() {
+    let engines = engines();
+    let levels = ["trace", "debug", "info", "warn", "error"];
+    let import = |level| {
+        format!(r#"(import "extism:host/env" "log_{level}" (func $say_{level} (param i64)))"#)
+    };
+    let call = |level| format!("(call $say_{level} (call $block <<to {level}>>))");
+    let body = levels.map(call).concat();
+    let process = format!(r#"(func (export "process") (result i32) {body} {DONE})"#);
+    let logs = guest_with(&levels.map(import).concat(), METADATA, &process);
+    let scenario = Scenario::new("logs", logs);
+    let seen = alike(&engines, &scenario, see(&engines, &scenario).await);
+    let expected =
+        ["TRACE to trace", "DEBUG to debug", "INFO to info", "WARN to warn", "ERROR to error"];
+    assert_eq!(seen.log(), expected);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -526,6 +573,28 @@ async fn differs_initialisers_cannot_call_the_host_on_the_stock_engine() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn differs_endless_initialisers_are_bounded_by_instructions_on_the_stock_engine() {
+    let engines = engines();
+    for initialiser in [
+        "(func $s (loop $l (br $l))) (start $s)",
+        r#"(func (export "_initialize") (loop $l (br $l)))"#,
+        r#"(func (export "__wasm_call_ctors") (loop $l (br $l)))"#,
+    ] {
+        let functions = format!(r#"(func (export "process") (result i32) {DONE}) {initialiser}"#);
+        let all = see(&engines, &Scenario::new(initialiser, guest(&functions))).await;
+        differ(&engines, &all, &["init-failed"], &["init-timeout"]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn differs_an_error_and_an_exit_with_0_break_a_guest_on_the_stock_engine() {
+    let engines = engines();
+    let exits = exiting("(call $fail <<no such city>>)", 0);
+    let all = see(&engines, &Scenario::new("error and exit", exits)).await;
+    differ(&engines, &all, &["trap"], &["guest-error"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn differs_sleeps_outlast_their_deadline_on_the_stock_engine() {
     // A subscription to the clock: 3 s from now.
     let sleeps = guest_with(
@@ -568,10 +637,9 @@ async fn differs_what_wasi_prints_is_not_logged_on_the_stock_engine() {
     let engines = engines();
     let all = see(&engines, &Scenario::new("prints", prints)).await;
     for ((engine, _), seen) in engines.iter().zip(&all) {
-        let words: Vec<_> = seen.log().iter().filter_map(|l| l.split_once(' ')).collect();
-        let words: Vec<_> = words.iter().map(|(_, text)| *text).collect();
-        let expected: &[&str] = if *engine == "extism" { &[] } else { &["one", "three", "two"] };
-        assert_eq!(words, expected, "{engine}");
+        let lines: &[&str] = &["INFO one", "WARN three", "INFO two"];
+        let expected = if *engine == "extism" { &[] } else { lines };
+        assert_eq!(seen.log(), expected, "{engine}");
         assert_eq!(seen.classes(), ["done"], "{engine}");
     }
 }

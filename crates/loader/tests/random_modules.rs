@@ -154,6 +154,7 @@ async fn a_random_actor_stays_within_its_limits() {
                         Kind::InvalidBinary(why) => may_be_generated(why),
                         Kind::MemoryTooSmall { .. }
                         | Kind::InitFailed(_)
+                        | Kind::InitTimeout(_)
                         | Kind::AskFailed { .. }
                         | Kind::MetadataTimeout(_) => true,
                         _ => false,

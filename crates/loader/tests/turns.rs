@@ -48,6 +48,50 @@ async fn a_guest_that_spins_lets_other_tasks_of_its_thread_run() {
     }
 }
 
+#[tokio::test]
+async fn start_functions_run_on_a_thread_of_their_own() {
+    let slow = guest(
+        r#"(func (export "process") (result i32) (call $answer <<{"outputs":{}}>>))
+        (func $s (local $left i32)
+          (local.set $left (i32.const 300000000))
+          (loop $again
+            (local.set $left (i32.sub (local.get $left) (i32.const 1)))
+            (br_if $again (local.get $left))))
+        (start $s)"#,
+    );
+    // Turns of another actor on the only thread of this runtime, one after the other,
+    // until the other has ended: how many there were.
+    async fn beside<T>(other: impl Future<Output = T>) -> (T, usize) {
+        let mut engine =
+            Rig(EngineKind::Direct).engine(process(r#"(call $answer <<{"outputs":{}}>>)"#)).await;
+        let (mut other, mut turns) = (std::pin::pin!(other), 0);
+        loop {
+            tokio::select! {
+                biased;
+                ended = &mut other => return (ended, turns),
+                () = tokio::task::yield_now() => {}
+            }
+            engine = turn(engine, context("null")).await.0;
+            turns += 1;
+        }
+    }
+    let limits = Limits { metadata_timeout: LONG, ..Limits::default() };
+    let loader = Loader::new(limits);
+    let (module, loading) = beside(loader.load_bytes("slow", slow)).await;
+    let module = module.unwrap();
+    let (program, preparing) = beside(module.prepare(spec())).await;
+    let program = program.map_err(|e| e.to_string()).unwrap();
+    let _proven = engine_of(&program).await;
+    let (anew, making) = beside(program.instantiate()).await;
+    assert!(anew.is_ok());
+    // Each start function takes a tenth of a second and more, each turn far less than a
+    // hundredth; one that held the thread would have let one turn through.
+    assert!(
+        [loading, preparing, making].iter().all(|turns| *turns > 10),
+        "{loading} {preparing} {making}"
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn guests_that_wait_for_an_answer_do_not_keep_others_from_their_turns() {
     let on = Rig(EngineKind::Direct);
@@ -101,6 +145,7 @@ on_both_engines! {
     a_timeout_leaves_the_program_able_to_make_another_engine
     http_is_told_to_the_guest_as_refused_without_an_allowed_host
     http_reaches_a_listed_host
+    http_headers_are_those_of_the_last_answer
     modules_of_an_sdk_run_unchanged
     an_output_that_does_not_exist_is_a_turn_error
     a_guest_writes_to_its_actors_log
@@ -403,6 +448,55 @@ async fn http_reaches_a_listed_host(on: Rig) {
     let program = on.prepare(process(&body), spec).await.map_err(|e| e.to_string()).unwrap();
     let (_, effects) = turn(engine_of(&program).await, context("null")).await;
     assert_eq!(data(&effects), "[1, 2 ]");
+    server.join().unwrap();
+}
+
+async fn http_headers_are_those_of_the_last_answer(on: Rig) {
+    use std::io::{Read, Write};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let server = std::thread::spawn(move || {
+        for head in ["200 OK\r\nX-One: first", "404 Not Found\r\nX-Two: é\\\""] {
+            let (mut stream, _) = listener.accept().unwrap();
+            let (mut asked, mut byte) = (Vec::new(), [0]);
+            while !asked.ends_with(b"\r\n\r\n") && stream.read(&mut byte).unwrap() == 1 {
+                asked.push(byte[0]);
+            }
+            let answer =
+                format!("HTTP/1.1 {head}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n");
+            stream.write_all(answer.as_bytes()).unwrap();
+        }
+    });
+    let guest = guest_with(
+        r#"(import "extism:host/env" "http_headers" (func $headers (result i64)))"#,
+        METADATA,
+        &format!(
+            r#"(func (export "process") (result i32)
+              ;; The digit that the context's message is says what to do.
+              (if (i32.eq (call $input_load (i64.const 38)) (i32.const 49))
+                (then (drop (call $http_request (call $block <<{{"url":"{url}"}}>>) (i64.const 0)))))
+              (if (i32.eq (call $input_load (i64.const 38)) (i32.const 50))
+                (then (drop (call $http_request (call $block <<{{"url":"http://example.com"}}>>) (i64.const 0)))))
+              (call $put_block (call $headers)))"#
+        ),
+    );
+    let spec = reflowd_runtime::ProgramSpec { allow_hosts: vec!["127.0.0.1".into()], ..spec() };
+    let program = on.prepare(guest, spec).await.map_err(|e| e.to_string()).unwrap();
+    let mut engine = engine_of(&program).await;
+    for (asks, expected) in [
+        ("0", json!({})),
+        ("1", json!({"x-one": "first", "connection": "close", "content-length": "0"})),
+        // They outlast the turn, as the status does.
+        ("0", json!({"x-one": "first", "connection": "close", "content-length": "0"})),
+        ("1", json!({"x-two": "é\\\"", "connection": "close", "content-length": "0"})),
+        // What is refused has none.
+        ("2", json!({})),
+    ] {
+        let (kept, effects) = turn(engine, context(asks)).await;
+        let headers: Value = serde_json::from_str(&data(&effects)).unwrap();
+        assert_eq!(headers, expected, "{asks}");
+        engine = kept;
+    }
     server.join().unwrap();
 }
 

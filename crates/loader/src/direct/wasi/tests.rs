@@ -246,6 +246,25 @@ async fn buffers_are_written_in_order() {
 }
 
 #[tokio::test]
+async fn one_call_takes_so_many_buffers_and_says_how_much_was_in_them() {
+    for (buffers, taken) in
+        [(1, 1), (BUFFERS - 1, 1023), (BUFFERS, 1024), (BUFFERS + 1, 1024), (3000, 1024)]
+    {
+        let mut rig = Rig::new().await;
+        rig.memory()[32_768..].fill(b'x');
+        rig.buffers(0, &vec![(40_000, 1); buffers]);
+        // Those beyond the bound are not looked at: this one is outside of the memory.
+        if buffers > BUFFERS {
+            rig.buffers((buffers - 1) * 8, &[(65_536, 1)]);
+        }
+        assert_eq!(rig.answer("fd_write", &[1, 0, buffers as u64, 32_000]).await, 0);
+        assert_eq!(rig.u32(32_000), taken, "{buffers}");
+        let partial = rig.store.data_mut().wasi.partial(Stream::Stdout).len();
+        assert_eq!(partial, taken as usize, "{buffers}");
+    }
+}
+
+#[tokio::test]
 async fn a_line_without_an_end_is_cut() {
     let mut rig = Rig::new().await;
     for _ in 0..5 {
