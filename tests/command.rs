@@ -1,8 +1,12 @@
 //! `check`, `inspect`, `ps`, `send`, `events`, `reload`: what they print and how they exit.
 
-use std::{fs, io::Write, process::Stdio};
+use std::{
+    fs,
+    io::Write,
+    process::{Command, Stdio},
+};
 
-use crate::rig::{World, guest};
+use crate::rig::{REFLOWD, World, guest};
 
 const GOOD: &str = r#"
 [daemon]
@@ -127,6 +131,61 @@ fn inspect_says_what_a_file_is() {
         assert_eq!(code, Some(65), "{said}");
         assert!(said.contains(words), "`{words}` is not in:\n{said}");
     }
+}
+
+#[test]
+fn inspect_asks_the_engine_that_would_run_the_module() {
+    // It needs the host before it is asked for anything, which one engine cannot serve.
+    let tally = wat::parse_str(
+        r#"(module
+            (import "extism:host/env" "alloc" (func $alloc (param i64) (result i64)))
+            (import "extism:host/env" "store_u8" (func $store (param i64 i32)))
+            (import "extism:host/env" "output_set" (func $output (param i64 i64)))
+            (import "extism:host/env" "get_log_level" (func $level (result i32)))
+            (memory (export "memory") 1)
+            (data (i32.const 0) "{\22component\22:\22c\22,\22inports\22:[],\22outports\22:[]}")
+            (func $start (drop (call $level)))
+            (start $start)
+            (func (export "process") (result i32) (i32.const 0))
+            (func (export "get_metadata") (result i32) (local $at i64) (local $n i32)
+                (local.set $at (call $alloc (i64.const 44)))
+                (loop $next
+                    (call $store
+                        (i64.add (local.get $at) (i64.extend_i32_u (local.get $n)))
+                        (i32.load8_u (local.get $n)))
+                    (local.set $n (i32.add (local.get $n) (i32.const 1)))
+                    (br_if $next (i32.lt_u (local.get $n) (i32.const 44))))
+                (call $output (local.get $at) (i64.const 44))
+                (i32.const 0)))"#,
+    );
+    let world = World::new("");
+    fs::write(world.path("x.wasm"), tally.unwrap()).unwrap();
+    for (engine, code, words) in [
+        (&[][..], 0, "component  c"),
+        (&["--engine", "direct"], 0, "component  c"),
+        (&["--engine", "extism"], 65, "calls host functions while it is initialised"),
+        (&["--engine", "wasm3"], 2, "there are `direct` and `extism`"),
+    ] {
+        let output = world.run(&[&["inspect", "x.wasm"], engine].concat());
+        let said = text(&output.stdout) + &text(&output.stderr);
+        println!("{said}");
+        assert_eq!(output.status.code(), Some(code), "{engine:?}: {said}");
+        assert!(said.contains(words), "{engine:?}: {said}");
+    }
+}
+
+#[test]
+fn what_cannot_be_mapped_is_refused_with_the_bound_that_was_met() {
+    let world = World::new("");
+    fs::write(world.path("x.wasm"), guest("relay")).unwrap();
+    // In KiB: enough to start and compile, and less than one memory with its guards.
+    let mut limited = Command::new("sh");
+    limited.args(["-c", "ulimit -v 3500000 && exec \"$0\" inspect x.wasm", REFLOWD]);
+    let output = limited.current_dir(world.path("")).env_clear().output().unwrap();
+    let said = text(&output.stdout) + &text(&output.stderr);
+    println!("{said}");
+    assert_eq!(output.status.code(), Some(65), "{said}");
+    assert!(said.contains("raise the bound on it (ulimit -v)"), "{said}");
 }
 
 #[test]

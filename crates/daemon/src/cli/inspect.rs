@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::anyhow;
 use bytesize::ByteSize;
 use clap::Args;
-use reflowd_loader::{Export, Inspection, ItemType, Limits, Loader, Source};
+use reflowd_loader::{EngineKind, Export, Inspection, ItemType, Limits, Loader, Source};
 use reflowd_runtime::Port;
 
 use super::{Exit, Outcome, Stop, print, table::Style};
@@ -15,6 +15,9 @@ use super::{Exit, Outcome, Stop, print, table::Style};
 pub(crate) struct Inspect {
     /// The module's file
     file: PathBuf,
+    /// The engine that would run it: `direct` or `extism`
+    #[arg(long, default_value_t, value_name = "ENGINE")]
+    engine: EngineKind,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -22,7 +25,8 @@ pub(crate) struct Inspect {
 
 /// Tells all that can be told about a module, and whether it would be taken.
 pub(super) async fn inspect(wanted: Inspect) -> Outcome {
-    let inspection = Loader::new(Limits::default()).inspect(Source::File(wanted.file)).await;
+    let loader = Loader::new(Limits::default()).with_engine(wanted.engine);
+    let inspection = loader.inspect(Source::File(wanted.file)).await;
     if wanted.json {
         let value = serde_json::to_value(&inspection).map_err(anyhow::Error::from)?;
         print(&format!("{value:#}\n"))?;
