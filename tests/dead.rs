@@ -17,14 +17,14 @@ const CONFIG: &str = r#"
     data = "../data"
     quiet = "10ms"
     autostart = false
-    [actors.work]
-    module = "work"
+    [actors.step]
+    module = "step"
     retries = 0
     mailbox = 3
     [actors.screen]
     module = "std:stdout"
     [[wires]]
-    from = "work.out"
+    from = "step.out"
     to = "screen.in"
 "#;
 
@@ -53,7 +53,7 @@ fn flaky() -> Vec<u8> {
 
 fn start(module: &[u8]) -> Daemon {
     let world = World::new(CONFIG);
-    world.module("work", module);
+    world.module("step", module);
     world.start()
 }
 
@@ -71,7 +71,7 @@ fn numbers(daemon: &Daemon) -> Vec<u64> {
 /// Sends these numbers one after the other, and waits until each is dealt with.
 fn send(daemon: &Daemon, values: std::ops::RangeInclusive<u64>) {
     for value in values {
-        daemon.send("work.in", &value.to_string());
+        daemon.send("step.in", &value.to_string());
         daemon.until("it is dealt with", |d| d.sum("reflowd_mailbox_messages") == 0.0);
     }
 }
@@ -87,13 +87,13 @@ fn dead(daemon: &Daemon, args: &[&str]) -> (i32, String, String) {
 fn dead_letters_are_listed_shown_replayed_and_purged() {
     let mut daemon = start(&trap());
     send(&daemon, 1..=5);
-    let digest = daemon.actor("work")["digest"].as_str().unwrap().to_owned();
+    let digest = daemon.actor("step")["digest"].as_str().unwrap().to_owned();
 
     let (code, list, said) = dead(&daemon, &["list"]);
     assert_eq!((code, list.lines().count(), said.as_str()), (0, 6, ""), "{list}");
-    assert!(list.lines().last().unwrap().contains("work.in  trap   1"), "{list}");
+    assert!(list.lines().last().unwrap().contains("step.in  trap   1"), "{list}");
     for (args, count) in [
-        (&["--actor", "work"][..], 5),
+        (&["--actor", "step"][..], 5),
         (&["--actor", "screen"], 0),
         (&["--reason", "trap"], 5),
         (&["--reason", "timeout"], 0),
@@ -126,7 +126,7 @@ fn dead_letters_are_listed_shown_replayed_and_purged() {
     daemon.until("it is dead again", |d| numbers(d) == [1, 3, 4, 5, 6]);
     assert_eq!(letters(&daemon, "numbers=6")[0]["replayed"], true);
 
-    daemon.world.module("work", &guest("relay"));
+    daemon.world.module("step", &guest("relay"));
     daemon.reload();
     let (code, purged, _) = dead(&daemon, &["purge", "4", "99"]);
     assert_eq!((code, purged.as_str()), (1, "1 purged\n"));
@@ -139,7 +139,7 @@ fn dead_letters_are_listed_shown_replayed_and_purged() {
     assert_eq!(daemon.line().as_deref(), Some("2"));
     assert_eq!(numbers(&daemon), [0; 0]);
     let metrics = daemon.metrics();
-    let replayed = r#"reflowd_messages_accepted_total{actor="work",by="replay"}"#;
+    let replayed = r#"reflowd_messages_accepted_total{actor="step",by="replay"}"#;
     assert_eq!(metrics[replayed], 5.0);
     let (status, last, world) = daemon.stop();
     assert!(status.success(), "{last}");
@@ -151,25 +151,25 @@ fn dead_letters_are_listed_shown_replayed_and_purged() {
 fn a_replay_tells_what_does_not_fit_and_leaves_it_where_it_was() {
     let mut daemon = start(&trap());
     send(&daemon, 1..=5);
-    daemon.world.module("work", &guest("relay"));
+    daemon.world.module("step", &guest("relay"));
     daemon.reload();
-    daemon.post("/v1/actors/work/pause", "");
-    daemon.until("it is paused", |d| d.actor("work")["state"] == "paused");
+    daemon.post("/v1/actors/step/pause", "");
+    daemon.until("it is paused", |d| d.actor("step")["state"] == "paused");
     let (code, replayed, said) = dead(&daemon, &["replay", "--all"]);
     assert_eq!((code, replayed.as_str()), (75, "3 replayed\n"), "{said}");
-    assert!(said.contains("2 for work.in stayed: the mailbox of `work` is full"), "{said}");
+    assert!(said.contains("2 for step.in stayed: the mailbox of `step` is full"), "{said}");
     assert_eq!(numbers(&daemon), [4, 5]);
-    daemon.post("/v1/actors/work/resume", "");
+    daemon.post("/v1/actors/step/resume", "");
     for value in ["1", "2", "3"] {
         assert_eq!(daemon.line().as_deref(), Some(value));
     }
-    daemon.world.config(&CONFIG.replace("work", "other"));
+    daemon.world.config(&CONFIG.replace("step", "other"));
     daemon.world.module("other", &guest("relay"));
     daemon.post("/v1/reload?allow_removal=true", "");
-    daemon.until("it is gone", |d| d.actor("work").is_null());
+    daemon.until("it is gone", |d| d.actor("step").is_null());
     let (code, replayed, said) = dead(&daemon, &["replay", "--all"]);
     assert_eq!((code, replayed.as_str()), (1, "0 replayed\n"), "{said}");
-    assert!(said.contains("2 for work.in stayed: there is no actor `work`"), "{said}");
+    assert!(said.contains("2 for step.in stayed: there is no actor `step`"), "{said}");
     assert_eq!(numbers(&daemon), [4, 5]);
 }
 
@@ -181,7 +181,7 @@ fn dead_letters_on_disk_survive_the_death_of_the_daemon() {
         let lines: String =
             (0..20_000).map(|n| format!("{{\"type\":\"Integer\",\"data\":{n}}}\n")).collect();
         let head = format!(
-            "POST /v1/actors/work/ports/in?block=true HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-ndjson\r\nContent-Length: {}\r\n\r\n",
+            "POST /v1/actors/step/ports/in?block=true HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-ndjson\r\nContent-Length: {}\r\n\r\n",
             lines.len()
         );
         // The daemon is killed in the middle of it.
@@ -206,7 +206,7 @@ fn dead_letters_on_disk_survive_the_death_of_the_daemon() {
     for (at, letter) in letters.iter().enumerate() {
         assert_eq!(letter["number"], at + 1);
         assert_eq!(letter["envelope"]["message"]["data"], 2 * at);
-        assert_eq!((&letter["actor"], &letter["class"]), (&"work".into(), &"guest-error".into()));
+        assert_eq!((&letter["actor"], &letter["class"]), (&"step".into(), &"guest-error".into()));
     }
     send(&daemon, 7..=7);
     assert_eq!(numbers(&daemon).last(), Some(&(letters.len() as u64 + 1)));
@@ -215,7 +215,7 @@ fn dead_letters_on_disk_survive_the_death_of_the_daemon() {
 #[test]
 fn a_full_disk_costs_no_dead_letter_and_no_service() {
     let world = World::new(CONFIG);
-    world.module("work", &flaky());
+    world.module("step", &flaky());
     // No file may grow beyond a bound, and who tries is told so instead of being ended.
     let mut command = Command::new("/bin/sh");
     command.args(["-c", "trap '' XFSZ; exec \"$0\"", REFLOWD]);
