@@ -323,6 +323,9 @@ pub(crate) struct Shared {
     pub(crate) name: ActorName,
     pub(crate) mailbox: Arc<Mailbox>,
     pub(crate) routes: ArcSwap<Routes>,
+    /// Wires on which outputs wait of a task that has ended, or of a source. Whoever
+    /// takes the place puts nothing out before they are empty.
+    pub(crate) left_on_wires: Mutex<Vec<Arc<Wire>>>,
     pub(crate) settings: ArcSwap<Settings>,
     pub(crate) max_hops: Arc<AtomicU32>,
     pub(crate) status: watch::Sender<Status>,
@@ -400,6 +403,15 @@ impl Shared {
         self.max_hops.store(settings.max_hops, Ordering::Relaxed);
         self.mailbox.set_bounds(bounds_of(&settings));
         self.settings.store(Arc::new(settings));
+    }
+
+    /// The wires on which outputs of an actor wait whose task has ended.
+    pub(crate) fn waiting_outputs(&self) -> Vec<Arc<Wire>> {
+        let mut waiting = std::mem::take(&mut *self.left_on_wires.lock());
+        // A turn that was cut short, or a task that broke, has told nobody of its own.
+        waiting.extend(self.routes.load().all().cloned());
+        waiting.retain(|wire| wire.pending() > 0);
+        waiting
     }
 
     /// Puts one message on the wires of `port`, and notes those on which it has to wait.

@@ -73,19 +73,30 @@ impl Emitter {
         let mut paused = self.paused.clone();
         // The sender lives as long as the task that polls this.
         _ = paused.wait_for(|paused| !paused).await;
+        // The source that ran before may have left something on wires that are cut by now.
+        let left = self.shared.left_on_wires.lock().clone();
+        self.flush(&left).await;
         let routes = self.shared.routes.load_full();
         let mut wires: Vec<Arc<Wire>> = Vec::new();
         let origin = Origin { lineage: None, at: Moment::now(), judged: false };
         self.shared.emit(&routes, &origin, port, message, &mut wires);
         self.shared.meters.turns_ok.add(1);
-        if !wires.is_empty() {
-            let began = Instant::now();
-            let waits = Waiting::begin(self);
-            join_all(wires.iter().map(|wire| wire.drain())).await;
-            drop(waits);
-            let millis = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-            self.shared.meters.blocked_millis.add(millis);
+        self.shared.left_on_wires.lock().extend(wires.iter().cloned());
+        self.flush(&wires).await;
+    }
+
+    /// Returns when nothing waits on these wires.
+    async fn flush(&self, wires: &[Arc<Wire>]) {
+        if wires.is_empty() {
+            return;
         }
+        let began = Instant::now();
+        let waits = Waiting::begin(self);
+        join_all(wires.iter().map(|wire| wire.drain())).await;
+        drop(waits);
+        self.shared.left_on_wires.lock().retain(|wire| wire.pending() > 0);
+        let millis = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.shared.meters.blocked_millis.add(millis);
     }
 
     /// Shows what a source does that runs.

@@ -94,6 +94,7 @@ impl ActorTask {
         program: Arc<dyn Program>,
         engine: Box<dyn Engine>,
         log: ActorLog,
+        outbox: Vec<Arc<Wire>>,
     ) -> Self {
         Self {
             shared,
@@ -103,7 +104,7 @@ impl ActorTask {
             log,
             supervisor: Supervisor::default(),
             probation: None,
-            outbox: Vec::new(),
+            outbox,
             rest: None,
             // No turn before the wires are in place: whoever starts it releases it.
             held: true,
@@ -694,6 +695,7 @@ impl ActorTask {
         let mut dead_lettered = 0;
         if self.shared.kill.is_cancelled() {
             self.shared.mailbox.release();
+            *self.shared.left_on_wires.lock() = self.outbox;
         } else {
             dead_lettered = self.shared.close_mailbox();
             for wire in &self.outbox {

@@ -149,6 +149,8 @@ struct Outfit {
     state: State,
     generation: Generation,
     mailbox: Arc<Mailbox>,
+    /// Wires that have to be empty before its first turn.
+    outbox: Vec<Arc<Wire>>,
 }
 
 impl System {
@@ -330,6 +332,10 @@ impl System {
             }
         };
         let generation = generation.unwrap_or(Generation::FIRST);
+        let outbox = match &seat {
+            Seat::Free => Vec::new(),
+            Seat::Inherited(from) => from.shared.waiting_outputs(),
+        };
         let (actor, digest) = self.run(Outfit {
             name: name.clone(),
             ready,
@@ -337,6 +343,7 @@ impl System {
             state: state.unwrap_or_default(),
             generation,
             mailbox,
+            outbox,
         });
         if let Seat::Inherited(from) = seat {
             self.0.actors.remove(from.name());
@@ -356,7 +363,7 @@ impl System {
 
     /// Starts an actor's task. It takes no turn before it is released.
     fn run(&self, outfit: Outfit) -> (Actor, Digest) {
-        let Outfit { name, ready, settings, state, generation, mailbox } = outfit;
+        let Outfit { name, ready, settings, state, generation, mailbox, outbox } = outfit;
         let (digest, metadata, version) = match &ready {
             Ready::Engine { program, version, .. } => {
                 (program.digest(), program.metadata().clone(), version.clone())
@@ -376,6 +383,7 @@ impl System {
             name,
             mailbox,
             routes: ArcSwap::default(),
+            left_on_wires: Mutex::default(),
             max_hops: Arc::new(AtomicU32::new(settings.max_hops)),
             settings: ArcSwap::from_pointee(settings),
             status: watch::channel(status).0,
@@ -392,7 +400,8 @@ impl System {
         let ended = CancellationToken::new();
         let kind = match ready {
             Ready::Engine { program, engine, log, .. } => {
-                let task = ActorTask::new(Arc::clone(&shared), receiver, program, engine, log);
+                let task =
+                    ActorTask::new(Arc::clone(&shared), receiver, program, engine, log, outbox);
                 self.track(&shared, &ended, task.run());
                 Kind::Engine
             }

@@ -632,6 +632,35 @@ async fn an_actor_under_another_name_keeps_mailbox_and_state() {
     rig.quiet().await;
 }
 
+/// Puts out each word of what comes in.
+fn words() -> Fake {
+    fake(5, |context| {
+        let words = text(&context.payload[0].1);
+        let words = words.split(' ').map(|word| ("out".parse().unwrap(), string(word)));
+        Ok(Effects { outputs: words.collect(), state: None })
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_heir_puts_nothing_out_before_what_its_predecessor_left_on_wires() {
+    let mut rig = Rig::new().await;
+    let (open, gate) = watch::channel(false);
+    let slow = Fake { gate: Some(gate), ..marker(9, "") };
+    rig.start("slow", slow, small(1), &["sink"]).await;
+    rig.start("a", words(), Settings::default(), &["slow"]).await;
+    rig.send("a.in", "1 2 3 4");
+    rig.send("a.in", "5 6");
+    rig.state("a", ActorState::Blocked).await;
+    for (was, name) in [("a", "b"), ("b", "c")] {
+        rig.defs = vec![wire("slow.out", "sink.in"), wire(&format!("{name}.out"), "slow.in")];
+        let start = vec![heir(name, Rig::ready(words()).await, was)];
+        rig.apply(Change { start, ..Change::default() }).await;
+    }
+    open.send(true).unwrap();
+    assert_eq!(rig.seen(6).await, ["1", "2", "3", "4", "5", "6"]);
+    rig.quiet().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_wire_that_stays_keeps_what_waits_on_it() {
     let mut rig = Rig::new().await;
@@ -759,6 +788,33 @@ impl Source for CountTo {
         Box::pin(async move {
             for n in 0..self.0 {
                 out.emit(&"out".parse().unwrap(), string(&n.to_string())).await;
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Says some words, after a while.
+struct Says(&'static [&'static str], Metadata);
+
+impl Says {
+    const DELAY: Duration = Duration::from_millis(100);
+}
+
+impl Source for Says {
+    fn digest(&self) -> Digest {
+        Digest::new([8; 32])
+    }
+
+    fn metadata(&self) -> &Metadata {
+        &self.1
+    }
+
+    fn run(&self, out: Emitter) -> BoxFuture<'_, Result<(), SourceError>> {
+        Box::pin(async move {
+            time::sleep(Self::DELAY).await;
+            for word in self.0 {
+                out.emit(&"out".parse().unwrap(), string(word)).await;
             }
             Ok(())
         })
@@ -972,6 +1028,38 @@ async fn a_source_under_another_name_leaves_nothing_behind() {
     rig.apply(Change { start, drain: HOUR, ..Change::default() }).await;
     assert_eq!(rig.seen(4).await, ["0", "1", "0", "1"]);
     assert!(rig.system.actor("old").is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_in_place_of_another_puts_nothing_out_before_what_that_has_left() {
+    let mut rig = Rig::new().await;
+    // Room for two short words or a long one.
+    let few = Settings { mailbox_bytes: 60, ..Settings::default() };
+    rig.start("slow", marker(9, ""), few.clone(), &["sink"]).await;
+    rig.actor("slow").pause().await;
+    rig.defs.push(wire("words.out", "slow.in"));
+    let name: ActorName = "words".parse().unwrap();
+    let says = |words| Ready::Source(Arc::new(Says(words, metadata(&[]))));
+    let start = Start {
+        name: name.clone(),
+        ready: says(&["1", "a long word", "never"]),
+        settings: Settings::default(),
+        state: None,
+        was: None,
+    };
+    rig.system.open();
+    rig.apply(Change { start: vec![start], ..Change::default() }).await;
+    rig.state("words", ActorState::Blocked).await;
+    // From now on its way leads to an heir, whose mailbox has room for a short one.
+    let (open, gate) = watch::channel(false);
+    let ready = Rig::ready(Fake { gate: Some(gate), ..marker(9, "") }).await;
+    rig.defs = vec![wire("words.out", "heir.in"), wire("heir.out", "sink.in")];
+    let start = vec![Start { settings: few, ..heir("heir", ready, "slow") }];
+    rig.apply(Change { start, swap: vec![(name, says(&["2"]))], ..Change::default() }).await;
+    time::sleep(2 * Says::DELAY).await;
+    open.send(true).unwrap();
+    assert_eq!(rig.seen(3).await, ["1", "a long word", "2"]);
+    rig.quiet().await;
 }
 
 #[tokio::test(start_paused = true)]
