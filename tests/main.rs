@@ -11,6 +11,7 @@ mod swap;
 mod reload;
 mod trial;
 mod stop;
+mod saved;
 mod dead;
 mod refusal;
 mod command;

@@ -314,7 +314,8 @@ impl Daemon {
         let accepted = sum("reflowd_messages_accepted_total");
         let gone = sum("reflowd_messages_completed_total")
             + sum("reflowd_messages_dead_lettered_total")
-            + sum("reflowd_messages_dropped_total");
+            + sum("reflowd_messages_dropped_total")
+            + sum("reflowd_messages_saved_total");
         let here = sum("reflowd_messages_in_flight") + sum("reflowd_messages_queued");
         assert_eq!(accepted, gone + here, "the books do not balance: {metrics:#?}");
         assert_eq!(metrics.get("reflowd_books_balanced"), Some(&1.0));

@@ -8,6 +8,7 @@ mod config;
 mod connector;
 mod admin;
 mod metrics;
+mod saved_set;
 mod snapshot;
 mod data_folder;
 mod systemd;

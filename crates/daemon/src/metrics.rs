@@ -61,7 +61,7 @@ fn dead_letters(page: &mut Page, system: &System) {
         .sample(&[], stock.bytes);
 }
 
-/// `accepted = completed + dead_lettered + dropped + in_flight + queued`.
+/// `accepted = completed + dead_lettered + dropped + in_flight + queued + saved`.
 fn deliveries(page: &mut Page, ledger: &Ledger) {
     let of_actors = ledger.actors.iter().map(|(actor, counts)| (actor.name().as_str(), *counts));
     let all: Vec<(&str, Counts)> = of_actors.chain([(GONE, ledger.gone.deliveries)]).collect();
@@ -86,6 +86,8 @@ fn deliveries(page: &mut Page, ledger: &Ledger) {
     let name = "reflowd_messages_dropped_total";
     let labels = [("reason", "overflow")];
     each(&mut page.counter(name, "Deliveries that newer ones pushed out"), &labels, |c| c.dropped);
+    let name = "reflowd_messages_saved_total";
+    each(&mut page.counter(name, "Deliveries that a stop saved"), &[], |c| c.saved);
     let name = "reflowd_messages_in_flight";
     each(&mut page.gauge(name, "Deliveries in hand or in retry"), &[], |c| c.in_flight);
     let name = "reflowd_messages_queued";
@@ -97,7 +99,7 @@ fn deliveries(page: &mut Page, ledger: &Ledger) {
     each(&mut page.gauge(name, "Bytes of messages in a mailbox"), &[], |c| c.bytes);
 }
 
-/// `emitted = accepted + refused + in outboxes`.
+/// `emitted = accepted + refused + saved + in outboxes`.
 fn wires(page: &mut Page, ledger: &Ledger) {
     let of_wires = ledger
         .wires
@@ -121,6 +123,8 @@ fn wires(page: &mut Page, ledger: &Ledger) {
     each(&mut family, Some("overflow"), |c| c.refused_overflow);
     each(&mut family, Some("max-hops"), |c| c.refused_hops);
     each(&mut family, Some("no-target"), |c| c.refused_gone);
+    let name = "reflowd_wire_saved_total";
+    each(&mut page.counter(name, "Messages on a wire that a stop saved"), None, |c| c.saved);
     let name = "reflowd_wire_outbox_messages";
     each(&mut page.gauge(name, "Messages that wait on a wire"), None, |c| c.pending);
 }

@@ -5,7 +5,7 @@
 //! for long never keeps the operator from looking at it.
 
 use std::{
-    fmt,
+    collections::BTreeMap,
     io::{IsTerminal, Write},
     path::Path,
     sync::Arc,
@@ -20,7 +20,9 @@ use reflowd_hot_reload::{
     ScanOptions, View,
 };
 use reflowd_loader::{Limits, Loader};
-use reflowd_runtime::{ActorName, ActorState, EventKind, GoneBack, Keeper, System, Unwritten};
+use reflowd_runtime::{
+    ActorName, ActorState, EventKind, GoneBack, Keeper, State, System, Unwritten,
+};
 use tokio::{
     runtime::{Builder, Runtime},
     signal::unix::{Signal, SignalKind, signal},
@@ -36,6 +38,7 @@ use crate::{
     cli::{Exit, Outcome, Stop},
     config::{self, Config, Environment},
     data_folder::DataFolder,
+    saved_set::{SaveError, Saved, SavedSets},
     snapshot::Snapshots,
     systemd::Notifier,
 };
@@ -107,6 +110,7 @@ struct Daemon {
     system: System,
     reloader: Reloader,
     snapshots: Arc<Snapshots>,
+    sets: SavedSets,
     /// Nothing where dead letters are in memory only.
     dead_letters: Option<Keeper>,
     notifier: Notifier,
@@ -123,7 +127,10 @@ impl Daemon {
         let snapshots = Arc::new(Snapshots::open(states));
         let kept =
             Kept::open(data.path(), config.daemon.keep.bytes).map_err(anyhow::Error::from)?;
+        let sets = SavedSets::open(data.folder("saved").map_err(anyhow::Error::from)?);
+        let left = sets.load().map_err(anyhow::Error::from)?;
         let system = System::new(turns.handle().clone());
+        system.hold_back();
         let dead_letters = keep_dead_letters(&system, &config, &data);
         let (mut reconciler, reloader) = Reconciler::new(parts(
             &config,
@@ -131,7 +138,7 @@ impl Daemon {
             system.clone(),
             loader(&config, &data),
             (kept, remembered(&system, &data)),
-            &snapshots,
+            (&snapshots, left.as_ref().map(Saved::states).unwrap_or_default()),
         ));
         let socket = admin::bind_socket(&config.admin.socket).map_err(anyhow::Error::from)?;
         let tcp = match config.admin.listen {
@@ -143,6 +150,7 @@ impl Daemon {
             system,
             reloader,
             snapshots,
+            sets,
             dead_letters,
             notifier: Notifier::from_env(),
             stopping: CancellationToken::new(),
@@ -176,6 +184,10 @@ impl Daemon {
         for refusal in &report.refused {
             warn!(what = %refusal.what, "not started: {}", refusal.why);
         }
+        if let Some(left) = left {
+            daemon.take_up(left)?;
+        }
+        daemon.system.go().await;
         daemon.tasks.spawn(reconciler.run(stopping.clone()));
         let keep = Arc::clone(&daemon.snapshots).keep(daemon.system.clone(), stopping.clone());
         daemon.tasks.spawn(keep);
@@ -223,24 +235,44 @@ impl Daemon {
         format!("{} actors, {failed} failed, config {sync}", actors.len())
     }
 
-    /// Stops the sources, lets the flow empty itself and says what is left.
+    /// Puts back what the last stop has left, and removes it from disk before the first
+    /// turn: a crash from here on loses what is not done, and doubles nothing.
+    fn take_up(&self, left: Saved) -> Result<(), Stop> {
+        let back = self.system.put_back(left.into_remains());
+        // What was saved with it would otherwise be older on disk than what follows from it.
+        let round = self.snapshots.write_changed(&self.system);
+        if round.failed > 0 {
+            warn!(
+                states = round.failed,
+                "saved states could not be written again; a crash would lose them"
+            );
+        }
+        self.sets.remove().map_err(anyhow::Error::from)?;
+        info!(
+            messages = back.messages,
+            no_target = back.no_target,
+            "what the last stop saved is back"
+        );
+        Ok(())
+    }
+
+    /// Stops the sources, lets the flow empty itself, and saves and says what is left.
     async fn stop(self, signals: &mut Signals) -> Outcome {
         let began = Instant::now();
         let drain = self.config.daemon.drain;
         let until = tokio::time::Instant::now() + drain;
         self.system.close().await;
-        let (left, end) = tokio::select! {
-            left = self.system.drained(until) => (left, DrainEnd::TimeUp(drain)),
+        tokio::select! {
+            _ = self.system.settled(until) => {}
             name = signals.stop() => {
                 warn!(signal = name, "second signal: stopping at once");
-                let left = self.system.drained(tokio::time::Instant::now()).await;
-                (left, DrainEnd::Signal(name))
             }
-        };
+        }
         self.stopping.cancel();
         // A guest that cannot be interrupted must not keep the daemon from ending.
         _ = tokio::time::timeout(LAST_WORDS, self.system.kill()).await;
-        self.snapshots.write_changed(&self.system);
+        let saved = self.sets.save(&self.system);
+        let round = self.snapshots.write_changed(&self.system);
         if let Some(Err(Unwritten { letters })) =
             self.dead_letters.map(|keeper| keeper.close(LAST_WORDS))
         {
@@ -251,12 +283,29 @@ impl Daemon {
         let books = self.system.books();
         let seconds = began.elapsed().as_secs_f64();
         let completed = books.deliveries.completed;
-        if left == 0 {
-            info!(completed, seconds, "stopped: everything was drained, nothing is left");
-            return Ok(Exit::Done);
+        if round.failed > 0 {
+            warn!(states = round.failed, "states could not be written");
         }
-        warn!(completed, left, seconds, "stopped: {left} messages are lost: {end}");
-        Ok(Exit::Failed)
+        match saved {
+            Ok(None) => {
+                info!(completed, seconds, "stopped: everything was drained, nothing is left");
+            }
+            Ok(Some(set)) => {
+                info!(
+                    completed,
+                    saved = set.messages,
+                    actors = set.actors,
+                    bytes = set.bytes,
+                    seconds,
+                    "stopped: what could not be drained is saved for the next start"
+                );
+            }
+            Err(error @ SaveError { messages, .. }) => {
+                warn!(completed, left = messages, seconds, why = %error.source, "stopped: {error}");
+                return Ok(Exit::Failed);
+            }
+        }
+        Ok(if round.failed > 0 { Exit::Failed } else { Exit::Done })
     }
 }
 
@@ -264,26 +313,6 @@ impl Daemon {
 /// take its last words: the actors, the dead letters, the daemon's own tasks, and the threads.
 fn longest_stop(drain: Duration) -> Duration {
     drain + LAST_WORDS * 4
-}
-
-/// Why a drain was over before everything was drained.
-enum DrainEnd {
-    TimeUp(Duration),
-    /// A second signal, by its name.
-    Signal(&'static str),
-}
-
-impl fmt::Display for DrainEnd {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::TimeUp(drain) => {
-                write!(f, "they could not be drained in {drain:?}; raise `drain`")
-            }
-            Self::Signal(name) => {
-                write!(f, "a second signal ({name}) ended the drain; wait for it to be over")
-            }
-        }
-    }
 }
 
 /// The loader that the configuration asks for. It keeps compiled code with the data.
@@ -329,7 +358,7 @@ fn parts(
     system: System,
     loader: Loader,
     kept: (Kept, History),
-    snapshots: &Arc<Snapshots>,
+    (snapshots, left): (&Arc<Snapshots>, BTreeMap<ActorName, State>),
 ) -> Parts {
     let daemon = &config.daemon;
     let states = Arc::clone(snapshots);
@@ -350,7 +379,11 @@ fn parts(
         pace: Pace { quiet: daemon.quiet, rescan: daemon.rescan },
         eyes: if daemon.watch { Eyes::Open } else { Eyes::Blind },
         drain: daemon.drain,
-        state: Box::new(move |actor| states.load(actor)),
+        // What was saved with the last queue belongs to it, and is newer than any file.
+        state: Box::new(move |actor| {
+            let on_disk = states.load(actor);
+            left.get(actor).cloned().or(on_disk)
+        }),
     }
 }
 
@@ -436,7 +469,7 @@ impl Reload for Disk {
         self.0.modules().iter().map(file).collect()
     }
 
-    fn refusals(&self) -> std::collections::BTreeMap<String, u64> {
+    fn refusals(&self) -> BTreeMap<String, u64> {
         self.0.refusal_counts().into_iter().map(|(reason, n)| (reason.to_owned(), n)).collect()
     }
 }

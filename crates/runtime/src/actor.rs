@@ -32,7 +32,7 @@ use crate::{
     Meters, PortName, PortRef, Program, Ran, Ready, Routes, Settings, State, TrialView, Trialing,
     dead_letter::Reason,
     envelope::{Origin, unix_millis},
-    source::SourceSwap,
+    source::{Position, SourceSwap},
     wire::{Sinks, Wire},
 };
 
@@ -226,6 +226,12 @@ impl Actor {
         self.started
     }
 
+    /// How far it has come, if it is a source that says so.
+    #[must_use]
+    pub fn position(&self) -> Option<Position> {
+        *self.shared.position.lock()
+    }
+
     /// Whether it is a connector that puts messages out and has no mailbox.
     #[must_use]
     pub fn is_source(&self) -> bool {
@@ -330,6 +336,10 @@ pub(crate) struct Shared {
     pub(crate) max_hops: Arc<AtomicU32>,
     pub(crate) status: watch::Sender<Status>,
     pub(crate) state: Mutex<State>,
+    /// How far a source has come, where it says so.
+    pub(crate) position: Mutex<Option<Position>>,
+    /// Whether what the actor has is being saved: no turn moves anything any more.
+    pub(crate) sealed: Mutex<bool>,
     /// How the trial stands.
     pub(crate) trial: Mutex<Option<TrialView>>,
     /// Told when a trial has ended.

@@ -40,10 +40,10 @@ pub use module::{
 };
 pub use name::{ActorName, ActorNameError, PortName, PortNameError, PortRef, PortRefError};
 pub use settings::{Overflow, Persistence, SendMode, Settings, Trigger};
-pub use source::{Emitter, Source, SourceError};
+pub use source::{Emitter, Position, Source, SourceError};
 pub use system::{
-    Books, Change, Changed, Ledger, Ready, Replayed, SendError, Start, Stayed, Staying, System,
-    Trialing, WireDef,
+    Books, Change, Changed, Ledger, PutBack, Ready, Remains, Replayed, SendError, Start, Stayed,
+    Staying, System, Trialing, WireDef,
 };
 pub use trial::{Fall, GuestErrors, TrialOutcome, TrialRules, TrialView};
 pub use waits::Answer;

@@ -82,11 +82,14 @@ pub enum Entry {
     Api,
     /// From the dead letters.
     Replay,
+    /// From what an earlier process saved when it stopped.
+    Restore,
 }
 
 impl Entry {
     /// All ways in, in the order of [`Counts::accepted`].
-    pub const ALL: [Self; 4] = [Self::Wire, Self::Connector, Self::Api, Self::Replay];
+    pub const ALL: [Self; 5] =
+        [Self::Wire, Self::Connector, Self::Api, Self::Replay, Self::Restore];
 
     /// One word for metrics.
     #[must_use]
@@ -96,14 +99,15 @@ impl Entry {
             Self::Connector => "connector",
             Self::Api => "api",
             Self::Replay => "replay",
+            Self::Restore => "restore",
         }
     }
 }
 
 /// One mailbox's books. The unit is one delivery.
 ///
-/// `accepted = completed + dead_lettered + dropped + in_flight + queued`, always:
-/// the last two are found by walking the queue, not by counting.
+/// `accepted = completed + dead_lettered + dropped + in_flight + queued + saved`, always:
+/// `in_flight` and `queued` are found by walking the queue, not by counting.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {
     /// Taken in, by [`Entry`].
@@ -114,6 +118,8 @@ pub struct Counts {
     pub dead_lettered: u64,
     /// Pushed out by newer ones.
     pub dropped: u64,
+    /// Left for the next process, which a stop has written them down for.
+    pub saved: u64,
     /// In hand, those between two attempts included.
     pub in_flight: u64,
     /// Waiting.
@@ -133,7 +139,12 @@ impl Counts {
     #[must_use]
     pub fn balanced(&self) -> bool {
         self.accepted_total()
-            == self.completed + self.dead_lettered + self.dropped + self.in_flight + self.queued
+            == self.completed
+                + self.dead_lettered
+                + self.dropped
+                + self.saved
+                + self.in_flight
+                + self.queued
     }
 
     /// Adds another mailbox's books to these.
@@ -144,6 +155,7 @@ impl Counts {
         self.completed += other.completed;
         self.dead_lettered += other.dead_lettered;
         self.dropped += other.dropped;
+        self.saved += other.saved;
         self.in_flight += other.in_flight;
         self.queued += other.queued;
         self.bytes += other.bytes;
@@ -368,6 +380,57 @@ impl Mailbox {
         }
         out.sort_by_key(|(arrival, _)| *arrival);
         out.into_iter().map(|(_, envelope)| envelope).collect()
+    }
+
+    /// Whether a turn could begin, or is to be tried again.
+    pub(crate) fn can_take(&self) -> bool {
+        self.inner.lock().can_take()
+    }
+
+    /// Whether a message of that length for `port` would not have to wait.
+    pub(crate) fn would_take(&self, port: &PortName, bytes: usize) -> bool {
+        let mut inner = self.inner.lock();
+        let (bounds, closed) = (inner.bounds, inner.closed);
+        let lane = inner.lane_for(port);
+        closed || inner.lanes[lane].has_room(bounds, bytes)
+    }
+
+    /// All that is here, in the order of its arrival, what is in hand included.
+    pub(crate) fn contents(&self) -> Vec<Envelope> {
+        let inner = self.inner.lock();
+        let mut slots: Vec<_> = inner.lanes.iter().flat_map(|lane| &lane.queue).collect();
+        slots.sort_by_key(|slot| slot.arrival);
+        slots.into_iter().map(|slot| slot.envelope.clone()).collect()
+    }
+
+    /// All that is here has been saved, and leaves.
+    pub(crate) fn saved(&self) {
+        let mut inner = self.inner.lock();
+        let inner = &mut *inner;
+        for lane in &mut inner.lanes {
+            inner.counts.saved += lane.queue.len() as u64;
+            lane.queue.clear();
+            lane.bytes = 0;
+        }
+    }
+
+    /// Puts messages before all that is here, in their order. No bound holds for them:
+    /// they were accepted before. No turn may have begun.
+    pub(crate) fn restore(&self, envelopes: Vec<Envelope>, now: Instant) {
+        let mut inner = self.inner.lock();
+        let count = envelopes.len() as u64;
+        inner.counts.accepted[Entry::Restore as usize] += count;
+        inner.arrivals += count;
+        for lane in &mut inner.lanes {
+            lane.queue.iter_mut().for_each(|slot| slot.arrival += count);
+        }
+        for (envelope, arrival) in envelopes.into_iter().rev().zip((1..=count).rev()) {
+            let lane = inner.lane_for(&envelope.port);
+            let lane = &mut inner.lanes[lane];
+            lane.bytes += envelope.message.encoded_len() as u64;
+            lane.queue.push_front(Slot { arrival, arrived: now, in_hand: false, envelope });
+        }
+        self.wake(inner);
     }
 
     /// Nothing comes in any more. Senders that wait are woken to see it.

@@ -42,6 +42,12 @@ pub trait Program: Send + Sync {
     /// The ports of the module that it was made from.
     fn metadata(&self) -> &Metadata;
 
+    /// Whether its turns do something outside that cannot be undone, so that a stop waits
+    /// for the end of one instead of cancelling it.
+    fn acts_outside(&self) -> bool {
+        false
+    }
+
     /// A new engine. At most one engine of a program is in use at a time.
     fn instantiate(&self) -> BoxFuture<'_, Result<Box<dyn Engine>, InstantiateError>>;
 }

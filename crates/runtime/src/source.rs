@@ -4,7 +4,7 @@ use std::{
     panic::AssertUnwindSafe,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -55,6 +55,17 @@ pub struct SourceError {
     pub why: String,
 }
 
+/// How far a source has come in what it reads, in numbers that only it understands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Position {
+    /// What it reads, so that another thing of the same name is not taken for it.
+    pub of: [u64; 2],
+    /// Where the next message begins.
+    pub at: u64,
+    /// How many there were before.
+    pub count: u64,
+}
+
 /// Where a source puts its messages.
 #[derive(Clone)]
 pub struct Emitter {
@@ -62,6 +73,8 @@ pub struct Emitter {
     paused: watch::Receiver<bool>,
     /// How many messages wait for room.
     waiting: Arc<AtomicUsize>,
+    /// Whether nobody has asked yet where to go on.
+    resume: Arc<AtomicBool>,
 }
 
 impl Emitter {
@@ -70,6 +83,11 @@ impl Emitter {
     /// A full mailbox makes the source wait: that is how pressure reaches it. A
     /// port without a wire takes everything, and it is counted as unrouted.
     pub async fn emit(&self, port: &PortName, message: Message) {
+        self.emit_from(port, message, None).await;
+    }
+
+    /// The same, and notes how far the source has come with it: both or none.
+    pub async fn emit_from(&self, port: &PortName, message: Message, come: Option<Position>) {
         let mut paused = self.paused.clone();
         // The sender lives as long as the task that polls this.
         _ = paused.wait_for(|paused| !paused).await;
@@ -80,6 +98,9 @@ impl Emitter {
         let mut wires: Vec<Arc<Wire>> = Vec::new();
         let origin = Origin { lineage: None, at: Moment::now(), judged: false };
         self.shared.emit(&routes, &origin, port, message, &mut wires);
+        if come.is_some() {
+            self.come_to(come);
+        }
         self.shared.meters.turns_ok.add(1);
         self.shared.left_on_wires.lock().extend(wires.iter().cloned());
         self.flush(&wires).await;
@@ -97,6 +118,18 @@ impl Emitter {
         self.shared.left_on_wires.lock().retain(|wire| wire.pending() > 0);
         let millis = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.shared.meters.blocked_millis.add(millis);
+    }
+
+    /// Notes how far the source has come where nothing was to be put out.
+    pub fn come_to(&self, position: Option<Position>) {
+        *self.shared.position.lock() = position;
+    }
+
+    /// Where the source is to go on, the first time that it is asked for after a start
+    /// of the daemon; a source that runs again begins anew.
+    #[must_use]
+    pub fn resume(&self) -> Option<Position> {
+        if self.resume.swap(false, Ordering::AcqRel) { *self.shared.position.lock() } else { None }
     }
 
     /// Shows what a source does that runs.
@@ -173,7 +206,12 @@ impl SourceTask {
     pub(crate) async fn run(mut self) {
         let (pause, paused) = watch::channel(false);
         let waiting = Arc::default();
-        let emitter = Emitter { shared: Arc::clone(&self.shared), paused, waiting };
+        let emitter = Emitter {
+            shared: Arc::clone(&self.shared),
+            paused,
+            waiting,
+            resume: Arc::new(AtomicBool::new(true)),
+        };
         let mut supervisor = Supervisor::default();
         let mut phase = Phase::Running;
         let until = 'life: loop {

@@ -7,6 +7,7 @@ mod change;
 mod wiring;
 mod intake;
 mod replay;
+mod remains;
 mod ledger;
 mod past;
 
@@ -30,10 +31,11 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub use change::{Change, Changed, Ready, Start, Trialing, WireDef};
 pub use intake::SendError;
 pub use ledger::{Books, Ledger};
+pub use remains::{PutBack, Remains};
 pub use replay::{Replayed, Stayed, Staying};
 
 use crate::{
-    Actor, ActorName, DeadLetters, Events, Generation, Meters, Wire,
+    Actor, ActorName, ActorState, DeadLetters, Events, Generation, Meters, Wire,
     actor::{Command, Kind},
     system::past::Past,
     waits::Waits,
@@ -63,6 +65,9 @@ struct Inner {
     /// Whether messages from outside are refused.
     closed: AtomicBool,
     past: Mutex<Past>,
+    /// Actors that take no turn before what an earlier process left is back; none where
+    /// nobody waits for that.
+    held_back: Mutex<Option<Vec<Arc<Actor>>>>,
     /// Told when a trial has ended.
     trials: Arc<Notify>,
     /// One change at a time.
@@ -84,6 +89,7 @@ impl System {
             gate: watch::channel(false).0,
             closed: AtomicBool::new(false),
             past: Mutex::default(),
+            held_back: Mutex::default(),
             trials: Arc::default(),
             changes: tokio::sync::Mutex::new(()),
         }))
@@ -199,6 +205,41 @@ impl System {
             }
             time::sleep(QUIET_CHECK.min(until.saturating_duration_since(Instant::now()))).await;
         }
+    }
+
+    /// Waits until nothing moves any more by itself, at the latest until then. Returns how
+    /// many messages are left.
+    ///
+    /// What waits for an actor that is paused, rests or has failed does not move, and
+    /// neither does half a join.
+    pub async fn settled(&self, until: Instant) -> u64 {
+        loop {
+            let before = self.books();
+            let moves = self.moves();
+            let after = self.books();
+            let left = after.deliveries.queued + after.deliveries.in_flight + after.wires.pending;
+            // Nothing moved while it was looked at, so all of it was seen at one moment.
+            let still = before.ever() == after.ever();
+            if (still && !moves) || left == 0 || Instant::now() >= until {
+                return left;
+            }
+            time::sleep(QUIET_CHECK.min(until.saturating_duration_since(Instant::now()))).await;
+        }
+    }
+
+    /// Whether a message could go on without anybody's help.
+    fn moves(&self) -> bool {
+        let wires = self.wires();
+        let takes = |actor: &Arc<Actor>| {
+            let idle = matches!(
+                actor.status().state,
+                ActorState::Paused | ActorState::Resting | ActorState::Failed | ActorState::Stopped
+            );
+            let blocked = wires.iter().any(|w| w.from().actor == *actor.name() && w.pending() > 0);
+            !idle && !blocked && actor.mailbox().can_take()
+        };
+        let retiring = self.0.past.lock().retiring.clone();
+        wires.iter().chain(&retiring).any(|wire| wire.can_move()) || self.actors().iter().any(takes)
     }
 
     /// Stops every actor where it is. What is queued stays queued.

@@ -57,7 +57,7 @@ struct WireFlow {
     counts: WireCounts,
 }
 
-/// One wire's books: `emitted = accepted + refused + pending`, always.
+/// One wire's books: `emitted = accepted + refused + saved + pending`, always.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct WireCounts {
     /// Messages that turns, or a source, have put on the wire.
@@ -70,6 +70,8 @@ pub struct WireCounts {
     pub refused_hops: u64,
     /// Those that found the actor gone.
     pub refused_gone: u64,
+    /// Those that waited when the daemon stopped, and were written down for the next process.
+    pub saved: u64,
     /// Those that wait on the wire now.
     pub pending: u64,
 }
@@ -84,7 +86,7 @@ impl WireCounts {
     /// Whether nothing is lost or doubled.
     #[must_use]
     pub fn balanced(&self) -> bool {
-        self.emitted == self.accepted + self.refused_total() + self.pending
+        self.emitted == self.accepted + self.refused_total() + self.saved + self.pending
     }
 
     /// Adds another wire's books to these.
@@ -94,6 +96,7 @@ impl WireCounts {
         self.refused_overflow += other.refused_overflow;
         self.refused_hops += other.refused_hops;
         self.refused_gone += other.refused_gone;
+        self.saved += other.saved;
         self.pending += other.pending;
     }
 }
@@ -197,6 +200,26 @@ impl Wire {
             flow.counts.refused_gone += 1;
             self.refuse(&envelope, reason.clone());
         }
+    }
+
+    /// What waits on the wire, in order.
+    pub(crate) fn contents(&self) -> Vec<Envelope> {
+        self.flow.lock().pending.iter().cloned().collect()
+    }
+
+    /// What waits on the wire has been saved, and leaves.
+    pub(crate) fn saved(&self) {
+        let mut flow = self.flow.lock();
+        flow.counts.saved += flow.pending.len() as u64;
+        flow.pending.clear();
+    }
+
+    /// Whether what waits on the wire could go on now.
+    pub(crate) fn can_move(&self) -> bool {
+        let flow = self.flow.lock();
+        flow.pending.front().is_some_and(|envelope| {
+            self.target.mailbox.would_take(&envelope.port, envelope.message.encoded_len())
+        })
     }
 
     /// Gives the message to the mailbox, or hands it back to wait.

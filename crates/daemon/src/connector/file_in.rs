@@ -2,7 +2,9 @@
 //!
 //! The file is read in pieces as the flow takes them, never ahead by more than
 //! one piece. What comes after its end is the `mode`: nothing, the file again, or
-//! whatever is appended to it. A start, and a restart, begins at the first line.
+//! whatever is appended to it. It begins at the first line, and, where a stop of the
+//! daemon has saved how far it had come in this very file, at the one after that; a file
+//! that is repeated begins anew.
 
 use std::{
     fs,
@@ -15,7 +17,7 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use reflowd_runtime::{
-    Digest, ERROR_PORT, Emitter, Message, Metadata, PortName, Source, SourceError, Type,
+    Digest, ERROR_PORT, Emitter, Message, Metadata, PortName, Position, Source, SourceError, Type,
 };
 use serde::Deserialize;
 use serde_json::json;
@@ -157,17 +159,21 @@ impl Source for FileIn {
                 out_port: port_name("out"),
                 error_port: port_name(ERROR_PORT),
                 pace: self.rate.map(Pace::new),
+                file: None,
                 unreadable: 0,
                 warned: None,
             };
             let failed = |source| SourceError { why: explain(&self.path, &source) };
             match self.mode {
-                Mode::Once => lines.pass().await.map(|_| ()).map_err(failed),
-                Mode::Repeat => loop {
-                    if lines.pass().await.map_err(failed)? == 0 {
-                        time::sleep(EMPTY_PAUSE).await;
+                Mode::Once => lines.once().await.map(|_| ()).map_err(failed),
+                Mode::Repeat => {
+                    lines.out.come_to(None);
+                    loop {
+                        if lines.pass().await.map_err(failed)? == 0 {
+                            time::sleep(EMPTY_PAUSE).await;
+                        }
                     }
-                },
+                }
                 Mode::Follow => lines.follow().await.map_err(failed),
             }
         })
@@ -191,12 +197,41 @@ struct Lines<'a> {
     out_port: PortName,
     error_port: PortName,
     pace: Option<Pace>,
+    /// The file that is read, where it is to be known how far.
+    file: Option<[u64; 2]>,
     /// Lines that were no message, since the last warning.
     unreadable: u64,
     warned: Option<Instant>,
 }
 
 impl Lines<'_> {
+    /// Opens the file to go on where the last stop of the daemon has left it, if that is
+    /// known.
+    async fn take_up(&mut self) -> io::Result<(File, LineSplitter)> {
+        let mut file = open(self.path).await?;
+        let metadata = file.metadata().await?;
+        let of = [metadata.dev(), metadata.ino()];
+        self.file = Some(of);
+        let come = self.out.resume().filter(|come| come.of == of && come.at <= metadata.len());
+        let Some(Position { at, count, .. }) = come else {
+            self.out.come_to(None);
+            return Ok((file, LineSplitter::default()));
+        };
+        file.seek(SeekFrom::Start(at)).await?;
+        Ok((file, LineSplitter::after(at, count)))
+    }
+
+    /// Puts out the file once, up to its end.
+    async fn once(&mut self) -> io::Result<u64> {
+        let (mut file, mut splitter) = self.take_up().await?;
+        let mut count = self.read_on(&mut file, &mut splitter).await?;
+        if let Some(line) = splitter.rest() {
+            count += 1;
+            self.put(line).await;
+        }
+        Ok(count)
+    }
+
     /// Puts out the file from its beginning to its end, and tells how many lines it had.
     async fn pass(&mut self) -> io::Result<u64> {
         let mut file = open(self.path).await?;
@@ -211,8 +246,7 @@ impl Lines<'_> {
 
     /// Puts out the file and what is appended to it, for ever.
     async fn follow(&mut self) -> io::Result<()> {
-        let mut file = open(self.path).await?;
-        let mut splitter = LineSplitter::default();
+        let (mut file, mut splitter) = self.take_up().await?;
         loop {
             self.read_on(&mut file, &mut splitter).await?;
             match look(&mut file, self.path).await? {
@@ -229,7 +263,11 @@ impl Lines<'_> {
                         self.put(line).await;
                     }
                     match open(self.path).await {
-                        Ok(new) => file = new,
+                        Ok(new) => {
+                            let metadata = new.metadata().await?;
+                            self.file = Some([metadata.dev(), metadata.ino()]);
+                            file = new;
+                        }
                         // It has gone again: there will be another.
                         Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                         Err(error) => return Err(error),
@@ -256,8 +294,11 @@ impl Lines<'_> {
     }
 
     async fn put(&mut self, line: Line) {
+        let (at, count) = (line.end, line.number);
+        let come = self.file.map(|of| Position { of, at, count });
         let message = match &line.bytes {
             Some(bytes) if bytes.iter().all(u8::is_ascii_whitespace) => {
+                self.out.come_to(come);
                 coop::consume_budget().await;
                 return;
             }
@@ -268,13 +309,13 @@ impl Lines<'_> {
             time::sleep_until(pace.next(Instant::now())).await;
         }
         match message {
-            Ok(message) => self.out.emit(&self.out_port, message).await,
-            Err(why) => self.complain(line.number, &why).await,
+            Ok(message) => self.out.emit_from(&self.out_port, message, come).await,
+            Err(why) => self.complain(line.number, &why, come).await,
         }
         coop::consume_budget().await;
     }
 
-    async fn complain(&mut self, number: u64, why: &str) {
+    async fn complain(&mut self, number: u64, why: &str, come: Option<Position>) {
         self.unreadable += 1;
         let now = Instant::now();
         if self.warned.is_none_or(|at| now - at >= WARNING_GAP) {
@@ -283,7 +324,7 @@ impl Lines<'_> {
             warn!(path = %self.path.display(), line = number, why, lines, "no message on a line");
         }
         let text = format!("{}:{number}: no message: {why}", self.path.display());
-        self.out.emit(&self.error_port, Message::error(&text)).await;
+        self.out.emit_from(&self.error_port, Message::error(&text), come).await;
     }
 }
 

@@ -15,6 +15,8 @@ pub(super) struct LineSplitter {
     searched: usize,
     /// Lines that have come out, the refused ones included.
     count: u64,
+    /// Bytes that are in the buffer no more.
+    past: u64,
     /// The line that is being read is over the limit; its rest is not kept.
     refused: bool,
 }
@@ -24,11 +26,18 @@ pub(super) struct LineSplitter {
 pub(super) struct Line {
     /// Which one it is; the first is 1.
     pub(super) number: u64,
+    /// The bytes up to its end, its end of line and all lines before it included.
+    pub(super) end: u64,
     /// Its bytes without the end of line, or `None` where it is over [`MAX_LINE`].
     pub(super) bytes: Option<Bytes>,
 }
 
 impl LineSplitter {
+    /// For what follows `bytes` in which there were `lines`.
+    pub(super) fn after(bytes: u64, lines: u64) -> Self {
+        Self { past: bytes, count: lines, ..Self::default() }
+    }
+
     /// The end of what was read, to be filled further.
     pub(super) fn buffer(&mut self) -> &mut BytesMut {
         &mut self.buffer
@@ -43,6 +52,7 @@ impl LineSplitter {
                 self.refused = true;
             }
             if self.refused {
+                self.past += self.buffer.len() as u64;
                 self.buffer.clear();
                 self.searched = 0;
             }
@@ -50,6 +60,7 @@ impl LineSplitter {
         };
         self.searched = 0;
         let mut line = self.buffer.split_to(end + 1);
+        self.past += line.len() as u64;
         line.truncate(end);
         if line.last() == Some(&b'\r') {
             line.truncate(end - 1);
@@ -61,13 +72,14 @@ impl LineSplitter {
     pub(super) fn rest(&mut self) -> Option<Line> {
         self.searched = 0;
         let rest = self.buffer.split();
+        self.past += rest.len() as u64;
         (!rest.is_empty() || self.refused).then(|| self.line(rest))
     }
 
     fn line(&mut self, bytes: BytesMut) -> Line {
         self.count += 1;
         let refused = std::mem::take(&mut self.refused) || bytes.len() > MAX_LINE;
-        Line { number: self.count, bytes: (!refused).then(|| bytes.freeze()) }
+        Line { number: self.count, end: self.past, bytes: (!refused).then(|| bytes.freeze()) }
     }
 }
 
@@ -105,6 +117,15 @@ mod tests {
         check(&["a", "b", "\n", "\nc"], &["ab", ""], Some("c"));
         check(&["a\r\nb\r", "\n"], &["a", "b"], None);
         check(&["\n\n"], &["", ""], None);
+    }
+
+    #[test]
+    fn a_line_knows_where_it_ends() {
+        let mut splitter = LineSplitter::after(100, 7);
+        splitter.buffer().extend_from_slice(b"a\r\n\nbc");
+        let ends = [splitter.next(), splitter.next(), splitter.rest()];
+        let ends: Vec<_> = ends.into_iter().flatten().map(|line| (line.number, line.end)).collect();
+        assert_eq!(ends, [(8, 103), (9, 104), (10, 106)]);
     }
 
     #[test]

@@ -94,6 +94,10 @@ impl<L: Lines> Program for Sink<L> {
         &self.metadata
     }
 
+    fn acts_outside(&self) -> bool {
+        true
+    }
+
     fn instantiate(&self) -> BoxFuture<'_, Result<Box<dyn Engine>, InstantiateError>> {
         let (what, lines) = (self.what, Arc::clone(&self.lines));
         Box::pin(async move { Ok(Box::new(Writer { what, lines }) as Box<dyn Engine>) })

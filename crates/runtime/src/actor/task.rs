@@ -347,8 +347,12 @@ impl ActorTask {
             biased;
             turn = turn => turn,
             // The message stays in hand; only what `send = "now"` let out has left.
-            () = self.shared.kill.cancelled() => return,
+            () = self.shared.kill.cancelled(), if !self.program.acts_outside() => return,
         };
+        // A turn that fails in a stop is for the next process to take.
+        if self.shared.kill.is_cancelled() && !matches!(turn, Ok(Ok(_))) {
+            return;
+        }
         let ended = Instant::now();
         self.free = ended;
         self.shared.meters.turn_seconds.observe(ended.duration_since(started));
@@ -357,7 +361,12 @@ impl ActorTask {
         let origin = Origin { lineage: Some(lineage), at, judged: false };
         match turn {
             Ok(Ok((engine, effects))) => {
-                self.shared.memory.store(engine.memory_bytes(), Ordering::Relaxed);
+                let shared = Arc::clone(&self.shared);
+                let sealed = shared.sealed.lock();
+                if *sealed {
+                    return;
+                }
+                shared.memory.store(engine.memory_bytes(), Ordering::Relaxed);
                 self.engine = Some(engine);
                 self.succeed(effects, &origin, &routes);
             }
@@ -538,6 +547,9 @@ impl ActorTask {
                 heard = probation.ask(of, context, settings.timeout) => heard,
                 () = self.shared.kill.cancelled() => return Consulted::Settled,
             };
+            if self.shared.kill.is_cancelled() {
+                return Consulted::Settled;
+            }
             self.shared.meters.opinions.add(1);
             step = match heard.opinion() {
                 Some(opinion) => {

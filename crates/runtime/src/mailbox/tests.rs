@@ -203,3 +203,39 @@ async fn every_sender_that_waits_gets_its_room() {
     assert_eq!(mailbox.counts().completed, 21);
     balanced(&mailbox);
 }
+
+#[test]
+fn half_a_join_is_put_back_before_what_came_since() {
+    let old = joining(8, &["a", "b"]);
+    push(&old, "a", 1).unwrap();
+    push(&old, "a", 2).unwrap();
+    assert_eq!(take(&old), None);
+    assert!(!old.can_take());
+    let contents = old.contents();
+    old.saved();
+    assert_eq!((old.counts().saved, old.counts().queued, old.counts().bytes), (2, 0, 0));
+    balanced(&old);
+
+    let new = joining(1, &["a", "b"]);
+    push(&new, "a", 3).unwrap();
+    new.restore(contents, Instant::now());
+    assert_eq!(new.counts().accepted[Entry::Restore as usize], 2);
+    for (n, pair) in [["a=1", "b=10"], ["a=2", "b=11"], ["a=3", "b=12"]].into_iter().enumerate() {
+        assert_eq!(take(&new), None);
+        push(&new, "b", 10 + u32::try_from(n).unwrap()).unwrap();
+        assert_eq!(take(&new).unwrap(), pair);
+        new.finish(Outcome::Completed);
+    }
+    balanced(&new);
+}
+
+#[test]
+fn contents_are_in_the_order_of_their_arrival_with_what_is_in_hand_first() {
+    let mailbox = Mailbox::new(bounds(8, Overflow::Block));
+    for n in 1..=3 {
+        push(&mailbox, "in", n).unwrap();
+    }
+    take(&mailbox).unwrap();
+    let numbers: Vec<_> = mailbox.contents().iter().map(|e| e.message.data().clone()).collect();
+    assert_eq!(numbers, ["1", "2", "3"]);
+}

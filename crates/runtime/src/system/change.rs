@@ -209,9 +209,7 @@ impl System {
         } else {
             self.rejoin(&self.wires());
         }
-        for actor in held {
-            _ = actor.commands.send(Command::Release).await;
-        }
+        self.release(held).await;
         let until = Instant::now() + change.drain;
         for name in change.stop {
             self.stop(&name, until).await;
@@ -388,6 +386,8 @@ impl System {
             settings: ArcSwap::from_pointee(settings),
             status: watch::channel(status).0,
             state: Mutex::new(state),
+            position: Mutex::new(None),
+            sealed: Mutex::new(false),
             trial: Mutex::new(None),
             trials: Arc::clone(&self.0.trials),
             meters: Meters::default(),

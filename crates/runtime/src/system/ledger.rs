@@ -19,6 +19,13 @@ pub struct Books {
 }
 
 impl Books {
+    /// Counts what has ever happened: it grows with every step of every message.
+    pub(super) fn ever(&self) -> [u64; 4] {
+        let Self { deliveries, wires } = self;
+        let left = deliveries.completed + deliveries.dead_lettered + deliveries.dropped;
+        [deliveries.accepted_total(), left, wires.emitted, wires.accepted + wires.refused_total()]
+    }
+
     /// Whether nothing is lost or doubled, and every delivery by wire is known at both ends.
     #[must_use]
     pub fn balanced(&self) -> bool {
