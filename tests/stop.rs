@@ -63,7 +63,7 @@ fn a_stop_that_cannot_drain_says_what_it_saved() {
     daemon.signal("-TERM");
     let (status, last, _) = daemon.ended();
     assert!(status.success(), "{last}");
-    assert!(last.contains("saved for the next start") && last.contains("saved=7"), "{last}");
+    assert!(last.contains("saved for the next start") && last.contains("\"saved\":7"), "{last}");
 }
 
 #[test]
@@ -114,7 +114,7 @@ fn a_second_signal_stops_at_once_and_saves_what_is_left() {
     daemon.signal("-TERM");
     let (status, last, world) = daemon.ended();
     assert!(status.success(), "{last}");
-    assert!(last.contains("saved=3"), "{last}");
+    assert!(last.contains("\"saved\":3"), "{last}");
     world.module("work", &crate::rig::shaky("v2", "steady"));
     let daemon = world.start();
     daemon.until("all are done", |d| d.sum("reflowd_messages_completed_total") == 3.0);
