@@ -37,8 +37,11 @@ const KEPT_BLOCKS: usize = 64;
 const SPARE: usize = 4;
 const SPARE_BYTES: usize = 1 << 20;
 
+/// Those of all guests.
+static SPARES: Spares = Spares::new();
+
 /// Large arenas that nobody uses now.
-static SPARES: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
+struct Spares(Mutex<Vec<Vec<u8>>>);
 
 /// The blocks of one guest.
 pub(crate) struct Blocks {
@@ -114,7 +117,7 @@ impl Blocks {
     pub(crate) fn end(&mut self) {
         self.clear();
         if self.arena.capacity() > KEPT {
-            give_spare(std::mem::take(&mut self.arena));
+            SPARES.give(std::mem::take(&mut self.arena));
         }
         self.blocks.shrink_to(KEPT_BLOCKS);
     }
@@ -311,7 +314,7 @@ impl Blocks {
             return;
         }
         if needed > KEPT
-            && let Some(mut spare) = take_spare(needed)
+            && let Some(mut spare) = SPARES.take(needed)
         {
             spare.extend_from_slice(&self.arena);
             self.arena = spare;
@@ -324,7 +327,7 @@ impl Blocks {
 impl Drop for Blocks {
     fn drop(&mut self) {
         if self.arena.capacity() > KEPT {
-            give_spare(std::mem::take(&mut self.arena));
+            SPARES.give(std::mem::take(&mut self.arena));
         }
     }
 }
@@ -352,21 +355,27 @@ fn size_below(bytes: usize) -> (usize, usize) {
     size_of_block(size)
 }
 
-fn give_spare(mut arena: Vec<u8>) {
-    if arena.capacity() > SPARE_BYTES {
-        return;
+impl Spares {
+    const fn new() -> Self {
+        Self(Mutex::new(Vec::new()))
     }
-    arena.clear();
-    let mut spares = SPARES.lock();
-    if spares.len() < SPARE {
-        spares.push(arena);
-    }
-}
 
-fn take_spare(needed: usize) -> Option<Vec<u8>> {
-    let mut spares = SPARES.lock();
-    let fits = spares.iter().position(|spare| spare.capacity() >= needed)?;
-    Some(spares.swap_remove(fits))
+    fn give(&self, mut arena: Vec<u8>) {
+        if arena.capacity() > SPARE_BYTES {
+            return;
+        }
+        arena.clear();
+        let mut spares = self.0.lock();
+        if spares.len() < SPARE {
+            spares.push(arena);
+        }
+    }
+
+    fn take(&self, needed: usize) -> Option<Vec<u8>> {
+        let mut spares = self.0.lock();
+        let fits = spares.iter().position(|spare| spare.capacity() >= needed)?;
+        Some(spares.swap_remove(fits))
+    }
 }
 
 #[cfg(test)]
@@ -507,24 +516,35 @@ mod tests {
         assert_eq!(blocks.get(handle), Ok(&[0; 100_000][..]), "not what another guest has left");
     }
     #[test]
-    fn a_large_arena_serves_the_next_and_shows_it_nothing() {
-        // So large that no other test can take it meanwhile.
-        const LARGE: usize = 7 << 20;
-        let large = || {
-            let mut blocks = Blocks::new(LARGE as u64 * 2);
+    fn a_large_arena_serves_the_next() {
+        let spares = Spares::new();
+        let arena = vec![7; SPARE_BYTES / 2];
+        let place = arena.as_ptr();
+        spares.give(arena);
+        assert_eq!(spares.take(SPARE_BYTES), None, "it is smaller");
+        let again = spares.take(SPARE_BYTES / 4).unwrap();
+        assert_eq!((again.as_ptr(), again.len()), (place, 0));
+        assert_eq!(spares.take(1), None, "it is in use");
+    }
+
+    #[test]
+    fn few_arenas_wait_and_none_that_is_huge() {
+        let spares = Spares::new();
+        spares.give(Vec::with_capacity(SPARE_BYTES * 2));
+        assert_eq!(spares.take(1), None);
+        (0..=SPARE).for_each(|_| spares.give(Vec::with_capacity(KEPT * 2)));
+        assert_eq!(std::iter::from_fn(|| spares.take(1)).count(), SPARE);
+    }
+
+    #[test]
+    fn a_used_arena_shows_nothing() {
+        let mut blocks = Blocks::new(1 << 20);
+        for _ in 0..3 {
             blocks.begin(0, |_| {});
-            let handle = blocks.alloc(LARGE as u64).unwrap();
-            (handle, blocks)
-        };
-        let (handle, mut first) = large();
-        first.store_u8(handle, 7);
-        let place = first.arena.as_ptr();
-        // As a guest leaves it that is dropped within its turn.
-        drop(first);
-        let (handle, mut second) = large();
-        assert_eq!(second.arena.as_ptr(), place);
-        assert_eq!((handle, second.load_u8(handle)), (ORIGIN as u64, 0));
-        second.end();
-        assert_eq!(large().1.arena.as_ptr(), place);
+            let handle = blocks.alloc(KEPT as u64 * 2).unwrap();
+            assert_eq!((handle, blocks.load_u8(handle)), (ORIGIN as u64, 0));
+            blocks.store_u8(handle, 7);
+            blocks.end();
+        }
     }
 }
