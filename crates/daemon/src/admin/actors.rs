@@ -50,7 +50,7 @@ pub(crate) struct ActorSummary {
     pub(crate) file_gone: bool,
     /// Whether it was rolled back from what disk asks for.
     pub(crate) banned: bool,
-    /// Whether what it runs is on trial.
+    /// Whether what it runs is on trial, or about to go back.
     pub(crate) on_trial: bool,
 }
 
@@ -253,7 +253,7 @@ fn summary(actor: &Actor, view: Option<&ActorView>) -> ActorSummary {
         in_sync: view.map(|view| view.in_sync),
         file_gone: view.is_some_and(|view| view.file_gone),
         banned: view.is_some_and(|view| view.banned),
-        on_trial: actor.trial().is_some_and(|trial| trial.outcome == TrialOutcome::Running),
+        on_trial: actor.trial().is_some_and(|trial| trial.outcome != TrialOutcome::Passed),
     }
 }
 

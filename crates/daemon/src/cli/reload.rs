@@ -1,15 +1,24 @@
 //! `reflowd reload`.
 
+use std::time::Duration;
+
 use clap::Args;
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::{
-    Client, Exit, Outcome,
+    Client, Exit, Outcome, Stop,
     client::{json, text},
     note, print,
     table::Style,
 };
+use crate::admin::ActorSummary;
+
+/// How often to look whether trials have ended.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// A look at disk that changes nothing.
+const DRY_RUN: &str = "/v1/reload?dry_run=true";
 
 /// How to look at disk.
 #[derive(Debug, Args)]
@@ -20,6 +29,9 @@ pub(crate) struct Reload {
     /// Try modules again that were refused before
     #[arg(long)]
     force: bool,
+    /// Wait for the end of all trials; fail if what is on disk was rolled back
+    #[arg(long, conflicts_with = "dry_run")]
+    wait_trial: bool,
     /// Do removals that are held back
     #[arg(long)]
     allow_removal: bool,
@@ -64,7 +76,34 @@ pub(super) async fn reload(client: &mut Client, wanted: Reload) -> Outcome {
         report.warnings.iter().for_each(|warning| note(&format!("warning: {warning}")));
     }
     let clean = report.refused.is_empty() && report.held.is_none();
-    Ok(if clean { Exit::Done } else { Exit::Failed })
+    let passed = clean && (!wanted.wait_trial || passes(client).await?);
+    Ok(if passed { Exit::Done } else { Exit::Failed })
+}
+
+/// Returns when nothing is on trial: whether all that disk asks for has stayed.
+///
+/// The daemon may have looked at disk before it was asked to, and rolled back already, so
+/// this goes by what is banned and not by what the reload has changed.
+async fn passes(client: &mut Client) -> Result<bool, Stop> {
+    loop {
+        let on_trial = |actors: &[ActorSummary]| actors.iter().any(|actor| actor.on_trial);
+        while on_trial(&client.get::<Vec<ActorSummary>>("/v1/actors").await?) {
+            tokio::time::sleep(LOOK).await;
+        }
+        // A rollback that is under way is over when this is answered, and shown.
+        client.post(DRY_RUN, None).await?;
+        let actors: Vec<ActorSummary> = client.get("/v1/actors").await?;
+        if on_trial(&actors) {
+            continue;
+        }
+        let banned: Vec<&str> =
+            actors.iter().filter(|actor| actor.banned).map(|actor| actor.name.as_str()).collect();
+        if !banned.is_empty() {
+            let names = banned.join(", ");
+            note(&format!("rolled back from what is on disk: {names}; `reflowd events` says why"));
+        }
+        return Ok(banned.is_empty());
+    }
 }
 
 /// The difference, one line for each thing.
