@@ -55,7 +55,7 @@ fn post(daemon: &Daemon, numbers: std::ops::Range<u64>) {
     let count = numbers.end - numbers.start;
     let line = |n| format!("{{\"type\":\"Object\",\"data\":{{\"sender\":0,\"seq\":{n}}}}}\n");
     let lines: String = numbers.map(line).collect();
-    let path = "/v1/actors/front/ports/in";
+    let path = "/v1/actors/front/ports/in?block=true";
     let response = daemon.request("POST", path, "application/x-ndjson", lines.as_bytes());
     assert_eq!(response.json()["accepted"], count, "{response:?}");
 }

@@ -316,6 +316,74 @@ fn a_version_whose_ports_do_not_fit_what_ran_before_has_no_judge() {
     assert_eq!(daemon.actor("a")["trial"], Value::Null);
 }
 
+/// A module that makes another state of the one before, and swallows what comes in.
+fn migrating(migrate: &str) -> Vec<u8> {
+    let path = crate::rig::repository().join("tests/hostile/trap.wat");
+    let text = std::fs::read_to_string(path).unwrap();
+    let process = r#"(func (export "process") (result i32) unreachable)"#;
+    let functions = format!(
+        r#"(data (i32.const 700) "{{\22count\22:1000}}")
+        (func (export "process") (result i32) (call $answer (i32.const 600) (i32.const 14)))
+        (func (export "migrate_state") (result i32) {migrate})"#
+    );
+    assert!(text.contains(process));
+    wat::parse_str(text.replace(process, &functions)).unwrap()
+}
+
+#[test]
+fn a_module_makes_its_own_state_or_does_not_take_over() {
+    const MIGRATES: &str = "(call $answer (i32.const 700) (i32.const 14))";
+    let mut daemon = one("retries = 0");
+    let count = |daemon: &mut Daemon, seq: u64| {
+        daemon.send("a.in", &format!("{{\"sender\":0,\"seq\":{seq}}}"));
+        let line: Value = serde_json::from_str(&daemon.line().unwrap()).unwrap();
+        line["count"].as_u64().unwrap()
+    };
+    assert_eq!((count(&mut daemon, 0), count(&mut daemon, 1)), (1, 2));
+
+    // One that cannot: what runs goes on, with its state.
+    daemon.world.module("shaky", &migrating("unreachable"));
+    let report = daemon.reload();
+    let why = report["refused"][0]["why"].as_str().unwrap();
+    assert!(why.contains("`a`: `migrate_state` broke"), "{why}");
+    assert_eq!(count(&mut daemon, 2), 3);
+
+    // One that can has nobody to judge it, and whoever goes back has what was before it.
+    daemon.world.module("shaky", &migrating(MIGRATES));
+    assert_eq!(daemon.reload()["changed"], json!(["a"]));
+    assert_eq!(daemon.actor("a")["trial"], Value::Null);
+    assert_eq!(events(&daemon, "no-trial").len(), 1);
+    daemon.send("a.in", "7");
+    let back = daemon.world.run(&["rollback", "a"]);
+    assert!(back.status.success(), "{back:?}");
+    assert_eq!(count(&mut daemon, 3), 4);
+
+    // What comes after it finds the state that it has made.
+    daemon.world.module("shaky", &migrating(&format!("(nop) {MIGRATES}")));
+    assert_eq!(daemon.reload()["changed"], json!(["a"]));
+    daemon.world.module("shaky", &shaky("v3", "steady"));
+    assert_eq!(daemon.reload()["changed"], json!(["a"]));
+    assert_eq!(count(&mut daemon, 4), 1001);
+}
+
+#[test]
+fn whoever_waits_for_the_trial_is_told_by_the_exit_code_how_it_ended() {
+    let mut daemon = one("retries = 0, trial = { turns = 30 }");
+    let load = Load::begin(&mut daemon, "a");
+    daemon.world.module("shaky", &shaky("v2", "third"));
+    let bad = daemon.world.run(&["reload", "--wait-trial"]);
+    assert_eq!(bad.status.code(), Some(1), "{bad:?}");
+    assert_eq!(daemon.actor("a")["banned"], true);
+    // All is over before it looks, and it says the same.
+    let again = daemon.world.run(&["reload", "--wait-trial"]);
+    assert_eq!(again.status.code(), Some(1), "{again:?}");
+    daemon.world.module("shaky", &shaky("v3", "steady"));
+    let good = daemon.world.run(&["reload", "--wait-trial"]);
+    assert_eq!(good.status.code(), Some(0), "{good:?}");
+    assert_eq!(daemon.actor("a")["trial"]["outcome"], "passed");
+    load.end("a bad version and a good one");
+}
+
 /// Ends the daemon as a loss of power would, and starts it again.
 fn killed_and_started(daemon: Daemon, meanwhile: impl FnOnce(&World)) -> Daemon {
     daemon.signal("-KILL");

@@ -172,7 +172,7 @@ impl SavedSets {
                 Ok((messages > 0).then_some(Contents { messages, actors, bytes }))
             }
             Err(source) => {
-                _ = fs::remove_file(self.new());
+                _ = fs::remove_file(self.unfinished());
                 let folder = self.folder.display().to_string();
                 Err(SaveError { messages, folder, source })
             }
@@ -182,14 +182,15 @@ impl SavedSets {
     fn write(&self, remains: &BTreeMap<ActorName, Remains>) -> io::Result<u64> {
         let mut open = OpenOptions::new();
         open.write(true).create(true).truncate(true).mode(0o600);
-        let mut out = Hashing { out: BufWriter::new(open.open(self.new())?), hash: Sha256::new() };
+        let mut out =
+            Hashing { out: BufWriter::new(open.open(self.unfinished())?), hash: Sha256::new() };
         encode(remains, &mut out)?;
         let Hashing { mut out, hash } = out;
         out.write_all(&hash.finalize())?;
         let file = out.into_inner().map_err(io::IntoInnerError::into_error)?;
         file.sync_all()?;
         let bytes = file.metadata()?.len();
-        fs::rename(self.new(), self.set())?;
+        fs::rename(self.unfinished(), self.set())?;
         self.sync()?;
         Ok(bytes)
     }
@@ -199,7 +200,7 @@ impl SavedSets {
     }
 
     /// The name under which a set is made. Nobody reads it.
-    fn new(&self) -> PathBuf {
+    fn unfinished(&self) -> PathBuf {
         self.folder.join(".new")
     }
 

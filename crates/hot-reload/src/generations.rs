@@ -169,6 +169,18 @@ impl Generations {
         self.groups.retain(|group| !group.is_empty());
     }
 
+    /// An actor goes on under another name, with its past.
+    pub fn rename(&mut self, was: &ActorName, name: &ActorName) {
+        if let Some(former) = self.former.remove(was) {
+            self.former.insert(name.clone(), former);
+        }
+        for group in &mut self.groups {
+            if group.remove(was) {
+                group.insert(name.clone());
+            }
+        }
+    }
+
     /// The modules of those that judge.
     #[must_use]
     pub fn judges(&self) -> BTreeSet<Digest> {
@@ -227,6 +239,13 @@ impl Bans {
     #[must_use]
     pub fn of(&self, actor: &ActorName) -> &[Ban] {
         self.bans.get(actor).map_or(&[], Vec::as_slice)
+    }
+
+    /// An actor goes on under another name: what it must not run stays so.
+    pub fn rename(&mut self, was: &ActorName, name: &ActorName) {
+        if let Some(bans) = self.bans.remove(was) {
+            self.bans.insert(name.clone(), bans);
+        }
     }
 
     /// The actor runs other bytes or other keys than it was banned from, because disk

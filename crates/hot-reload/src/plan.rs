@@ -512,7 +512,20 @@ impl Planner<'_> {
         draining: bool,
     ) {
         let mut spec = desired.spec.clone();
+        let was = desired.spec.was.as_ref().filter(|was| !draining && self.moves(was)).cloned();
         let digest = match target {
+            Ok(digest)
+                if let Some(was) = &was
+                    && let Some(actor) = self.running.actors.get(was)
+                    && let Some(ban) = self.wanted.bans.standing(was, &digest, &spec.keys) =>
+            {
+                // Another name does not lift a ban.
+                let doubt = Doubt::Banned { digest, why: ban.why.clone() };
+                self.notes.push(Note::GoesOn { actor: was.clone(), doubt });
+                spec.keys = actor.spec.keys.clone();
+                spec.version = actor.spec.version.clone();
+                actor.digest
+            }
             target if let Some(last) = self.recollected(name, &desired.spec, &target) => {
                 spec.keys = last.spec.keys.clone();
                 spec.version = last.spec.version.clone();
@@ -528,7 +541,6 @@ impl Planner<'_> {
                 _ => return self.block(name, doubt),
             },
         };
-        let was = desired.spec.was.as_ref().filter(|was| self.moves(was)).cloned();
         if let Some(was) = &was {
             self.groups.join(name, was);
         }
@@ -610,7 +622,12 @@ impl Planner<'_> {
         if swaps && let Some(ban) = self.wanted.bans.standing(name, &digest, &spec.keys) {
             let doubt = Doubt::Banned { digest, why: ban.why.clone() };
             self.notes.push(Note::GoesOn { actor: name.clone(), doubt });
+            // They belong to what is banned.
             spec.keys = actor.spec.keys.clone();
+            spec.version = actor.spec.version.clone();
+            let differs_in_place = spec.settings != actor.spec.settings
+                || spec.module != actor.spec.module
+                || autostarted != actor.autostarted;
             if differs_in_place {
                 self.all.adjust.push(Adjusting { actor: actor_name, spec, autostarted });
             }

@@ -10,6 +10,7 @@
 mod reloader;
 mod configuration;
 mod library;
+mod migration;
 mod preparation;
 mod fit;
 mod trials;
@@ -492,9 +493,11 @@ impl Reconciler {
         snapshot: &Snapshot,
     ) -> Result<(), ChangeRefused> {
         let mut ready = self.prepare(change, snapshot).await?;
-        let trying = self.trying(change);
+        let halted = self.migrate_all(&mut ready).await?;
+        let trying = self.trying(change, ready.states.keys().next());
         ready.trialing = trying.trialing();
         let changed = self.system.apply(ready).await;
+        self.system.go_on(halted).await;
         self.begin_trials(change, trying).await;
         self.running.take(change, &changed.generations);
         self.recollected_run(change);

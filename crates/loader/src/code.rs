@@ -190,6 +190,8 @@ pub(crate) struct Parts {
     pub(crate) engine_per: EnginePer,
     /// Bytes of linear memory.
     pub(crate) memory: u64,
+    /// Whether the module exports `migrate_state`.
+    pub(crate) migrates: bool,
     /// How long instantiation may take before nobody waits for it any more.
     pub(crate) patience: Duration,
 }

@@ -23,8 +23,8 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use reflowd_runtime::{
-    Context, Digest, Effects, Engine, EnginePer, Failure, FailureKind, InstantiateError, Metadata,
-    Program, Turn,
+    Context, Digest, Effects, Engine, EnginePer, Failure, FailureKind, InstantiateError, LeftState,
+    Metadata, MigrateError, Program, State, Turn,
 };
 use tokio::runtime::Handle;
 use tracing::warn;
@@ -39,9 +39,10 @@ use self::{
 };
 use crate::{
     binary::Binary,
-    code::{Ended, Parts, Unstarted},
+    code::{self, Ended, Parts, Unstarted},
     code_cache::CodeCache,
     host::{Host, Surroundings},
+    migration,
     turn::{Side, encode_to, encoded_len},
 };
 
@@ -272,6 +273,20 @@ impl Made {
 impl Program for DirectProgram {
     fn digest(&self) -> Digest {
         self.0.parts.digest
+    }
+
+    fn migrates_state(&self) -> bool {
+        self.0.parts.migrates
+    }
+
+    fn migrate_state(&self, left: LeftState) -> BoxFuture<'_, Result<State, MigrateError>> {
+        let made = self.0.clone();
+        Box::pin(migration::aside(move || {
+            let Parts { around, memory, patience, .. } = &made.parts;
+            let instance = made.code.instantiate(around, *memory, *patience);
+            let instance = Handle::current().block_on(instance);
+            migration::migrate(instance.map(|i| code::Instance::Direct(Box::new(i))), &left)
+        }))
     }
 
     fn metadata(&self) -> &Metadata {

@@ -30,17 +30,18 @@ use extism::{
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use reflowd_runtime::{
-    Context, Digest, Engine, EnginePer, Failure, FailureKind, InstantiateError, Metadata, Program,
-    Turn,
+    Context, Digest, Engine, EnginePer, Failure, FailureKind, InstantiateError, LeftState,
+    Metadata, MigrateError, Program, State, Turn,
 };
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tracing::Level;
 
 use crate::{
     binary::{Binary, PAGE},
-    code::{Ended, Parts},
+    code::{self, Ended, Parts},
     deadline,
     host::{self, Host, Surroundings},
+    migration,
     signature::{ENV, USER},
     turn::{Side, encode},
 };
@@ -417,6 +418,19 @@ impl ExtismProgram {
 impl Program for ExtismProgram {
     fn digest(&self) -> Digest {
         self.0.parts.digest
+    }
+
+    fn migrates_state(&self) -> bool {
+        self.0.parts.migrates
+    }
+
+    fn migrate_state(&self, left: LeftState) -> BoxFuture<'_, Result<State, MigrateError>> {
+        let made = self.0.clone();
+        Box::pin(migration::aside(move || {
+            let instance = made.code.instantiate(&made.parts.around);
+            let instance = instance.map_err(code::Unstarted::Broke);
+            migration::migrate(instance.map(|i| code::Instance::Extism(Box::new(i))), &left)
+        }))
     }
 
     fn metadata(&self) -> &Metadata {

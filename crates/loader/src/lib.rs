@@ -55,6 +55,7 @@ mod signature;
 mod binary;
 mod code_cache;
 mod metadata;
+mod migration;
 mod turn;
 mod host;
 mod http;

@@ -17,7 +17,7 @@ use crate::{
     code::{Code, Ended, EngineKind, Instance, Parts},
     host::Surroundings,
     loader::{Limits, compile},
-    metadata,
+    metadata, migration,
     signature::Signature,
 };
 
@@ -112,7 +112,9 @@ impl LoadedModule {
             Err(_) => return Err(failed(format!("it takes more than {patience:?}"))),
         };
         let (digest, metadata) = (*digest, metadata.clone());
-        let parts = Parts { digest, metadata, around, entry_point, engine_per, memory, patience };
+        let migrates = binary.has_turn(migration::EXPORT);
+        let parts =
+            Parts { digest, metadata, around, entry_point, engine_per, memory, migrates, patience };
         Ok(code.into_program(parts, instance))
     }
 }

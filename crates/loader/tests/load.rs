@@ -11,7 +11,7 @@ use guest::*;
 use reflowd_loader::{
     EngineKind, InvalidBinary, InvalidMetadata, Limits, LoadErrorKind, Loader, Source,
 };
-use reflowd_runtime::{Module, PrepareError, ProgramSpec};
+use reflowd_runtime::{Digest, LeftState, Module, PrepareError, ProgramSpec, State};
 use serde_json::json;
 
 /// Makes a test on one engine, of what the engines do differently.
@@ -48,6 +48,7 @@ on_both_engines! {
     the_entry_point_may_have_another_name
     an_actors_config_must_satisfy_the_schema
     a_module_may_refuse_an_actors_config
+    a_module_may_make_its_own_state_of_the_one_before
     an_actors_memory_must_cover_the_declared
     an_inspection_tells_what_it_can
     validating_keeps_nothing
@@ -526,6 +527,43 @@ async fn a_module_may_refuse_an_actors_config(on: Rig) {
             (result, _) => panic!("{body}: {:?}", result.err()),
         }
     }
+}
+
+async fn a_module_may_make_its_own_state_of_the_one_before(on: Rig) {
+    let migrates = |body: &str| {
+        guest(&format!(r#"{IDLE} (func (export "migrate_state") (result i32) {body})"#))
+    };
+    let left = || LeftState {
+        state: State::new(r#"{"n":1.0}"#).unwrap(),
+        digest: Digest::new([7; 32]),
+        version: Some("1.2.3".into()),
+        limit: 400,
+    };
+    for (body, expected) in [
+        ("(call $answer <<{\"n\":2}>>)", Ok(r#"{"n":2}"#)),
+        ("(call $answer <<[2]>>)", Err("a state is a JSON object")),
+        ("(call $fail <<not from that>>) (i32.const 1)", Err("returned an error: not from that")),
+        ("unreachable", Err("broke: wasm trap")),
+        ("(loop $l (br $l)) unreachable", Err("does not answer within 1s")),
+    ] {
+        let program = on.prepare(migrates(body), spec()).await.unwrap();
+        assert!(program.migrates_state());
+        match (program.migrate_state(left()).await, expected) {
+            (Ok(state), Ok(text)) => assert_eq!(state.text(), text),
+            (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{error}"),
+            (result, _) => panic!("{body}: {result:?}"),
+        }
+    }
+    // What it is given, byte for byte, comes back in an envelope that is an object too.
+    let program = on.prepare(migrates("(call $put_input)"), spec()).await.unwrap();
+    let state = program.migrate_state(left()).await.unwrap();
+    let seen: serde_json::Value = serde_json::from_slice(state.text()).unwrap();
+    let given = &seen["outputs"]["out"]["data"];
+    assert_eq!((&given["from_version"], &given["state"]), (&json!("1.2.3"), &json!({"n": 1.0})));
+    assert_eq!(given["from_digest"], "07".repeat(32));
+    let error = program.migrate_state(LeftState { limit: 40, ..left() }).await.unwrap_err();
+    assert!(error.to_string().contains("over `state_size`"), "{error}");
+    assert!(!on.prepare(guest(IDLE), spec()).await.unwrap().migrates_state());
 }
 
 async fn an_actors_memory_must_cover_the_declared(on: Rig) {

@@ -118,7 +118,7 @@ impl ActorState {
     }
 }
 
-/// Counts the modules and keys that have run under one actor's name. Only grows,
+/// Counts the modules and keys that an actor has run, under former names too. Only grows,
 /// so "is this newer?" is one `<`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct Generation(u64);
@@ -292,12 +292,13 @@ impl Actor {
         ready: Ready,
         trialing: Trialing,
         drain: Duration,
+        state: Option<State>,
     ) -> oneshot::Receiver<Swapped> {
         let (done, receiver) = oneshot::channel();
         match (ready, &self.kind) {
             (Ready::Engine { program, engine, version, log }, Kind::Engine) => {
                 self.metadata.store(Arc::new(program.metadata().clone()));
-                let swap = Box::new(Swap { program, version, engine, log, trialing, done });
+                let swap = Box::new(Swap { program, version, engine, log, trialing, state, done });
                 if let Err(mpsc::error::SendError(Command::Swap(swap))) =
                     self.commands.send(Command::Swap(swap)).await
                 {
@@ -512,6 +513,8 @@ pub(crate) struct Swap {
     pub(crate) engine: Box<dyn Engine>,
     pub(crate) log: ActorLog,
     pub(crate) trialing: Trialing,
+    /// The state that the program has made of the present one.
+    pub(crate) state: Option<State>,
     pub(crate) done: oneshot::Sender<Swapped>,
 }
 
@@ -521,6 +524,8 @@ pub(crate) type Swapped = Result<Replaced, Ready>;
 /// Another generation is in place.
 pub(crate) struct Replaced {
     pub(crate) generation: Generation,
+    /// Turns whose state is lost, where the state went back too.
+    pub(crate) lost_turns: u64,
     /// The old engine, for whoever asked to drop: that gives memory back to the system,
     /// which may take longer than all else, and the next message does not wait for it.
     pub(crate) _old: Option<Box<dyn Engine>>,
@@ -529,7 +534,7 @@ pub(crate) struct Replaced {
 impl Swap {
     /// The actor has stopped: whoever asked starts it anew.
     pub(crate) fn hand_back(self) {
-        let Self { program, version, engine, log, trialing: _, done } = self;
+        let Self { program, version, engine, log, trialing: _, state: _, done } = self;
         // Whoever asked may be gone, and then nobody wants the engine.
         _ = done.send(Err(Ready::Engine { program, engine, version, log }));
     }

@@ -35,15 +35,15 @@ pub use message::{EXCERPT, Message, MessageError, Type, excerpt};
 pub use meter::{Counter, Histogram, Meters};
 pub use module::{
     Context, Digest, DigestError, Effects, Engine, EnginePer, Failure, FailureKind,
-    InstantiateError, Metadata, Module, Port, PrepareError, Program, ProgramSpec, SendNow, State,
-    StateError, Turn, TurnLimits,
+    InstantiateError, LeftState, Metadata, MigrateError, Module, Port, PrepareError, Program,
+    ProgramSpec, SendNow, State, StateError, Turn, TurnLimits,
 };
 pub use name::{ActorName, ActorNameError, PortName, PortNameError, PortRef, PortRefError};
 pub use settings::{Overflow, Persistence, SendMode, Settings, Trigger};
 pub use source::{Emitter, Position, Source, SourceError};
 pub use system::{
-    Books, Change, Changed, Ledger, PutBack, Ready, Remains, Replayed, SendError, Start, Stayed,
-    Staying, System, Trialing, WireDef,
+    Books, Change, Changed, Halted, Ledger, PutBack, Ready, Remains, Replayed, SendError, Start,
+    Stayed, Staying, System, Trialing, WireDef,
 };
 pub use trial::{Fall, GuestErrors, TrialOutcome, TrialRules, TrialView};
 pub use waits::Answer;

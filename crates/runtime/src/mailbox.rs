@@ -180,16 +180,32 @@ pub(crate) enum PushError {
     Closed(Envelope),
 }
 
-/// A place in the line of senders that wait for room, given back when dropped,
-/// whether the wait ended or was given up.
+/// A sender's place in the line for room, until it tries again or gives up.
 pub(crate) struct InLine<'a> {
-    pub(crate) mailbox: &'a Mailbox,
-    pub(crate) port: PortName,
+    mailbox: &'a Mailbox,
+    port: PortName,
+    room: Arc<Notify>,
+    tries_again: bool,
+}
+
+impl<'a> InLine<'a> {
+    /// The place that [`PushError::Full`] has given.
+    pub(crate) fn new(mailbox: &'a Mailbox, port: PortName, room: Arc<Notify>) -> Self {
+        Self { mailbox, port, room, tries_again: false }
+    }
+
+    /// Returns when it is time to try again. Cancel at will: then the next in line is told.
+    pub(crate) async fn wait(mut self) {
+        self.room.notified().await;
+        // What it does not take, whoever takes or leaves something tells the next of. Two
+        // that told each other would never come to an end.
+        self.tries_again = true;
+    }
 }
 
 impl Drop for InLine<'_> {
     fn drop(&mut self) {
-        self.mailbox.unblock(&self.port);
+        self.mailbox.leave_line(&self.port, &self.room, !self.tries_again);
     }
 }
 
@@ -233,9 +249,9 @@ impl Mailbox {
         }
     }
 
-    #[expect(clippy::result_large_err, reason = "the error is the message, handed back")]
     /// Takes a message in that arrived just now, or hands it back. `overflow` is the
     /// wire's own way, where it has one.
+    #[expect(clippy::result_large_err, reason = "the error is the message, handed back")]
     pub(crate) fn push(
         &self,
         envelope: Envelope,
@@ -274,17 +290,26 @@ impl Mailbox {
         Ok(pushed)
     }
 
-    /// A sender that was told to wait no longer does.
+    /// A sender that was told to wait does not.
     ///
-    /// Whoever got [`PushError::Full`] calls this once before it pushes again or
-    /// gives up; room that it does not use goes to the next in line.
-    pub(crate) fn unblock(&self, port: &PortName) {
+    /// Whoever got [`PushError::Full`] calls this once before it pushes again, or takes
+    /// its place in the line.
+    pub(crate) fn unblock(&self, port: &PortName, room: &Arc<Notify>) {
+        self.leave_line(port, room, false);
+    }
+
+    fn leave_line(&self, port: &PortName, room: &Arc<Notify>, gives_up: bool) {
         let mut inner = self.inner.lock();
         let (bounds, closed) = (inner.bounds, inner.closed);
         let lane = inner.lane_for(port);
         let lane = &mut inner.lanes[lane];
+        // The lanes may have been sorted anew, and the line was another one.
+        if !Arc::ptr_eq(&lane.room, room) {
+            return;
+        }
         lane.blocked = lane.blocked.saturating_sub(1);
-        if lane.blocked > 0 && (closed || lane.has_room(bounds, 0)) {
+        // It may have been told of room that it does not use now.
+        if gives_up && lane.blocked > 0 && (closed || lane.has_room(bounds, 0)) {
             lane.room.notify_one();
         }
     }
@@ -346,6 +371,8 @@ impl Mailbox {
         }
         for lane in &inner.lanes {
             lane.room.notify_waiters();
+            // For one who is about to wait.
+            lane.room.notify_one();
         }
         self.wake(inner);
     }
@@ -395,9 +422,11 @@ impl Mailbox {
         closed || inner.lanes[lane].has_room(bounds, bytes)
     }
 
-    /// All that is here, in the order of its arrival, what is in hand included.
-    pub(crate) fn contents(&self) -> Vec<Envelope> {
-        let inner = self.inner.lock();
+    /// All that is here, in the order of its arrival, what is in hand included. Nothing
+    /// comes in any more.
+    pub(crate) fn seal(&self) -> Vec<Envelope> {
+        let mut inner = self.inner.lock();
+        inner.closed = true;
         let mut slots: Vec<_> = inner.lanes.iter().flat_map(|lane| &lane.queue).collect();
         slots.sort_by_key(|slot| slot.arrival);
         slots.into_iter().map(|slot| slot.envelope.clone()).collect()

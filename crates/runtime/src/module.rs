@@ -50,6 +50,39 @@ pub trait Program: Send + Sync {
 
     /// A new engine. At most one engine of a program is in use at a time.
     fn instantiate(&self) -> BoxFuture<'_, Result<Box<dyn Engine>, InstantiateError>>;
+
+    /// Whether it makes another state of the one that the module before it has left.
+    fn migrates_state(&self) -> bool {
+        false
+    }
+
+    /// Makes that state. Asks an engine of its own, so that nothing of it is left over.
+    ///
+    /// May take long and must not be awaited by an actor's task.
+    fn migrate_state(&self, left: LeftState) -> BoxFuture<'_, Result<State, MigrateError>> {
+        Box::pin(async move { Ok(left.state) })
+    }
+}
+
+/// The state of an actor, and what has left it.
+#[derive(Clone, Debug)]
+pub struct LeftState {
+    /// The state.
+    pub state: State,
+    /// The module that ran.
+    pub digest: Digest,
+    /// The version that it gave itself.
+    pub version: Option<String>,
+    /// Bytes that the next state may have.
+    pub limit: u64,
+}
+
+/// The state cannot be made another one; the module does not take over.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[error("`migrate_state` {why}")]
+pub struct MigrateError {
+    /// What came instead of a state.
+    pub why: String,
 }
 
 /// One running instance of a module.

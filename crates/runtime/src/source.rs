@@ -343,7 +343,7 @@ impl SourceTask {
         let identity = Identity { digest: self.source.digest(), version: None, component };
         // The reloader may have stopped waiting; the swap stands all the same.
         let generation = self.shared.swapped(identity, 0);
-        _ = done.send(Ok(Replaced { generation, _old: None }));
+        _ = done.send(Ok(Replaced { generation, lost_turns: 0, _old: None }));
     }
 
     /// What was already put out is delivered, as far as there is time, unless

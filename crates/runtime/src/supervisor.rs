@@ -66,9 +66,11 @@ impl Supervisor {
         settings: &Settings,
         answered: bool,
     ) -> Verdict {
+        if matches!(kind, FailureKind::Unavailable(_)) {
+            return Verdict::Keep { rest: self.outage() };
+        }
         self.attempts += 1;
         let retries = match kind {
-            FailureKind::Unavailable(_) => return Verdict::Keep { rest: self.outage() },
             FailureKind::Guest(_) if answered => {
                 self.attempts = 0;
                 self.fruitless = 0;
@@ -76,7 +78,7 @@ impl Supervisor {
             }
             FailureKind::Trap(_) => settings.retries,
             FailureKind::Timeout(_) => settings.retries_timeout,
-            FailureKind::Turn(_) | FailureKind::Guest(_) => 0,
+            FailureKind::Turn(_) | FailureKind::Guest(_) | FailureKind::Unavailable(_) => 0,
         };
         if self.attempts <= retries {
             let after = BACKOFF.saturating_mul(1 << (self.attempts - 1).min(16)).min(LONGEST_PAUSE);

@@ -28,7 +28,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use change::{Change, Changed, Ready, Start, Trialing, WireDef};
+pub use change::{Change, Changed, Halted, Ready, Start, Trialing, WireDef};
 pub use intake::SendError;
 pub use ledger::{Books, Ledger};
 pub use remains::{PutBack, Remains};

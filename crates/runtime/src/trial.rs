@@ -193,6 +193,11 @@ impl Trial {
         Step::GoOn
     }
 
+    /// A turn succeeded after the trial was passed.
+    pub(crate) fn went_on(&mut self) {
+        self.moved += 1;
+    }
+
     /// A turn failed, and its message is in hand.
     pub(crate) fn attempt_failed(&mut self) {
         self.failing = true;

@@ -162,8 +162,8 @@ impl Wire {
         if flow.pending.is_empty() {
             match self.hand_over(&mut flow, envelope, now) {
                 None => return false,
-                Some((envelope, _)) => {
-                    self.target.mailbox.unblock(&envelope.port);
+                Some((envelope, room)) => {
+                    self.target.mailbox.unblock(&envelope.port, &room);
                     flow.pending.push_back(envelope);
                 }
             }
@@ -176,7 +176,7 @@ impl Wire {
     /// Returns when nothing waits on the wire. Cancel at will: nothing is lost.
     pub(crate) async fn drain(&self) {
         loop {
-            let (room, line) = {
+            let line = {
                 let mut flow = self.flow.lock();
                 let Some(envelope) = flow.pending.pop_front() else { return };
                 match self.hand_over(&mut flow, envelope, Instant::now()) {
@@ -184,12 +184,11 @@ impl Wire {
                     Some((envelope, room)) => {
                         let port = envelope.port.clone();
                         flow.pending.push_front(envelope);
-                        (room, InLine { mailbox: &self.target.mailbox, port })
+                        InLine::new(&self.target.mailbox, port, room)
                     }
                 }
             };
-            room.notified().await;
-            drop(line);
+            line.wait().await;
         }
     }
 

@@ -25,7 +25,7 @@ use serde_json::json;
 use tokio::{task::coop, time};
 
 use super::{
-    Admin, Problem, actors, flag,
+    Admin, Phase, Problem, actors, flag,
     lines::{Line, Lines, TooLong},
     query,
 };
@@ -65,6 +65,12 @@ pub(super) async fn take(
     body: Body,
 ) -> Result<Response, Problem> {
     let wanted: Wanted = query(&uri)?;
+    // A stop within the start could not save it.
+    if *admin.phase.borrow() == Phase::Starting {
+        let why = "the actors are being started; try again";
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        return Err(Problem::new(status, "not-ready", "not ready", why));
+    }
     let actor = actors::running(&admin, &actor)?;
     let to = PortRef {
         actor: actor.name().clone(),

@@ -492,6 +492,9 @@ async fn the_daemon_is_ready_when_its_actors_are() {
     assert_eq!(rig.get("/readyz").await.status, StatusCode::OK);
     rig.phase.send_replace(Phase::Starting);
     assert_eq!(rig.get("/readyz").await.problem(), "not-ready");
+    // What came now, a stop within the start could not save.
+    let answer = rig.post("/v1/actors/a/ports/in", JSON, ONE).await;
+    assert_eq!((answer.status.as_u16(), &*answer.problem()), (503, "not-ready"));
 }
 
 #[tokio::test]

@@ -94,7 +94,7 @@ fn what_cannot_be_read_is_kept_aside() {
 #[test]
 fn half_a_set_that_was_being_written_is_not_seen() {
     let (_temp, sets) = sets();
-    fs::write(sets.new(), FIRST_LINE).unwrap();
+    fs::write(sets.unfinished(), FIRST_LINE).unwrap();
     assert!(sets.load().unwrap().is_none());
     sets.write(&remains()).unwrap();
     assert!(sets.load().unwrap().is_some());
@@ -103,7 +103,7 @@ fn half_a_set_that_was_being_written_is_not_seen() {
 #[test]
 fn a_disk_that_takes_nothing_keeps_no_half_set() {
     let (_temp, sets) = sets();
-    std::os::unix::fs::symlink("/dev/full", sets.new()).unwrap();
+    std::os::unix::fs::symlink("/dev/full", sets.unfinished()).unwrap();
     sets.write(&remains()).unwrap_err();
     assert!(sets.load().unwrap().is_none());
 }

@@ -643,6 +643,46 @@ fn keys_that_an_actor_was_rolled_back_from_stay_out() {
     assert!(plan.changes[0].swap.is_empty());
 }
 
+#[test]
+fn what_an_actor_was_rolled_back_from_is_not_taken_up_under_another_name() {
+    let mut rig = Rig::new().file("m", 1).actor("a", "m").run();
+    rig.see("m", Sight::Present(digest(2)));
+    let keys = GenerationKeys::default();
+    rig.bans.add(&name("a"), crate::Ban { digest: digest(2), keys, why: "`a` trapped".into() });
+    rig.flow.actors.remove("a");
+    let mut rig = rig.actor("b", "m");
+    rig.spec("b").was = Some(name("a"));
+    let plan = rig.plan();
+    let [change] = &plan.changes[..] else { panic!("{plan:?}") };
+    let start = &change.start[0];
+    assert_eq!((start.digest, &start.was), (digest(1), &Some(name("a"))));
+}
+
+#[test]
+fn an_actor_takes_nobody_over_while_its_name_is_still_in_use() {
+    let rig = Rig::new().file("m", 1).actor("a", "m").actor("b", "m").run();
+    let mut rig = rig;
+    rig.running.actors.get_mut(&name("a")).unwrap().draining = true;
+    rig.flow.actors.remove("b");
+    rig.spec("a").was = Some(name("b"));
+    let plan = rig.plan();
+    assert!(plan.changes.iter().flat_map(|change| &change.start).all(|start| start.was.is_none()));
+    let stops: Vec<_> = plan.changes.iter().flat_map(|change| &change.stop).collect();
+    assert_eq!(stops[0].actor, name("b"));
+}
+
+#[test]
+fn the_version_that_goes_with_what_is_banned_stays_out() {
+    let mut rig = Rig::new().file("m", 1).actor("a", "m").run();
+    rig.see("m", Sight::Present(digest(2)));
+    let keys = GenerationKeys::default();
+    rig.bans.add(&name("a"), crate::Ban { digest: digest(2), keys, why: "`a` trapped".into() });
+    rig.spec("a").version = Some(">=2".into());
+    assert!(rig.plan().changes.is_empty());
+    rig.spec("a").settings.retries = 7;
+    assert_eq!(rig.plan().changes[0].adjust[0].spec.version, None);
+}
+
 /// What `a` ran in an earlier process: the module of that number.
 fn ran(number: u8) -> RunningActor {
     RunningActor {

@@ -27,7 +27,7 @@ impl ChangeRefused {
     }
 
     /// Another time it may go well.
-    fn passing(actor: &ActorName, why: impl std::fmt::Display) -> Self {
+    pub(super) fn passing(actor: &ActorName, why: impl std::fmt::Display) -> Self {
         Self { why: format!("`{actor}`: {why}"), lasts: false }
     }
 }
@@ -71,6 +71,8 @@ impl Reconciler {
             ready.swap.push((swap.actor.clone(), program));
             ready.settings.extend(self.settings(&swap.actor, &swap.spec));
         }
+        let migrations = self.migrations(&ready);
+        self.try_all(migrations).await?;
         for adjust in &change.adjust {
             self.check_version(adjust)?;
             ready.settings.extend(self.settings(&adjust.actor, &adjust.spec));

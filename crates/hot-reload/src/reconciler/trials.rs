@@ -86,12 +86,13 @@ impl Trying {
 struct Way {
     back: Vec<(ActorName, Former)>,
     why: String,
-    lost_turns: u64,
 }
 
 impl Reconciler {
     /// What a change that is about to be made means for trials.
-    pub(super) fn trying(&self, change: &ChangePlan) -> Trying {
+    ///
+    /// Whoever has made another state of the one before has nobody to judge it.
+    pub(super) fn trying(&self, change: &ChangePlan, migrated: Option<&ActorName>) -> Trying {
         let touched = touched(change);
         let mut group = self.generations.with(&touched);
         group.extend(change.swap.iter().map(|swap| swap.actor.clone()));
@@ -100,6 +101,10 @@ impl Reconciler {
         }
         let stops = |actor: &ActorName| change.stop.iter().any(|stop| stop.actor == *actor);
         group.retain(|actor| !stops(actor));
+        if let Some(actor) = migrated {
+            let why = format!("what ran before does not know the state that `{actor}` has made");
+            return Trying::NoJudge { over: group, why };
+        }
         let on_trial = self.generations.with(&group);
         let judges = group.iter().filter_map(|actor| {
             if on_trial.contains(actor) {
@@ -113,7 +118,10 @@ impl Reconciler {
         after.take(change, &BTreeMap::new());
         let back = swaps_back(judges.collect(), &after);
         match self.fits(&back, &after) {
-            Err(refused) => Trying::NoJudge { over: group, why: refused.why },
+            Err(refused) => {
+                let why = format!("what ran before does not fit any more: {}", refused.why);
+                Trying::NoJudge { over: group, why }
+            }
             Ok(()) if change.swap.is_empty() => Trying::Nobody,
             Ok(()) => Trying::OnTrial,
         }
@@ -121,6 +129,12 @@ impl Reconciler {
 
     /// The change is in place.
     pub(super) async fn begin_trials(&mut self, change: &ChangePlan, trying: Trying) {
+        for start in &change.start {
+            if let Some(was) = &start.was {
+                self.generations.rename(was, &start.actor);
+                self.memory.bans.rename(was, &start.actor);
+            }
+        }
         let swapped: BTreeSet<_> = change.swap.iter().map(|swap| swap.actor.clone()).collect();
         for actor in &swapped {
             if let Some(running) = self.running.actors.get(actor) {
@@ -140,8 +154,7 @@ impl Reconciler {
                     }
                 }
                 let actors: Vec<_> = over.into_iter().collect();
-                info!(?actors, %why, "no trial: what ran before does not fit any more");
-                let why = format!("what ran before does not fit any more: {why}");
+                info!(?actors, %why, "no trial");
                 self.system.events().record(EventKind::NoTrial { actors, why });
             }
         }
@@ -153,6 +166,11 @@ impl Reconciler {
             match verdict {
                 Verdict::Passed(actors) => {
                     self.generations.leave(&actors);
+                    for actor in &actors {
+                        if let Some(actor) = self.system.actor(actor.as_str()) {
+                            actor.end_trial().await;
+                        }
+                    }
                     info!(?actors, "change passed its trial");
                 }
                 Verdict::GoBack { actors, fell, fall } => {
@@ -161,7 +179,7 @@ impl Reconciler {
                     });
                     let back = back.collect();
                     let why = format!("`{fell}` {}", fall.why);
-                    let way = Way { back, why, lost_turns: fall.lost_turns };
+                    let way = Way { back, why };
                     match self.go_back(way).await {
                         Ok(_) => self.stuck = None,
                         Err(error) => self.tell_stuck(actors, &error),
@@ -218,7 +236,7 @@ impl Reconciler {
             }
         }
         let why = "an operator asked for it".into();
-        self.go_back(Way { back, why, lost_turns: 0 }).await
+        self.go_back(Way { back, why }).await
     }
 
     fn target(&self, actor: &ActorName, to: Option<u64>) -> Result<&Former, RollBackError> {
@@ -238,7 +256,7 @@ impl Reconciler {
 
     /// Puts former generations back, all of them or none, and bans what they replace.
     async fn go_back(&mut self, way: Way) -> Result<Vec<GoneBack>, RollBackError> {
-        let Way { back, why, lost_turns } = way;
+        let Way { back, why } = way;
         for (actor, former) in &back {
             let Some(file) = former.spec.module.file_in(&self.folder) else { continue };
             let taken = self.library.take_again(former.digest, &file).await;
@@ -258,6 +276,7 @@ impl Reconciler {
             ready.swap.push((actor.clone(), made));
         }
         let changed = self.system.apply(ready).await;
+        let lost_turns = changed.lost_turns.values().sum::<u64>();
 
         let left = change.swap.iter().filter_map(|swap| {
             Some((swap.actor.clone(), self.running.actors.get(&swap.actor)?.clone()))

@@ -100,9 +100,12 @@ impl Probation {
         self.trial.fell().is_some()
     }
 
-    /// The state that the next generation is to have, where not the present one.
-    pub(super) fn restored(self) -> Option<State> {
-        self.trial.fell().is_some_and(|fall| fall.restore_state).then_some(self.state)
+    /// The state that the next generation is to have, where not the present one, and how
+    /// many turns are lost with that.
+    pub(super) fn restored(self) -> Option<(State, u64)> {
+        let fall = self.trial.fell().filter(|fall| fall.restore_state)?;
+        let lost_turns = fall.lost_turns;
+        Some((self.state, lost_turns))
     }
 }
 

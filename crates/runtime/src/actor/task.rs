@@ -11,6 +11,7 @@
 use std::{
     collections::HashSet,
     error::Error,
+    mem,
     panic::AssertUnwindSafe,
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -29,8 +30,8 @@ use super::{
 };
 use crate::{
     ActorLog, Context, Effects, Engine, EventKind, Failure, FailureKind, InstantiateError, Message,
-    Metadata, PortName, Program, Routes, SendMode, SendNow, Settings, TrialOutcome, TrialRules,
-    TrialView, Trialing, TurnLimits,
+    Metadata, PortName, Program, Routes, SendMode, SendNow, Settings, State, TrialOutcome,
+    TrialRules, TrialView, Trialing, TurnLimits,
     dead_letter::Reason,
     envelope::{Calendar, Lineage, Moment, Origin},
     mailbox::{Outcome, Taken},
@@ -53,6 +54,11 @@ pub(crate) struct ActorTask {
     supervisor: Supervisor,
     /// The trial of the generation that runs.
     probation: Option<Probation>,
+    /// A trial that is passed, while what changed together with it is still on trial:
+    /// its judge stays.
+    passed: Option<Probation>,
+    /// The state of which the generation that runs has made its own.
+    unmigrated: Option<Unmigrated>,
     /// Wires that the last turn's outputs wait on. No turn starts before it is empty.
     outbox: Vec<Arc<Wire>>,
     /// Until when the actor leaves its mailbox alone, and why.
@@ -68,6 +74,12 @@ pub(crate) struct ActorTask {
     /// the end of the last turn, or of the last wait for something else.
     free: Instant,
     calendar: Calendar,
+}
+
+struct Unmigrated {
+    state: State,
+    /// Turns of the actor before.
+    turns: u64,
 }
 
 struct Rest {
@@ -104,6 +116,8 @@ impl ActorTask {
             log,
             supervisor: Supervisor::default(),
             probation: None,
+            passed: None,
+            unmigrated: None,
             outbox,
             rest: None,
             // No turn before the wires are in place: whoever starts it releases it.
@@ -283,11 +297,11 @@ impl ActorTask {
 
     /// Puts another generation in place of the present one. Nothing can fail here.
     fn swap(&mut self, swap: Swap) {
-        let Swap { program, version, engine, log, trialing, done } = swap;
+        let Swap { program, version, engine, log, trialing, state, done } = swap;
         let before = self.shared.status.borrow().generation;
         let queued = self.shared.mailbox.len() as u64;
         let old = self.engine.replace(engine);
-        let program = std::mem::replace(&mut self.program, program);
+        let program = mem::replace(&mut self.program, program);
         self.log = log;
         self.supervisor.forgive();
         self.end_rest();
@@ -300,10 +314,14 @@ impl ActorTask {
         let component = self.program.metadata().component.clone();
         let identity = Identity { digest: self.program.digest(), version, component };
         let generation = self.shared.swapped(identity, queued);
-        self.begin_trial(trialing, Judge { program, generation: before });
+        let lost_turns = self.begin_trial(trialing, Judge { program, generation: before });
+        self.unmigrated = state.map(|state| Unmigrated {
+            state: mem::replace(&mut *self.shared.state.lock(), state),
+            turns: self.shared.meters.turns_ok.get(),
+        });
         self.show();
         // The reloader may have stopped waiting; the swap stands all the same.
-        _ = done.send(Ok(Replaced { generation, _old: old }));
+        _ = done.send(Ok(Replaced { generation, lost_turns, _old: old }));
     }
 
     fn end_rest(&mut self) {
@@ -412,6 +430,9 @@ impl ActorTask {
 
     fn succeed(&mut self, effects: Effects, origin: &Origin, routes: &Routes) {
         self.shared.meters.turns_ok.add(1);
+        if let Some(passed) = &mut self.passed {
+            passed.trial.went_on();
+        }
         self.commit(effects, origin, routes);
         self.weigh(|trial, rules| trial.succeeded(rules, origin.at.instant));
     }
@@ -604,9 +625,15 @@ impl ActorTask {
         });
     }
 
-    /// A swap has been made, over the generation that would be its judge.
-    fn begin_trial(&mut self, trialing: Trialing, before: Judge) {
+    /// A swap has been made, over the generation that would be its judge. Returns how many
+    /// turns are lost with their state.
+    fn begin_trial(&mut self, trialing: Trialing, before: Judge) -> u64 {
+        let mut lost_turns = 0;
         let rules = self.shared.settings.load().trial;
+        let passed = self.passed.take();
+        if trialing == Trialing::OnTrial && self.probation.is_none() {
+            self.probation = passed;
+        }
         match (trialing, rules, &mut self.probation) {
             (Trialing::OnTrial, Some(_), Some(probation)) => probation.replaced(),
             (Trialing::OnTrial, Some(_), none) => {
@@ -617,13 +644,19 @@ impl ActorTask {
                 *probation = None;
             }
             (Trialing::GoingBack, _, probation) => {
-                if let Some(state) = probation.take().and_then(Probation::restored) {
+                let turns_ok = self.shared.meters.turns_ok.get();
+                let unmigrated = self.unmigrated.take();
+                let unmigrated = unmigrated.map(|of| (of.state, turns_ok - of.turns));
+                let restored = probation.take().and_then(Probation::restored).or(unmigrated);
+                if let Some((state, turns)) = restored {
                     *self.shared.state.lock() = state;
+                    lost_turns = turns;
                 }
                 self.shared.meters.rollbacks.add(1);
             }
         }
         self.show_trial();
+        lost_turns
     }
 
     /// Lets something that happened count in the trial.
@@ -638,7 +671,7 @@ impl ActorTask {
         let (generation, judge) = (view.generation.number(), view.judge.number());
         let (turns, failures) = (view.turns, view.failures);
         info!(%actor, generation, turns, failures, "trial passed");
-        self.probation = None;
+        self.passed = self.probation.take();
         self.shared.meters.trials_passed.add(1);
         *self.shared.trial.lock() = Some(TrialView { outcome: TrialOutcome::Passed, ..view });
         self.shared.trials.notify_one();
@@ -657,6 +690,7 @@ impl ActorTask {
 
     /// What runs stays.
     fn end_trial(&mut self) {
+        self.passed = None;
         if self.probation.take().is_some() {
             self.supervisor.forgive();
             self.show_trial();
@@ -685,7 +719,10 @@ impl ActorTask {
     fn give_up(&mut self, error: &InstantiateError) {
         let actor = self.shared.name.clone();
         warn!(%actor, error = error as &dyn Error, "no engine can be made; the mailbox is kept");
-        self.shared.mailbox.release();
+        // A message that is to be tried again stays in hand: no newer one pushes it out.
+        if self.supervisor.attempts() == 0 {
+            self.shared.mailbox.release();
+        }
         self.shared.events.record(EventKind::Failed { actor, why: error.to_string() });
         let rest = self.supervisor.outage();
         self.rest(rest, ActorState::Failed, error.to_string());
@@ -756,6 +793,10 @@ struct SendAtOnce {
 
 impl SendNow for SendAtOnce {
     fn send(&self, port: PortName, message: Message) {
+        // Nobody empties the wires any more of a turn that could not be cancelled.
+        if self.shared.kill.is_cancelled() {
+            return;
+        }
         let lineage = Some(self.lineage.clone());
         let origin = Origin { lineage, at: Moment::now(), judged: false };
         // The actor finds what waits by looking at the wires when the turn is over.

@@ -187,8 +187,7 @@ async fn every_sender_that_waits_gets_its_room() {
         let mailbox = Arc::clone(&mailbox);
         senders.spawn(async move {
             while let Err(PushError::Full(envelope, room)) = push(&mailbox, "in", n) {
-                room.notified().await;
-                mailbox.unblock(&envelope.port);
+                InLine::new(&mailbox, envelope.port, room).wait().await;
             }
         });
     }
@@ -204,6 +203,78 @@ async fn every_sender_that_waits_gets_its_room() {
     balanced(&mailbox);
 }
 
+#[tokio::test]
+async fn senders_that_find_no_room_do_not_keep_each_other_awake() {
+    // Room for two messages by their bytes, and none for more.
+    let few = 2 * envelope("in", 0).message.encoded_len();
+    let mailbox = Mailbox::new(Bounds { bytes: few as u64, ..bounds(8, Overflow::Block) });
+    let long = || {
+        let text = format!("\"{}\"", "x".repeat(few));
+        let message = Message::new(crate::Type::String, text).unwrap();
+        Envelope::entering("in".parse().unwrap(), message, None)
+    };
+    for n in 0..2 {
+        push(&mailbox, "in", n).unwrap();
+    }
+    let tries = std::cell::Cell::new(0);
+    let sender = async || {
+        let mut envelope = long();
+        while let Err(PushError::Full(back, room)) =
+            mailbox.push(envelope, None, Entry::Api, Instant::now())
+        {
+            tries.set(tries.get() + 1);
+            InLine::new(&mailbox, back.port.clone(), room).wait().await;
+            envelope = back;
+        }
+    };
+    let mut both = Box::pin(futures_util::future::join(sender(), sender()));
+    let mut some_time = async || {
+        for _ in 0..100 {
+            assert!(futures_util::poll!(&mut both).is_pending());
+        }
+    };
+    some_time().await;
+    take(&mailbox).unwrap();
+    mailbox.finish(Outcome::Completed);
+    some_time().await;
+    assert!(tries.get() <= 4, "{} tries", tries.get());
+}
+
+#[tokio::test(start_paused = true)]
+async fn senders_that_wait_while_the_trigger_changes_get_their_room() {
+    let mailbox = Arc::new(Mailbox::new(bounds(1, Overflow::Block)));
+    push(&mailbox, "in", 0).unwrap();
+    let mut senders = tokio::task::JoinSet::new();
+    for n in 0..3 {
+        let mailbox = Arc::clone(&mailbox);
+        senders.spawn(async move {
+            for n in [n, n + 10] {
+                while let Err(PushError::Full(envelope, room)) = push(&mailbox, "in", n) {
+                    InLine::new(&mailbox, envelope.port, room).wait().await;
+                }
+            }
+        });
+    }
+    tokio::task::yield_now().await;
+    mailbox.set_join(vec!["in".parse().unwrap()]);
+    mailbox.set_bounds(Bounds { trigger: Trigger::All, ..bounds(1, Overflow::Block) });
+    let all = async {
+        for _ in 0..7 {
+            while mailbox.take().is_none() {
+                mailbox.ready().await;
+            }
+            mailbox.finish(Outcome::Completed);
+            // So that those who were told try one after the other.
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(60), all)
+        .await
+        .expect("one waits for ever");
+    senders.join_all().await;
+    balanced(&mailbox);
+}
+
 #[test]
 fn half_a_join_is_put_back_before_what_came_since() {
     let old = joining(8, &["a", "b"]);
@@ -211,7 +282,7 @@ fn half_a_join_is_put_back_before_what_came_since() {
     push(&old, "a", 2).unwrap();
     assert_eq!(take(&old), None);
     assert!(!old.can_take());
-    let contents = old.contents();
+    let contents = old.seal();
     old.saved();
     assert_eq!((old.counts().saved, old.counts().queued, old.counts().bytes), (2, 0, 0));
     balanced(&old);
@@ -236,6 +307,6 @@ fn contents_are_in_the_order_of_their_arrival_with_what_is_in_hand_first() {
         push(&mailbox, "in", n).unwrap();
     }
     take(&mailbox).unwrap();
-    let numbers: Vec<_> = mailbox.contents().iter().map(|e| e.message.data().clone()).collect();
+    let numbers: Vec<_> = mailbox.seal().iter().map(|e| e.message.data().clone()).collect();
     assert_eq!(numbers, ["1", "2", "3"]);
 }

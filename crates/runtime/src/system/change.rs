@@ -24,7 +24,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::System;
+use super::{System, past::Left};
 use crate::{
     Actor, ActorLog, ActorName, ActorState, Digest, Engine, EventKind, Generation, Mailbox, Meters,
     Overflow, PortRef, Program, Settings, Source, State, Status, Wire,
@@ -100,7 +100,14 @@ pub struct Change {
     pub wires: Option<Vec<WireDef>>,
     /// What the swaps have to prove.
     pub trialing: Trialing,
+    /// States that swapped programs have made of the present ones. The actors were
+    /// [halted](System::halt) before.
+    pub states: BTreeMap<ActorName, State>,
 }
+
+/// Actors that take no turn until they are [let go on](System::go_on).
+#[must_use = "actors stay halted until they are let go on"]
+pub struct Halted(Vec<Arc<Actor>>);
 
 /// What the swaps of a change have to prove.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -121,6 +128,8 @@ pub enum Trialing {
 pub struct Changed {
     /// The generation that each started or swapped actor runs.
     pub generations: BTreeMap<ActorName, Generation>,
+    /// Turns whose state is lost, of each actor that went back with its state.
+    pub lost_turns: BTreeMap<ActorName, u64>,
 }
 
 /// An actor about to start, and whose place it takes.
@@ -160,9 +169,14 @@ impl System {
     /// go with them, those actors start no turn until all of it is in place, so that
     /// nothing old meets anything new. Sources are not halted: what they put out
     /// meanwhile waits in mailboxes or on wires.
-    pub async fn apply(&self, change: Change) -> Changed {
+    pub async fn apply(&self, mut change: Change) -> Changed {
         let _one_at_a_time = self.0.changes.lock().await;
         let mut changed = Changed::default();
+        // While others are held, it could not work off what it has.
+        for actor in self.of_other_kind(&change) {
+            actor.drain(Instant::now() + change.drain).await;
+            actor.stopped().await;
+        }
         let mut held = Vec::new();
         for name in self.to_hold(&change) {
             held.extend(self.hold(&name).await);
@@ -184,14 +198,20 @@ impl System {
         let mut swapped = Vec::new();
         for (name, ready) in change.swap {
             if let Some(actor) = self.actor(name.as_str()) {
-                let done = actor.swap(ready, change.trialing, change.drain).await;
+                let state = change.states.remove(&name);
+                let done = actor.swap(ready, change.trialing, change.drain, state).await;
                 swapped.push((actor, done));
             }
         }
         for (actor, done) in swapped {
             let name = actor.name().clone();
             let generation = match done.await {
-                Ok(Ok(replaced)) => replaced.generation,
+                Ok(Ok(replaced)) => {
+                    if replaced.lost_turns > 0 {
+                        changed.lost_turns.insert(name.clone(), replaced.lost_turns);
+                    }
+                    replaced.generation
+                }
                 // The actor has ended, or could not become what it is to be: it starts anew.
                 Ok(Err(ready)) => {
                     let generation = self.replace(actor, ready).await;
@@ -215,6 +235,18 @@ impl System {
             self.stop(&name, until).await;
         }
         changed
+    }
+
+    /// The actors that a source takes the place of, or the other way round: they end first.
+    fn of_other_kind(&self, change: &Change) -> Vec<Arc<Actor>> {
+        let swaps = change.swap.iter().map(|(name, ready)| (name, ready));
+        let heirs = change.start.iter().filter_map(|s| Some((s.was.as_ref()?, &s.ready)));
+        let pairs = swaps.chain(heirs);
+        let pairs = pairs.filter_map(|(name, ready)| Some((self.actor(name.as_str())?, ready)));
+        pairs
+            .filter(|(actor, ready)| actor.is_source() != ready.is_source())
+            .map(|(actor, _)| actor)
+            .collect()
     }
 
     /// The actors between which a change must not be seen half done: those that
@@ -244,6 +276,21 @@ impl System {
         names
     }
 
+    /// Halts actors before their next turns, for a change that has to see what they
+    /// have come to.
+    pub async fn halt(&self, actors: impl Iterator<Item = &ActorName>) -> Halted {
+        let mut halted = Vec::new();
+        for name in actors {
+            halted.extend(self.hold(name).await);
+        }
+        Halted(halted)
+    }
+
+    /// Lets halted actors take turns again.
+    pub async fn go_on(&self, halted: Halted) {
+        self.release(halted.0).await;
+    }
+
     /// Halts an actor before its next turn.
     async fn hold(&self, name: &ActorName) -> Option<Arc<Actor>> {
         let actor = self.actor(name.as_str())?;
@@ -257,10 +304,10 @@ impl System {
     /// Starts an actor, or takes one up again that is being drained.
     async fn start(&self, start: Start, drain: Duration) -> Generation {
         let Start { name, mut ready, settings, state, was } = start;
-        let mut seat = Seat::Free;
+        let (mut seat, mut paused) = (Seat::Free, false);
         if let Some(actor) = self.actor(name.as_str()) {
             _ = actor.commands.send(Command::Settings(Box::new(settings.clone()))).await;
-            match actor.swap(ready, Trialing::NoTrial, drain).await.await {
+            match actor.swap(ready, Trialing::NoTrial, drain, None).await.await {
                 Ok(Ok(replaced)) => {
                     actor.leaving.store(false, Ordering::Release);
                     return replaced.generation;
@@ -281,13 +328,18 @@ impl System {
                 actor.stopped().await;
                 self.bury(&actor);
             } else {
+                paused = actor.status().state == ActorState::Paused;
                 actor.leaving.store(true, Ordering::Release);
                 actor.shared.kill.cancel();
                 actor.stopped().await;
                 seat = Seat::Inherited(actor);
             }
         }
-        self.spawn(Newcomer { name, ready, settings, state, seat })
+        let generation = self.spawn(Newcomer { name: name.clone(), ready, settings, state, seat });
+        if paused && let Some(heir) = self.actor(name.as_str()) {
+            heir.pause().await;
+        }
+        generation
     }
 
     /// Starts another actor in the place of one that has ended.
@@ -316,16 +368,18 @@ impl System {
         let left = past.comes_back(&name);
         let mut generation = left.as_ref().map(|left| left.generation.next());
         // What a removed actor left in memory is newer than anything on disk.
-        let mut state = left.and_then(|left| left.state).or(state);
+        let mut state = match left {
+            Some(Left { moved: true, .. }) => None,
+            left => left.and_then(|left| left.state).or(state),
+        };
         let bounds = bounds_of(&settings);
         let mailbox = match &seat {
             Seat::Free => Arc::new(Mailbox::new(bounds)),
             Seat::Inherited(from) => {
                 from.mailbox().set_bounds(bounds);
                 state = Some(from.state());
-                if *from.name() == name {
-                    generation = Some(from.status().generation.next());
-                }
+                // Numbers grow along the way of the mailbox as under a name.
+                generation = generation.max(Some(from.status().generation.next()));
                 Arc::clone(from.mailbox())
             }
         };
@@ -455,7 +509,10 @@ impl System {
         let system = self.clone();
         self.0.tasks.spawn(async move {
             actor.stopped().await;
-            system.bury(&actor);
+            // It may have been taken up again meanwhile, and left its seat to another.
+            if actor.leaving() && !actor.shared.kill.is_cancelled() {
+                system.bury(&actor);
+            }
         });
     }
 

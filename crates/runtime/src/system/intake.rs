@@ -103,12 +103,11 @@ impl System {
         let id = envelope.id;
         while let Some((back, room)) = self.offer(&actor, envelope)? {
             envelope = back;
-            let line = InLine { mailbox: actor.mailbox(), port: envelope.port.clone() };
+            let line = InLine::new(actor.mailbox(), envelope.port.clone(), room);
             tokio::select! {
-                () = room.notified() => {}
+                () = line.wait() => {}
                 () = self.0.kill.cancelled() => {}
             }
-            drop(line);
             if self.0.closed.load(Ordering::Acquire) || self.0.kill.is_cancelled() {
                 let actor = to.actor.clone();
                 return Err(SendError::Draining { actor, message: envelope.message });
@@ -179,8 +178,8 @@ impl System {
     fn deliver(&self, actor: &Actor, envelope: Envelope) -> Result<(), SendError> {
         match self.offer(actor, envelope)? {
             None => Ok(()),
-            Some((envelope, _)) => {
-                actor.mailbox().unblock(&envelope.port);
+            Some((envelope, room)) => {
+                actor.mailbox().unblock(&envelope.port, &room);
                 Err(SendError::Full { actor: actor.name().clone(), message: envelope.message })
             }
         }

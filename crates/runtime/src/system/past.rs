@@ -29,6 +29,8 @@ pub(super) struct Past {
 pub(super) struct Left {
     /// Its state, where no heir has it.
     pub(super) state: Option<State>,
+    /// Whether an heir has it: then it is not to be had from disk either.
+    pub(super) moved: bool,
     /// The last that ran under the name.
     pub(super) generation: Generation,
     since: Instant,
@@ -47,13 +49,13 @@ impl Past {
     pub(super) fn leave(&mut self, actor: &Actor, state: Option<State>, now: Instant) {
         self.left.retain(|_, left| now.duration_since(left.since) < KEPT);
         let generation = actor.status().generation;
-        let left = Left { state, generation, since: now };
+        let left = Left { moved: state.is_none(), state, generation, since: now };
         self.left.insert(actor.name().clone(), left);
     }
 
     /// An earlier process has run an actor of that name.
     pub(super) fn recall(&mut self, name: ActorName, generation: Generation, now: Instant) {
-        self.left.insert(name, Left { state: None, generation, since: now });
+        self.left.insert(name, Left { state: None, moved: false, generation, since: now });
     }
 
     /// What is left of the actor of that name, which is coming back.

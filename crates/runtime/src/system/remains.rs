@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use tokio::time::Instant;
 
-use super::System;
+use super::{System, past::Past};
 use crate::{
     Actor, ActorName, Envelope, Position, State, Wire, actor::Command, dead_letter::Reason,
 };
@@ -40,6 +40,8 @@ impl System {
     #[must_use]
     pub fn remains(&self) -> BTreeMap<ActorName, Remains> {
         let mut remains: BTreeMap<ActorName, Remains> = BTreeMap::new();
+        // No actor takes another's place meanwhile.
+        let past = self.0.past.lock();
         let actors = self.actors();
         for actor in &actors {
             *actor.shared.sealed.lock() = true;
@@ -48,12 +50,15 @@ impl System {
             let of = remains.entry(actor.name().clone()).or_default();
             of.state = (!actor.is_source()).then(|| actor.state());
             of.position = actor.position();
-            of.messages = actor.mailbox().contents();
+            of.messages = actor.mailbox().seal();
         }
-        for wire in self.laid_wires() {
+        for wire in self.laid_wires(&past) {
             let waiting = wire.contents();
             if !waiting.is_empty() {
-                remains.entry(wire.to().actor.clone()).or_default().messages.extend(waiting);
+                // The mailbox may have another owner than when the wire was laid.
+                let heir = actors.iter().find(|actor| wire.ends_at(actor.mailbox()));
+                let to = heir.map_or(&wire.to().actor, |heir| heir.name());
+                remains.entry(to.clone()).or_default().messages.extend(waiting);
             }
         }
         remains
@@ -62,13 +67,14 @@ impl System {
     /// What [`remains`](Self::remains) has handed out is safe, and here no more.
     pub fn saved(&self) {
         self.actors().iter().for_each(|actor| actor.mailbox().saved());
-        self.laid_wires().iter().for_each(|wire| wire.saved());
+        let past = self.0.past.lock();
+        self.laid_wires(&past).iter().for_each(|wire| wire.saved());
     }
 
     /// All wires on which something can wait: those that were cut first, because what
     /// waits on them is older.
-    fn laid_wires(&self) -> Vec<Arc<Wire>> {
-        let mut wires = self.0.past.lock().retiring.clone();
+    fn laid_wires(&self, past: &Past) -> Vec<Arc<Wire>> {
+        let mut wires = past.retiring.clone();
         wires.extend(self.wires());
         wires
     }

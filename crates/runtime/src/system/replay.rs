@@ -107,8 +107,8 @@ impl System {
         let Err(error) = pushed else { return Ok(()) };
         self.0.sinks.waits.less(old.correlation);
         match error {
-            PushError::Full(envelope, _) => {
-                actor.mailbox().unblock(&envelope.port);
+            PushError::Full(envelope, room) => {
+                actor.mailbox().unblock(&envelope.port, &room);
                 let why = format!("the mailbox of `{}` is full; replay the rest later", to.actor);
                 Err((Staying::Full, why))
             }

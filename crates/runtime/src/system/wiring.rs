@@ -65,13 +65,24 @@ impl System {
             past.retiring.extend(cut.iter().map(|wire| Arc::clone(wire)));
             past.sweep();
         }
-        cut.iter().for_each(|wire| self.finish_wire(wire));
-        let lost: BTreeSet<&PortRef> = cut.iter().map(|wire| wire.to()).collect();
-        for port in lost {
-            if !leaving(&port.actor) && !after.iter().any(|wire| wire.to() == port) {
-                self.expel(port);
+        // An actor that has taken another's place has its mailbox too.
+        let actors = self.actors();
+        let mut lost: BTreeSet<PortRef> = BTreeSet::new();
+        for wire in &cut {
+            let target = actors.iter().find(|actor| wire.ends_at(actor.mailbox()));
+            let port = target
+                .filter(|actor| !leaving(actor.name()))
+                .map(|actor| PortRef { actor: actor.name().clone(), port: wire.to().port.clone() });
+            match port.filter(|port| !after.iter().any(|wire| wire.to() == port)) {
+                // What waits for a port without a wire is nobody's any more.
+                Some(port) => {
+                    wire.abandon(Reason::Unwired);
+                    lost.insert(port);
+                }
+                None => self.finish_wire(wire),
             }
         }
+        lost.iter().for_each(|port| self.expel(port));
         self.rejoin(&after);
     }
 

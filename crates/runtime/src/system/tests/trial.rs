@@ -338,3 +338,46 @@ async fn a_removed_actor_works_off_its_mailbox_though_it_was_to_go_back() {
     soon(actor.stopped()).await;
     assert_eq!(rig.seen(4).await[3], "4-new");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_judge_stays_until_all_that_changed_with_its_actor_has_passed() {
+    let mut rig = Rig::new().await;
+    rig.start("a", marker(1, ""), settings(), &["sink"]).await;
+    rig.try_out("a", marker(2, "")).await;
+    (0..5).for_each(|n| rig.send("a.in", &n.to_string()));
+    rig.seen(5).await;
+    assert_eq!(rig.verdict("a").await.outcome, TrialOutcome::Passed);
+    rig.try_out("a", marker(3, "")).await;
+    assert_eq!(rig.actor("a").trial().unwrap().judge, Generation::FIRST);
+    // Its trial is over for good when it is said to be.
+    (5..10).for_each(|n| rig.send("a.in", &n.to_string()));
+    rig.seen(10).await;
+    rig.actor("a").end_trial().await;
+    rig.try_out("a", marker(4, "")).await;
+    assert_eq!(rig.actor("a").trial().unwrap().judge.number(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_goes_back_from_a_state_made_anew_has_the_one_from_before() {
+    let mut rig = Rig::new().await;
+    rig.start("a", letters(1, "a", true), settings(), &["sink"]).await;
+    rig.send("a.in", "1");
+    assert_eq!(rig.seen(1).await, ["a"]);
+    let name: ActorName = "a".parse().unwrap();
+    let halted = rig.system.halt([&name].into_iter()).await;
+    let mut change = Change {
+        swap: vec![(name.clone(), Rig::ready(letters(2, "b", true)).await)],
+        ..Change::default()
+    };
+    change.states.insert(name.clone(), State::new(r#"{"s":"new"}"#).unwrap());
+    rig.apply(change).await;
+    rig.system.go_on(halted).await;
+    rig.send("a.in", "2");
+    rig.send("a.in", "3");
+    assert_eq!(rig.seen(3).await[1..], ["newb", "newbb"]);
+    let swap = vec![(name.clone(), Rig::ready(letters(1, "a", true)).await)];
+    let back = Change { swap, trialing: Trialing::GoingBack, ..Change::default() };
+    assert_eq!(rig.apply(back).await.lost_turns[&name], 2);
+    rig.send("a.in", "4");
+    assert_eq!(rig.seen(4).await[3], "aa");
+}

@@ -1,0 +1,106 @@
+//! What a run has covered.
+
+use std::fmt;
+
+/// What is counted. A run in which one of these never happens has tested less than it says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Counted {
+    Steps,
+    Messages,
+    RefusedFull,
+    Swaps,
+    JointSwaps,
+    TrialsPassed,
+    Rollbacks,
+    RollbacksByHand,
+    StatesRestored,
+    Bans,
+    BansHeld,
+    DeadLetters,
+    Joins,
+    Renames,
+    Dropped,
+    Opinions,
+    RetriesThatSucceed,
+    Restarts,
+    Saved,
+}
+
+use Counted::*;
+
+impl Counted {
+    const ALL: [Self; 19] = [
+        Steps,
+        Messages,
+        RefusedFull,
+        Swaps,
+        JointSwaps,
+        TrialsPassed,
+        Rollbacks,
+        RollbacksByHand,
+        StatesRestored,
+        Bans,
+        BansHeld,
+        DeadLetters,
+        Joins,
+        Renames,
+        Dropped,
+        Opinions,
+        RetriesThatSucceed,
+        Restarts,
+        Saved,
+    ];
+
+    fn words(self) -> &'static str {
+        match self {
+            Steps => "steps",
+            Messages => "messages accepted",
+            RefusedFull => "messages refused, mailbox full",
+            Swaps => "swaps",
+            JointSwaps => "swaps of two actors as one",
+            TrialsPassed => "changes that passed their trial",
+            Rollbacks => "rollbacks",
+            RollbacksByHand => "rollbacks by hand",
+            StatesRestored => "states restored by a rollback",
+            Bans => "bans",
+            BansHeld => "swaps that a ban has held off",
+            DeadLetters => "dead letters",
+            Joins => "joins",
+            Renames => "renames",
+            Dropped => "dropped by a full listener",
+            Opinions => "opinions of judges",
+            RetriesThatSucceed => "messages that succeed when retried",
+            Restarts => "restarts",
+            Saved => "messages saved by a stop",
+        }
+    }
+}
+
+/// How often each happened.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Totals([u64; Counted::ALL.len()]);
+
+impl Totals {
+    pub(crate) fn count(&mut self, what: Counted, times: u64) {
+        self.0[what as usize] += times;
+    }
+
+    pub(crate) fn add(&mut self, other: &Self) {
+        for (mine, other) in self.0.iter_mut().zip(other.0) {
+            *mine += other;
+        }
+    }
+
+    /// What has not happened at all.
+    pub(crate) fn never(&self) -> Vec<Counted> {
+        Counted::ALL.into_iter().filter(|what| self.0[*what as usize] == 0).collect()
+    }
+}
+
+impl fmt::Display for Totals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let line =
+            |what: &Counted| writeln!(f, "{:36} {:>9}", what.words(), self.0[*what as usize]);
+        Counted::ALL.iter().try_for_each(line)
+    }
+}
