@@ -25,8 +25,8 @@ fn chain(drain: &str) -> String {
         drain = "{drain}"
         [actors.front]
         module = "relay"
-        [actors.work]
-        module = "work"
+        [actors.step]
+        module = "step"
         mailbox = 3
         retries_timeout = 5
         [actors.file]
@@ -35,9 +35,9 @@ fn chain(drain: &str) -> String {
         config = {{ path = "../out" }}
         [[wires]]
         from = "front.out"
-        to = "work.in"
+        to = "step.in"
         [[wires]]
-        from = "work.out"
+        from = "step.out"
         to = "file.in"
         "#
     )
@@ -46,7 +46,7 @@ fn chain(drain: &str) -> String {
 fn world(drain: &str, way: &str) -> World {
     let world = World::new(&chain(drain));
     world.module("relay", &guest("relay"));
-    world.module("work", &shaky("v1", way));
+    world.module("step", &shaky("v1", way));
     world
 }
 
@@ -89,7 +89,7 @@ fn what_a_stop_cuts_short_goes_on_at_the_next_start() {
     println!("last line: {last}");
     assert_eq!(code, Some(0), "{last}");
     assert!(last.contains("saved for the next start") && last.contains("\"saved\":31"), "{last}");
-    world.module("work", &shaky("v2", "steady"));
+    world.module("step", &shaky("v2", "steady"));
     let daemon = world.start();
     post(&daemon, 40..50);
     wait_out(&daemon, 50);
@@ -98,7 +98,7 @@ fn what_a_stop_cuts_short_goes_on_at_the_next_start() {
     assert_eq!(numbers, (0..50).collect::<Vec<_>>());
     assert_eq!(counts, (1..=50).collect::<Vec<_>>());
     let restored =
-        daemon.metrics()[r#"reflowd_messages_accepted_total{actor="work",by="restore"}"#];
+        daemon.metrics()[r#"reflowd_messages_accepted_total{actor="step",by="restore"}"#];
     assert!(restored >= 4.0, "{restored}");
     assert_eq!(fs::read_dir(daemon.world.path("data/saved")).unwrap().count(), 0);
 }
@@ -106,8 +106,8 @@ fn what_a_stop_cuts_short_goes_on_at_the_next_start() {
 #[test]
 fn an_actor_that_is_paused_is_saved_at_once() {
     let daemon = world("1h", "steady").start();
-    daemon.post("/v1/actors/work/pause", "");
-    daemon.until("it is paused", |d| d.actor("work")["state"] == "paused");
+    daemon.post("/v1/actors/step/pause", "");
+    daemon.until("it is paused", |d| d.actor("step")["state"] == "paused");
     post(&daemon, 0..20);
     let (code, last, world) = stop(daemon);
     assert_eq!(code, Some(0), "{last}");
@@ -119,8 +119,8 @@ fn an_actor_that_is_paused_is_saved_at_once() {
 #[test]
 fn what_is_saved_for_an_actor_that_is_gone_is_a_dead_letter() {
     let daemon = world("1h", "steady").start();
-    daemon.post("/v1/actors/work/pause", "");
-    daemon.until("it is paused", |d| d.actor("work")["state"] == "paused");
+    daemon.post("/v1/actors/step/pause", "");
+    daemon.until("it is paused", |d| d.actor("step")["state"] == "paused");
     post(&daemon, 0..20);
     let (code, last, world) = stop(daemon);
     assert_eq!(code, Some(0), "{last}");
@@ -137,7 +137,7 @@ fn what_is_saved_for_an_actor_that_is_gone_is_a_dead_letter() {
     let daemon = world.start();
     daemon.until("the rest has gone through", |d| d.sum("reflowd_messages_queued") == 0.0);
     let letters = daemon.metrics();
-    let dead = letters[r#"reflowd_dead_letters_total{actor="work",reason="no-target"}"#];
+    let dead = letters[r#"reflowd_dead_letters_total{actor="step",reason="no-target"}"#];
     // Three in its mailbox, and one on the wire to it.
     assert!(dead == 4.0, "{letters:#?}");
 }
@@ -149,7 +149,7 @@ fn a_smaller_mailbox_takes_all_that_was_saved() {
     };
     let world = World::new(&config(100));
     world.module("relay", &guest("relay"));
-    world.module("work", &shaky("v1", "steady"));
+    world.module("step", &shaky("v1", "steady"));
     let daemon = world.start();
     daemon.post("/v1/actors/front/pause", "");
     daemon.until("it is paused", |d| d.actor("front")["state"] == "paused");
@@ -165,8 +165,8 @@ fn a_smaller_mailbox_takes_all_that_was_saved() {
 #[test]
 fn a_stop_that_cannot_save_says_how_much_is_lost() {
     let daemon = world("100ms", "steady").start();
-    daemon.post("/v1/actors/work/pause", "");
-    daemon.until("it is paused", |d| d.actor("work")["state"] == "paused");
+    daemon.post("/v1/actors/step/pause", "");
+    daemon.until("it is paused", |d| d.actor("step")["state"] == "paused");
     post(&daemon, 0..20);
     // A file where the folder was: no user writes into it.
     fs::remove_dir_all(daemon.world.path("data/saved")).unwrap();
@@ -202,8 +202,8 @@ fn a_disk_without_room_loses_what_does_not_fit_as_a_whole() {
 #[test]
 fn a_damaged_set_is_kept_aside_and_the_daemon_starts() {
     let daemon = world("1h", "steady").start();
-    daemon.post("/v1/actors/work/pause", "");
-    daemon.until("it is paused", |d| d.actor("work")["state"] == "paused");
+    daemon.post("/v1/actors/step/pause", "");
+    daemon.until("it is paused", |d| d.actor("step")["state"] == "paused");
     post(&daemon, 0..20);
     let (_, _, world) = stop(daemon);
     let set = world.path("data/saved/set");
@@ -228,24 +228,24 @@ fn a_file_is_read_on_where_a_stop_left_it() {
             [actors.lines]
             module = "std:file-in"
             config = {{ path = "../in", mode = "{mode}" }}
-            [actors.work]
-            module = "work"
+            [actors.step]
+            module = "step"
             mailbox = 2
             [actors.file]
             module = "std:file-out"
             config = {{ path = "../out" }}
             [[wires]]
             from = "lines.out"
-            to = "work.in"
+            to = "step.in"
             [[wires]]
-            from = "work.out"
+            from = "step.out"
             to = "file.in"
             "#
         )
     };
     for mode in ["once", "follow"] {
         let mut world = World::new(&config(mode));
-        world.module("work", &shaky("v1", "steady"));
+        world.module("step", &shaky("v1", "steady"));
         let lines: String = (0..3000).map(|n| format!("{{\"sender\":0,\"seq\":{n}}}\n")).collect();
         fs::write(world.path("in"), lines).unwrap();
         for part in 1..=3 {
