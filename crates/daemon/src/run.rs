@@ -368,6 +368,7 @@ fn parts(
         blueprint: Arc::new(blueprint),
         kept: kept.0,
         history: kept.1,
+        generations: usize::try_from(daemon.keep.generations).unwrap_or(usize::MAX),
         modules: daemon.modules.clone(),
         autostart: daemon.autostart.then(|| config.template.clone()),
         scan: ScanOptions {

@@ -95,6 +95,7 @@ async fn measure(system: System, swaps: usize) -> Vec<Duration> {
         blueprint: Arc::new(Fixed { config }),
         kept: Kept::open(root.path(), 1 << 30).expect("the folder can be written to"),
         history: History::open(root.path()).0,
+        generations: 10,
         modules: modules.clone(),
         autostart: None,
         scan: ScanOptions { quiet: QUIET, ..ScanOptions::default() },

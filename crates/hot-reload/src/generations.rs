@@ -12,15 +12,14 @@ use reflowd_runtime::{ActorName, Digest, Fall, Generation};
 
 use crate::{ActorSpec, GenerationKeys, RunningActor};
 
-/// Former generations of one actor that can be gone back to.
-const MAX_FORMER: usize = 10;
-
 /// What is banned of one actor; beyond this many, the oldest may be tried again.
 const MAX_BANS: usize = 100;
 
 /// What each actor has behind it.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Generations {
+    /// How many former ones of an actor can be gone back to. One is the least: it judges.
+    max: usize,
     /// Generations that passed, before the one that runs; the latest is last.
     former: BTreeMap<ActorName, Vec<Former>>,
     /// The changes that are on trial.
@@ -67,7 +66,19 @@ pub enum Verdict {
     },
 }
 
+impl Default for Generations {
+    fn default() -> Self {
+        Self::keeping(10)
+    }
+}
+
 impl Generations {
+    /// Nothing yet; of each actor so many former generations will be known.
+    #[must_use]
+    pub fn keeping(max: usize) -> Self {
+        Self { max: max.max(1), former: BTreeMap::new(), groups: Vec::new() }
+    }
+
     /// A change is done that has put these on trial; it has touched those.
     pub fn begin(&mut self, swapped: BTreeSet<ActorName>, touched: &BTreeSet<ActorName>) {
         if swapped.is_empty() {
@@ -126,7 +137,7 @@ impl Generations {
             digest: running.digest,
             spec: running.spec.clone(),
         });
-        if former.len() > MAX_FORMER {
+        if former.len() > self.max {
             former.remove(0);
         }
     }
@@ -144,7 +155,8 @@ impl Generations {
     }
 
     /// What an earlier process could go back to.
-    pub fn recollect(&mut self, actor: ActorName, former: Vec<Former>) {
+    pub fn recollect(&mut self, actor: ActorName, mut former: Vec<Former>) {
+        former.drain(..former.len().saturating_sub(self.max));
         self.former.insert(actor, former);
     }
 
@@ -352,6 +364,22 @@ mod tests {
             autostarted: false,
             draining: false,
         }
+    }
+
+    #[test]
+    fn so_many_former_generations_are_known_as_are_to_be_kept() {
+        let (mut generations, a) = (Generations::keeping(2), name("a"));
+        let mut generation = Generation::FIRST;
+        for digest in 0..5 {
+            generations.replace(&a, &running(generation, digest));
+            generation = generation.next();
+        }
+        let known = generations.former(&a).to_vec();
+        assert_eq!(known.iter().map(|f| f.generation.number()).collect::<Vec<_>>(), [4, 5]);
+        let mut fewer = Generations::keeping(1);
+        fewer.recollect(a.clone(), known);
+        assert_eq!(fewer.last(&a).unwrap().generation.number(), 5);
+        assert_eq!(fewer.former(&a).len(), 1);
     }
 
     #[test]

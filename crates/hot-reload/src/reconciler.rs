@@ -71,6 +71,8 @@ pub struct Parts {
     pub kept: Kept,
     /// What an earlier process has left of its actors.
     pub history: History,
+    /// How many former generations of an actor can be gone back to.
+    pub generations: usize,
     /// The watched folder.
     pub modules: PathBuf,
     /// What an actor gets that a file alone starts; nothing, where files start no actors.
@@ -165,7 +167,7 @@ impl Reconciler {
             texts: Texts::new(),
             configured: false,
             running: Running::default(),
-            generations: Generations::default(),
+            generations: Generations::keeping(parts.generations),
             history: parts.history,
             recollected: BTreeMap::new(),
             again: false,

@@ -303,13 +303,15 @@ impl Mailbox {
         let (bounds, closed) = (inner.bounds, inner.closed);
         let lane = inner.lane_for(port);
         let lane = &mut inner.lanes[lane];
-        // The lanes may have been sorted anew, and the line was another one.
+        // The lanes were sorted anew since: whoever is still in the old line has to leave
+        // it too, and only one who was about to join it was told.
         if !Arc::ptr_eq(&lane.room, room) {
+            room.notify_one();
             return;
         }
         lane.blocked = lane.blocked.saturating_sub(1);
         // It may have been told of room that it does not use now.
-        if gives_up && lane.blocked > 0 && (closed || lane.has_room(bounds, 0)) {
+        if lane.blocked > 0 && (closed || (gives_up && lane.has_room(bounds, 0))) {
             lane.room.notify_one();
         }
     }
@@ -668,3 +670,5 @@ impl Lane {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod schedules;

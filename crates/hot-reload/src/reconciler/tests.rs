@@ -109,6 +109,7 @@ impl Rig {
             blueprint: Arc::new(Lines { config }),
             kept: Kept::open(&root.path().join("data"), 1 << 30).unwrap(),
             history: History::open(&root.path().join("data")).0,
+            generations: 10,
             modules,
             autostart: None,
             scan: ScanOptions { quiet: QUIET, ..ScanOptions::default() },
