@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "what a test measures is printed")]
 
+mod load;
+mod random;
 mod rig;
 
 mod sample;
@@ -16,3 +18,4 @@ mod dead;
 mod refusal;
 mod command;
 mod hostile;
+mod storm;

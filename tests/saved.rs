@@ -1,17 +1,13 @@
 //! What a stop saves, and that the next start has it: nothing lost, doubled or reordered.
 
-use std::{
-    collections::hash_map::RandomState,
-    fs,
-    hash::{BuildHasher, Hasher},
-    path::Path,
-    process::Command,
-    thread,
-};
+use std::{fs, path::Path, process::Command, thread};
 
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
-use crate::rig::{Daemon, REFLOWD, World, guest, shaky};
+use crate::{
+    random::{Random, given},
+    rig::{Daemon, REFLOWD, World, guest, shaky},
+};
 
 /// A chain whose last actor writes to a file.
 fn chain(drain: &str) -> String {
@@ -267,33 +263,9 @@ fn a_file_is_read_on_where_a_stop_left_it() {
     }
 }
 
-/// A generator of numbers that a seed repeats (splitmix64).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut x = self.0;
-        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (x ^ (x >> 31)) % bound
-    }
-}
-
-/// A number that the environment gives, or another.
-fn given(name: &str, otherwise: u64) -> u64 {
-    std::env::var(name).ok().map_or(otherwise, |text| text.parse().unwrap())
-}
-
-fn seed() -> Random {
-    let seed = given("REFLOWD_SEED", RandomState::new().build_hasher().finish());
-    println!("REFLOWD_SEED={seed} repeats this");
-    Random(seed)
-}
-
 #[test]
 fn stops_at_random_moments_lose_and_double_nothing() {
-    let mut random = seed();
+    let mut random = Random::seeded();
     let rounds = given("REFLOWD_STOPS", 12);
     let (mut sent, mut saved) = (0, 0);
     let mut world = world("1ms", "steady");
@@ -321,7 +293,7 @@ fn stops_at_random_moments_lose_and_double_nothing() {
 
 #[test]
 fn a_kill_within_a_stop_or_right_after_a_start_doubles_nothing() {
-    let mut random = seed();
+    let mut random = Random::seeded();
     let mut sent = 0;
     let mut world = world("1ms", "steady");
     for _ in 0..given("REFLOWD_KILLS", 12) {
