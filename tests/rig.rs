@@ -400,11 +400,6 @@ fn connect(socket: &Path) -> UnixStream {
     stream
 }
 
-/// A request without a body, for threads that do not have the daemon.
-pub(crate) fn request(socket: &Path, method: &str, path: &str) -> Response {
-    request_at(socket, method, path, "application/json", b"")
-}
-
 /// A request from threads that do not have the daemon.
 pub(crate) fn request_at(
     socket: &Path,

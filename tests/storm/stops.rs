@@ -1,6 +1,6 @@
 //! Stops at random moments, while messages come in and a join is half filled.
 //!
-//! `front -> work -> pair.left`, and a second sender to `pair.right`: what comes out is
+//! `front -> work -> pair.left`, and a second sender by `side -> pair.right`: what comes out is
 //! two by two, so that one that is lost or doubled on either side shifts all after it.
 
 use std::{
@@ -29,6 +29,9 @@ drain = "100ms"
 [actors.front]
 module = "relay"
 mailbox = 16
+[actors.side]
+module = "relay"
+mailbox = 16
 [actors.work]
 module = "work"
 mailbox = 3
@@ -46,6 +49,9 @@ to = "work.in"
 [[wires]]
 from = "work.out"
 to = "pair.left"
+[[wires]]
+from = "side.out"
+to = "pair.right"
 [[wires]]
 from = "pair.out"
 to = "file.in"
@@ -69,7 +75,10 @@ fn out(world: &Path) -> Vec<[u64; 3]> {
     let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
     let lines = whole.lines().map(|line| {
         let context: Value = serde_json::from_str(line).unwrap();
-        let of = |port: &str, key: &str| context["payload"][port]["data"][key].as_u64().unwrap();
+        let of = |port: &str, key: &str| {
+            let number = context["payload"][port]["data"][key].as_u64();
+            number.unwrap_or_else(|| panic!("{port} has no {key}: {line}"))
+        };
         [of("left", "seq"), of("right", "seq"), of("left", "count") - 1]
     });
     lines.collect()
@@ -144,7 +153,7 @@ fn stops_under_load_with_a_join_half_filled_lose_and_double_nothing() {
     let rounds = size(12, 200);
     let mut world = world();
     let mut left = Sender { path: "/v1/actors/front/ports/in?block=true", accepted: 0 };
-    let mut right = Sender { path: "/v1/actors/pair/ports/right?block=true", accepted: 0 };
+    let mut right = Sender { path: "/v1/actors/side/ports/in?block=true", accepted: 0 };
     let (mut with_rest, mut saved, mut blocked, mut cut) = (0, 0, 0, 0);
     for _ in 0..rounds {
         let daemon = world.start();
