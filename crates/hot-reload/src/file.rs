@@ -8,7 +8,7 @@ use std::{
     fs::{self, File, Metadata},
     io::{self, Read},
     os::unix::fs::{FileTypeExt, MetadataExt},
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
 
@@ -135,6 +135,14 @@ pub(crate) fn find(path: &Path) -> io::Result<Found> {
     } else {
         Found::Oddity(Oddity::Device)
     })
+}
+
+/// The file that a link leads to in the end; nothing, where `path` is none.
+///
+/// A file that is written where it lies changes nothing in the folder of a link to it.
+pub(crate) fn target(path: &Path) -> Option<PathBuf> {
+    fs::read_link(path).ok()?;
+    fs::canonicalize(path).ok()
 }
 
 /// Reads the file that has that stamp, if it has it before and after.

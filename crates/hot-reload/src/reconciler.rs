@@ -150,6 +150,7 @@ impl Reconciler {
             paths: BTreeSet::new(),
             configs: parts.blueprint.files(&Texts::new()).configs,
             includes: Vec::new(),
+            targets: BTreeSet::new(),
         };
         let watcher = DiskWatcher::new(look.roots(), parts.pace, parts.eyes);
         let shared = Arc::new(Shared::default());
@@ -334,11 +335,20 @@ impl Reconciler {
             self.look.includes = includes;
             self.watcher.set_roots(self.look.roots());
         };
+        self.follow_links(&snapshot);
         for (folder, trouble) in &snapshot.troubles {
             telling.folder_unknown(folder, trouble);
         }
         let texts = snapshot.sources().ok();
         (snapshot, texts)
+    }
+
+    /// Watches what links have led to.
+    fn follow_links(&mut self, snapshot: &Snapshot) {
+        if self.look.targets != snapshot.targets {
+            self.look.targets.clone_from(&snapshot.targets);
+            self.watcher.set_roots(self.look.roots());
+        }
     }
 
     /// Loads a module, unless it is loaded or known to be bad.

@@ -90,6 +90,8 @@ pub struct Look {
     pub configs: Vec<PathBuf>,
     /// Further configuration files, where there are any.
     pub includes: Vec<Include>,
+    /// Files elsewhere that links among all these lead to, as far as they are known.
+    pub targets: BTreeSet<PathBuf>,
 }
 
 /// How much to trust earlier looks.
@@ -187,6 +189,8 @@ pub struct Snapshot {
     pub bytes: BTreeMap<Digest, Bytes>,
     /// Folders about which nothing can be said.
     pub troubles: BTreeMap<PathBuf, Trouble>,
+    /// The files that links have led to.
+    pub targets: BTreeSet<PathBuf>,
     /// When to look again, where a later look will know more.
     pub again: Option<Instant>,
 }
@@ -277,13 +281,15 @@ impl Moment {
 }
 
 impl Look {
-    /// The folders to watch for this.
+    /// The folders to watch for this, and the files that links lead to.
     #[must_use]
     pub fn roots(&self) -> BTreeSet<PathBuf> {
         let files = self.paths.iter().chain(&self.configs);
         let folders = files.filter_map(|path| path.parent());
         let includes = self.includes.iter().map(Include::folder);
-        folders.chain(includes).chain([self.modules.as_path()]).map(Path::to_owned).collect()
+        let targets = self.targets.iter().map(PathBuf::as_path);
+        let all = folders.chain(includes).chain([self.modules.as_path()]).chain(targets);
+        all.map(Path::to_owned).collect()
     }
 }
 
@@ -585,6 +591,7 @@ impl Pass<'_> {
         match found {
             Ok(Found::File { stamp, writable_by_all }) => {
                 self.present(path);
+                self.snapshot.targets.extend(file::target(path));
                 if writable_by_all && !self.scanner.options.allow_insecure {
                     return Some(Sight::Unknown(Trouble::Insecure(path.to_owned())));
                 }

@@ -87,7 +87,9 @@ impl Reconciler {
         }
         self.look.paths = paths;
         self.watcher.set_roots(self.look.roots());
-        self.library.look(self.look.clone(), Depth::Changed).await
+        let snapshot = self.library.look(self.look.clone(), Depth::Changed).await;
+        self.follow_links(&snapshot);
+        snapshot
     }
 
     /// What can be said of a module that an actor names, by what is on disk or what runs.

@@ -71,6 +71,8 @@ impl Rig {
         if let Some(again) = snapshot.again {
             self.watcher.again(again);
         }
+        self.look.targets.clone_from(&snapshot.targets);
+        self.watcher.set_roots(self.look.roots());
         (wake, snapshot)
     }
 
@@ -108,6 +110,24 @@ async fn check(act: impl Fn(&Rig)) {
 #[tokio::test]
 async fn a_copy_in_place_is_noticed() {
     check(|rig| fs::write(rig.path("a.wasm"), "new").unwrap()).await;
+}
+
+#[tokio::test]
+async fn a_file_written_behind_a_link_is_noticed() {
+    let writes: [fn(&Path); 2] =
+        [|path| fs::write(path, "new").unwrap(), |path| replace(path, "new")];
+    for write in writes {
+        let root = TempDir::new().unwrap();
+        for folder in ["modules", "built"] {
+            fs::create_dir(root.path().join(folder)).unwrap();
+        }
+        let built = root.path().join("built/a.wasm");
+        fs::write(&built, "old").unwrap();
+        symlink("../built/a.wasm", root.path().join("modules/a.wasm")).unwrap();
+        let mut rig = Rig::start(root, Eyes::Open).await;
+        write(&built);
+        rig.until_a_is("new").await;
+    }
 }
 
 #[tokio::test]
