@@ -62,7 +62,7 @@ fn broken_modules_under_load_leave_the_old_version_at_work() {
     let mut restored = 0;
     for n in 0..drops {
         // Each way first, then any.
-        let (name, make) = if n < WAYS.len() { WAYS[n] } else { random.one_of(&WAYS) };
+        let (name, make) = WAYS.get(n).copied().unwrap_or_else(|| random.one_of(&WAYS));
         let module = make(&mut random);
         if random.below(2) == 0 {
             daemon.world.module("work", &module);
