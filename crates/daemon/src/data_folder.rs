@@ -10,6 +10,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use reflowd_hot_reload::read_own_file;
+use rustix::fs::OFlags;
 use thiserror::Error;
 
 /// The layout of the folder that this daemon reads and writes.
@@ -128,8 +130,13 @@ fn lock(folder: &Path) -> Result<File, DataFolderError> {
         .create(true)
         .truncate(false)
         .mode(0o600)
+        // What a link leads to is not the daemon's to write.
+        .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed())
         .open(&path)
         .map_err(failed("opened"))?;
+    if !file.metadata().map_err(failed("opened"))?.is_file() {
+        return Err(failed("opened")(io::Error::other("it is no regular file")));
+    }
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
@@ -150,12 +157,12 @@ fn lock(folder: &Path) -> Result<File, DataFolderError> {
 fn check_layout(folder: &Path) -> Result<(), DataFolderError> {
     let path = folder.join("VERSION");
     let failed = |done| use_error(&path, done);
-    let found = match fs::read_to_string(&path) {
+    let found = match read_own_file(&path).map(String::from_utf8) {
         // A crash between making and filling it leaves it empty.
-        Ok(text) if text.is_empty() => None,
-        Ok(text) => Some(text),
+        Ok(Ok(text)) if text.is_empty() => None,
+        Ok(Ok(text)) => Some(text),
+        Ok(Err(_)) => Some("no text".into()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(error) if error.kind() == io::ErrorKind::InvalidData => Some("no text".into()),
         Err(error) => return Err(failed("read")(error)),
     };
     let Some(found) = found else {
@@ -174,6 +181,8 @@ fn check_layout(folder: &Path) -> Result<(), DataFolderError> {
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+
     use super::*;
 
     #[test]
@@ -184,6 +193,21 @@ mod tests {
         for path in [folder.path(), &state] {
             assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o700);
         }
+    }
+
+    #[test]
+    fn a_lock_that_is_a_link_or_a_pipe_is_refused_and_nothing_is_written() {
+        let temp = tempfile::tempdir().unwrap();
+        let (lock, precious) = (temp.path().join("lock"), temp.path().join("precious"));
+        fs::write(&precious, "precious").unwrap();
+        std::os::unix::fs::symlink(&precious, &lock).unwrap();
+        let error = DataFolder::open(temp.path()).unwrap_err().to_string();
+        assert!(error.contains("/lock in the data folder cannot be opened"), "{error}");
+        assert_eq!(fs::read_to_string(&precious).unwrap(), "precious");
+        fs::remove_file(&lock).unwrap();
+        let mode = Mode::RUSR | Mode::WUSR;
+        mknodat(CWD, &lock, FileType::Fifo, mode, 0).unwrap();
+        DataFolder::open(temp.path()).unwrap_err();
     }
 
     #[test]

@@ -15,6 +15,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use reflowd_hot_reload::read_own_file;
 use reflowd_runtime::{
     ActorName, Envelope, Message, Persistence, Position, Remains, State, System, unix_millis,
 };
@@ -115,7 +116,7 @@ impl SavedSets {
     /// It cannot be read at all, or not be moved.
     pub(crate) fn load(&self) -> Result<Option<Saved>, TakeUpError> {
         let path = self.set();
-        let bytes = match fs::read(&path) {
+        let bytes = match read_own_file(&path) {
             Ok(bytes) => Bytes::from(bytes),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(TakeUpError { path, done: "read", source }),

@@ -16,6 +16,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use reflowd_hot_reload::read_own_file;
 use reflowd_runtime::{ActorName, Persistence, State, System};
 use tokio::time::{self, Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -70,7 +71,7 @@ impl Snapshots {
     /// someone may still want to look at it.
     pub(crate) fn load(&self, actor: &ActorName) -> Option<State> {
         let path = self.path(actor);
-        let why = match fs::read(&path) {
+        let why = match read_own_file(&path) {
             Ok(text) => match State::new(text) {
                 Ok(state) => {
                     self.past.lock().written.insert(actor.clone(), state.clone());

@@ -23,7 +23,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
-use crate::{ActorSpec, Ban, Former, GenerationKeys, ModuleRef, RunningActor};
+use crate::{ActorSpec, Ban, Former, GenerationKeys, ModuleRef, RunningActor, read_own_file};
 
 /// The version of the file's form.
 const VERSION: u32 = 1;
@@ -165,7 +165,7 @@ impl History {
             written: None,
         };
         let path = folder.join(NAME);
-        let text = match fs::read(&path) {
+        let text = match read_own_file(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return (fresh(), None),
             Err(source) => return (fresh(), Some(HistoryError::Read { path, source })),

@@ -19,6 +19,8 @@ use reflowd_runtime::Digest;
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
+use crate::read_own_file;
+
 /// The folder of kept modules.
 ///
 /// Its size is bounded, and never at the cost of a module that somebody needs:
@@ -164,7 +166,7 @@ impl Kept {
     /// It is not kept, cannot be read, or is damaged.
     pub fn read(&self, digest: &Digest) -> Result<Bytes, ReadKeptError> {
         let path = self.path(digest);
-        match fs::read(&path) {
+        match read_own_file(&path) {
             Ok(bytes) if digest_of(&bytes) == *digest => Ok(bytes.into()),
             Ok(_) => Err(ReadKeptError::Damaged { path }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {

@@ -62,6 +62,7 @@ mod generations;
 mod history;
 mod plan;
 mod negative;
+mod own_file;
 mod kept;
 mod report;
 
@@ -74,6 +75,7 @@ pub use history::{History, HistoryError, WriteHistoryError};
 pub use include::{Include, IncludeError};
 pub use kept::{Claims, KeepError, Kept, OpenKeptError, ReadKeptError};
 pub use negative::{BadModules, Fault, RefusedChanges, Standing};
+pub use own_file::read_own_file;
 pub use plan::{
     Adjusting, Blocked, ChangePlan, Doubt, Held, Note, Plan, Removals, Retired, Starting,
     StopReason, Stopping, Swapping, Template, Wanted, builtin_digest, plan,
