@@ -56,6 +56,11 @@ fn post(daemon: &Daemon, numbers: std::ops::Range<u64>) {
     assert_eq!(response.json()["accepted"], count, "{response:?}");
 }
 
+fn pause(daemon: &Daemon, actor: &str) {
+    daemon.post(&format!("/v1/actors/{actor}/pause"), "");
+    daemon.until("it is paused", |d| d.actor(actor)["state"] == "paused");
+}
+
 /// The numbers that have come out, and the counts that their turns put in.
 fn out(world: &Path) -> (Vec<u64>, Vec<u64>) {
     let text = fs::read_to_string(world.join("out")).unwrap_or_default();
@@ -102,8 +107,7 @@ fn what_a_stop_cuts_short_goes_on_at_the_next_start() {
 #[test]
 fn an_actor_that_is_paused_is_saved_at_once() {
     let daemon = world("1h", "steady").start();
-    daemon.post("/v1/actors/step/pause", "");
-    daemon.until("it is paused", |d| d.actor("step")["state"] == "paused");
+    pause(&daemon, "step");
     post(&daemon, 0..20);
     let (code, last, world) = stop(daemon);
     assert_eq!(code, Some(0), "{last}");
@@ -115,8 +119,7 @@ fn an_actor_that_is_paused_is_saved_at_once() {
 #[test]
 fn what_is_saved_for_an_actor_that_is_gone_is_a_dead_letter() {
     let daemon = world("1h", "steady").start();
-    daemon.post("/v1/actors/step/pause", "");
-    daemon.until("it is paused", |d| d.actor("step")["state"] == "paused");
+    pause(&daemon, "step");
     post(&daemon, 0..20);
     let (code, last, world) = stop(daemon);
     assert_eq!(code, Some(0), "{last}");
@@ -147,8 +150,7 @@ fn a_smaller_mailbox_takes_all_that_was_saved() {
     world.module("relay", &guest("relay"));
     world.module("step", &shaky("v1", "steady"));
     let daemon = world.start();
-    daemon.post("/v1/actors/front/pause", "");
-    daemon.until("it is paused", |d| d.actor("front")["state"] == "paused");
+    pause(&daemon, "front");
     post(&daemon, 0..90);
     let (code, last, world) = stop(daemon);
     assert_eq!(code, Some(0), "{last}");
@@ -161,8 +163,7 @@ fn a_smaller_mailbox_takes_all_that_was_saved() {
 #[test]
 fn a_stop_that_cannot_save_says_how_much_is_lost() {
     let daemon = world("100ms", "steady").start();
-    daemon.post("/v1/actors/step/pause", "");
-    daemon.until("it is paused", |d| d.actor("step")["state"] == "paused");
+    pause(&daemon, "step");
     post(&daemon, 0..20);
     // A file where the folder was: no user writes into it.
     fs::remove_dir_all(daemon.world.path("data/saved")).unwrap();
@@ -181,8 +182,7 @@ fn a_disk_without_room_loses_what_does_not_fit_as_a_whole() {
     command.args(["-c", "trap '' XFSZ; exec \"$0\"", REFLOWD]);
     command.current_dir(world.path("")).env_clear().env("RUST_LIB_BACKTRACE", "0");
     let daemon = world.start_as(command);
-    daemon.post("/v1/actors/front/pause", "");
-    daemon.until("it is paused", |d| d.actor("front")["state"] == "paused");
+    pause(&daemon, "front");
     post(&daemon, 0..200);
     let pid = Pid::from_raw(i32::try_from(daemon.pid()).unwrap());
     prlimit(pid, Resource::Fsize, Rlimit { current: Some(4096), maximum: None }).unwrap();
@@ -198,8 +198,7 @@ fn a_disk_without_room_loses_what_does_not_fit_as_a_whole() {
 #[test]
 fn a_damaged_set_is_kept_aside_and_the_daemon_starts() {
     let daemon = world("1h", "steady").start();
-    daemon.post("/v1/actors/step/pause", "");
-    daemon.until("it is paused", |d| d.actor("step")["state"] == "paused");
+    pause(&daemon, "step");
     post(&daemon, 0..20);
     let (_, _, world) = stop(daemon);
     let set = world.path("data/saved/set");

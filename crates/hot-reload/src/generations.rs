@@ -66,12 +66,6 @@ pub enum Verdict {
     },
 }
 
-impl Default for Generations {
-    fn default() -> Self {
-        Self::keeping(10)
-    }
-}
-
 impl Generations {
     /// Nothing yet; of each actor so many former generations will be known.
     #[must_use]
@@ -303,7 +297,7 @@ mod tests {
     /// `a+` (passed), `a-` (fell), `a?` (on trial) and `a.` (gone).
     #[track_caller]
     fn check(changes: &[(&str, &str)], stand: &str, expected: &[Verdict]) {
-        let mut generations = Generations::default();
+        let mut generations = Generations::keeping(10);
         for (swaps, touches) in changes {
             generations.begin(names(swaps), &names(touches));
         }
@@ -384,7 +378,7 @@ mod tests {
 
     #[test]
     fn only_what_has_passed_can_be_gone_back_to() {
-        let (mut generations, a) = (Generations::default(), name("a"));
+        let (mut generations, a) = (Generations::keeping(10), name("a"));
         let first = Generation::FIRST;
         assert_eq!(generations.last(&a), None);
         generations.replace(&a, &running(first, 1));

@@ -46,7 +46,7 @@ pub struct History {
 #[derive(Debug, Error)]
 pub enum HistoryError {
     /// It cannot be read.
-    #[error("cannot read {}", path.display())]
+    #[error("cannot read {}; it was put aside", path.display())]
     Read {
         /// The file.
         path: PathBuf,
@@ -166,11 +166,10 @@ impl History {
         };
         let path = folder.join(NAME);
         let text = match read_own_file(&path) {
-            Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return (fresh(), None),
-            Err(source) => return (fresh(), Some(HistoryError::Read { path, source })),
+            text => text.map_err(Unread::Unreadable),
         };
-        let error = match read(&text) {
+        let error = match text.and_then(|text| read(&text)) {
             Ok(Text { version: VERSION, key, actors }) => {
                 let named =
                     actors.into_iter().filter_map(|(name, a)| Some((name.parse().ok()?, a)));
@@ -182,6 +181,7 @@ impl History {
             }
             Err(Unread::Newer(version)) => HistoryError::Newer { path: path.clone(), version },
             Err(Unread::Damaged(source)) => HistoryError::Damaged { path: path.clone(), source },
+            Err(Unread::Unreadable(source)) => HistoryError::Read { path: path.clone(), source },
         };
         // Where even that fails, the next write replaces it.
         _ = fs::rename(&path, folder.join(ASIDE));
@@ -354,6 +354,7 @@ impl Writing {
 }
 
 enum Unread {
+    Unreadable(io::Error),
     Newer(u64),
     Damaged(serde_json::Error),
 }
@@ -466,6 +467,15 @@ mod tests {
             assert_eq!(history.actors().count(), 0);
             assert!(data.path().join(ASIDE).exists() && !data.path().join(NAME).exists());
         }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_put_aside_and_not_written_over() {
+        let data = tempfile::tempdir().unwrap();
+        fs::create_dir(data.path().join(NAME)).unwrap();
+        let (_, trouble) = History::open(data.path());
+        assert!(matches!(trouble, Some(HistoryError::Read { .. })), "{trouble:?}");
+        assert!(data.path().join(ASIDE).is_dir() && !data.path().join(NAME).exists());
     }
 
     #[test]

@@ -65,7 +65,7 @@ impl Flow {
             system: System::new(Handle::current()),
             names: BTreeMap::new(),
             running: BTreeMap::new(),
-            generations: Generations::default(),
+            generations: Generations::keeping(10),
             bans: Bans::default(),
             listens: false,
             paused: BTreeSet::new(),

@@ -29,51 +29,27 @@ pub(crate) enum Counted {
 use Counted::*;
 
 impl Counted {
-    const ALL: [Self; 19] = [
-        Steps,
-        Messages,
-        RefusedFull,
-        Swaps,
-        JointSwaps,
-        TrialsPassed,
-        Rollbacks,
-        RollbacksByHand,
-        StatesRestored,
-        Bans,
-        BansHeld,
-        DeadLetters,
-        Joins,
-        Renames,
-        Dropped,
-        Opinions,
-        RetriesThatSucceed,
-        Restarts,
-        Saved,
+    const ALL: [(Self, &str); 19] = [
+        (Steps, "steps"),
+        (Messages, "messages accepted"),
+        (RefusedFull, "messages refused, mailbox full"),
+        (Swaps, "swaps"),
+        (JointSwaps, "swaps of two actors as one"),
+        (TrialsPassed, "changes that passed their trial"),
+        (Rollbacks, "rollbacks"),
+        (RollbacksByHand, "rollbacks by hand"),
+        (StatesRestored, "states restored by a rollback"),
+        (Bans, "bans"),
+        (BansHeld, "swaps that a ban has held off"),
+        (DeadLetters, "dead letters"),
+        (Joins, "joins"),
+        (Renames, "renames"),
+        (Dropped, "dropped by a full listener"),
+        (Opinions, "opinions of judges"),
+        (RetriesThatSucceed, "messages that succeed when retried"),
+        (Restarts, "restarts"),
+        (Saved, "messages saved by a stop"),
     ];
-
-    fn words(self) -> &'static str {
-        match self {
-            Steps => "steps",
-            Messages => "messages accepted",
-            RefusedFull => "messages refused, mailbox full",
-            Swaps => "swaps",
-            JointSwaps => "swaps of two actors as one",
-            TrialsPassed => "changes that passed their trial",
-            Rollbacks => "rollbacks",
-            RollbacksByHand => "rollbacks by hand",
-            StatesRestored => "states restored by a rollback",
-            Bans => "bans",
-            BansHeld => "swaps that a ban has held off",
-            DeadLetters => "dead letters",
-            Joins => "joins",
-            Renames => "renames",
-            Dropped => "dropped by a full listener",
-            Opinions => "opinions of judges",
-            RetriesThatSucceed => "messages that succeed when retried",
-            Restarts => "restarts",
-            Saved => "messages saved by a stop",
-        }
-    }
 }
 
 /// How often each happened.
@@ -93,14 +69,16 @@ impl Totals {
 
     /// What has not happened at all.
     pub(crate) fn never(&self) -> Vec<Counted> {
-        Counted::ALL.into_iter().filter(|what| self.0[*what as usize] == 0).collect()
+        let all = Counted::ALL.into_iter().map(|(what, _)| what);
+        all.filter(|what| self.0[*what as usize] == 0).collect()
     }
 }
 
 impl fmt::Display for Totals {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let line =
-            |what: &Counted| writeln!(f, "{:36} {:>9}", what.words(), self.0[*what as usize]);
+        let line = |(what, words): &(Counted, &str)| {
+            writeln!(f, "{words:36} {:>9}", self.0[*what as usize])
+        };
         Counted::ALL.iter().try_for_each(line)
     }
 }

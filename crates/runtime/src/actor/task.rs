@@ -8,6 +8,8 @@
 //! for nothing else but being killed, so "between two turns" is simply where
 //! commands are taken.
 
+mod on_trial;
+
 use std::{
     collections::HashSet,
     error::Error,
@@ -24,20 +26,19 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
+use self::on_trial::{Consulted, Unmigrated};
 use super::{
     ActorState, Command, ERROR_PORT, Identity, Replaced, Shared, Swap,
-    probation::{Heard, Judge, Probation},
+    probation::{Judge, Probation},
 };
 use crate::{
     ActorLog, Context, Effects, Engine, EventKind, Failure, FailureKind, InstantiateError, Message,
-    Metadata, PortName, Program, Routes, SendMode, SendNow, Settings, State, TrialOutcome,
-    TrialRules, TrialView, Trialing, TurnLimits,
+    Metadata, PortName, Program, Routes, SendMode, SendNow, Settings, TurnLimits,
     dead_letter::Reason,
     envelope::{Calendar, Lineage, Moment, Origin},
     mailbox::{Outcome, Taken},
     panic::said,
     supervisor::{FRUITLESS, Supervisor, Verdict},
-    trial::{AskedOf, Step, Trial},
     wire::Wire,
 };
 
@@ -74,12 +75,6 @@ pub(crate) struct ActorTask {
     /// the end of the last turn, or of the last wait for something else.
     free: Instant,
     calendar: Calendar,
-}
-
-struct Unmigrated {
-    state: State,
-    /// Turns of the actor before.
-    turns: u64,
 }
 
 struct Rest {
@@ -545,176 +540,6 @@ impl ActorTask {
         }
     }
 
-    /// Has the judge's opinion on a message that a generation on trial has failed on.
-    async fn consult(
-        &mut self,
-        kind: &FailureKind,
-        settings: &Settings,
-        origin: &Origin,
-        routes: &Routes,
-    ) -> Consulted {
-        let Some(rules) = settings.trial else { return Consulted::DeadLetter };
-        let Some(mut probation) = self.probation.take() else { return Consulted::DeadLetter };
-        let judged = self.shared.mailbox.in_hand().iter().any(|envelope| envelope.judged);
-        let mut step = probation.trial.failed(kind, judged, &rules);
-        let mut effects = Effects::default();
-        while let Step::Ask(of) = step {
-            let Some(taken) = self.shared.mailbox.take() else { break };
-            // Nothing leaves before it is clear that the judge's word stands.
-            let context = self.context(taken.payload, settings, None);
-            let present = context.state.clone();
-            let heard = tokio::select! {
-                biased;
-                heard = probation.ask(of, context, settings.timeout) => heard,
-                () = self.shared.kill.cancelled() => return Consulted::Settled,
-            };
-            if self.shared.kill.is_cancelled() {
-                return Consulted::Settled;
-            }
-            self.shared.meters.opinions.add(1);
-            step = match heard.opinion() {
-                Some(opinion) => {
-                    let state = probation.since_swap(&present);
-                    probation.trial.answered(opinion, state, &rules)
-                }
-                None => probation.trial.unanswered(),
-            };
-            self.tell_opinion(&probation, of, kind, &heard);
-            if let Heard::Stands(wanted) = heard {
-                effects = wanted;
-            }
-        }
-        self.probation = Some(probation);
-        match step {
-            Step::Commit | Step::CommitAndFall => {
-                let Origin { lineage, at, judged: _ } = origin;
-                let origin = Origin { lineage: lineage.clone(), at: *at, judged: true };
-                self.commit(effects, &origin, routes);
-                self.show_trial();
-                if step == Step::CommitAndFall {
-                    self.fall();
-                }
-                Consulted::Settled
-            }
-            Step::KeepAndFall => {
-                self.fall();
-                Consulted::Settled
-            }
-            Step::DeadLetter | Step::GoOn | Step::Passed | Step::Ask(_) => Consulted::DeadLetter,
-        }
-    }
-
-    fn tell_opinion(&self, probation: &Probation, of: AskedOf, kind: &FailureKind, heard: &Heard) {
-        let actor = self.shared.name.clone();
-        let stands = matches!(heard, Heard::Stands(_));
-        let judge = probation.judge.generation.number();
-        let state = match of {
-            AskedOf::PresentState => "present",
-            AskedOf::StateAtSwap => "at-swap",
-        };
-        warn!(%actor, error = %kind, %judge, stands, state, "a generation on trial failed, and its judge was asked");
-        self.shared.events.record(EventKind::Opinion {
-            actor,
-            generation: self.shared.status.borrow().generation.number(),
-            judge,
-            stands,
-            state,
-            failure: kind.to_string(),
-            failures: probation.trial.failures(),
-            why: heard.failure(),
-        });
-    }
-
-    /// A swap has been made, over the generation that would be its judge. Returns how many
-    /// turns are lost with their state.
-    fn begin_trial(&mut self, trialing: Trialing, before: Judge) -> u64 {
-        let mut lost_turns = 0;
-        let rules = self.shared.settings.load().trial;
-        let passed = self.passed.take();
-        if trialing == Trialing::OnTrial && self.probation.is_none() {
-            self.probation = passed;
-        }
-        match (trialing, rules, &mut self.probation) {
-            (Trialing::OnTrial, Some(_), Some(probation)) => probation.replaced(),
-            (Trialing::OnTrial, Some(_), none) => {
-                let state = self.shared.state.lock().clone();
-                *none = Some(Probation::new(before, state));
-            }
-            (Trialing::OnTrial, None, probation) | (Trialing::NoTrial, _, probation) => {
-                *probation = None;
-            }
-            (Trialing::GoingBack, _, probation) => {
-                let turns_ok = self.shared.meters.turns_ok.get();
-                let unmigrated = self.unmigrated.take();
-                let unmigrated = unmigrated.map(|of| (of.state, turns_ok - of.turns));
-                let restored = probation.take().and_then(Probation::restored).or(unmigrated);
-                if let Some((state, turns)) = restored {
-                    *self.shared.state.lock() = state;
-                    lost_turns = turns;
-                }
-                self.shared.meters.rollbacks.add(1);
-            }
-        }
-        self.show_trial();
-        lost_turns
-    }
-
-    /// Lets something that happened count in the trial.
-    fn weigh(&mut self, happened: impl FnOnce(&mut Trial, &TrialRules) -> Step) {
-        let Some(probation) = &mut self.probation else { return };
-        let Some(rules) = self.shared.settings.load().trial else { return };
-        if happened(&mut probation.trial, &rules) != Step::Passed {
-            return self.show_trial();
-        }
-        let actor = self.shared.name.clone();
-        let view = probation.view(self.shared.status.borrow().generation);
-        let (generation, judge) = (view.generation.number(), view.judge.number());
-        let (turns, failures) = (view.turns, view.failures);
-        info!(%actor, generation, turns, failures, "trial passed");
-        self.passed = self.probation.take();
-        self.shared.meters.trials_passed.add(1);
-        *self.shared.trial.lock() = Some(TrialView { outcome: TrialOutcome::Passed, ..view });
-        self.shared.trials.notify_one();
-        let passed = EventKind::TrialPassed { actor, generation, judge, turns, failures };
-        self.shared.events.record(passed);
-    }
-
-    /// The generation is to go back: no turn before that.
-    fn fall(&mut self) {
-        self.show_trial();
-        self.show();
-        let actor = &self.shared.name;
-        warn!(%actor, "a generation on trial failed too often or too badly, and is to go back");
-        self.shared.trials.notify_one();
-    }
-
-    /// What runs stays.
-    fn end_trial(&mut self) {
-        self.passed = None;
-        if self.probation.take().is_some() {
-            self.supervisor.forgive();
-            self.show_trial();
-            self.shared.trials.notify_one();
-        }
-    }
-
-    fn is_falling(&self) -> bool {
-        self.probation.as_ref().is_some_and(Probation::fell)
-    }
-
-    /// The message that was in hand has left, though no turn has succeeded.
-    fn message_left(&mut self) {
-        if let Some(probation) = &mut self.probation {
-            probation.trial.message_left();
-        }
-    }
-
-    fn show_trial(&self) {
-        let generation = self.shared.status.borrow().generation;
-        let view = self.probation.as_ref().map(|probation| probation.view(generation));
-        *self.shared.trial.lock() = view;
-    }
-
     /// No engine can be made: the mailbox is kept, and it is tried again later.
     fn give_up(&mut self, error: &InstantiateError) {
         let actor = self.shared.name.clone();
@@ -756,15 +581,6 @@ impl ActorTask {
         info!(%actor, dead_lettered, "actor stopped");
         self.shared.events.record(EventKind::Stopped { actor, dead_lettered });
     }
-}
-
-/// What came of asking a judge.
-#[derive(PartialEq, Eq)]
-enum Consulted {
-    /// The message has left, or stays for another generation.
-    Settled,
-    /// The message is to blame, or nobody can tell.
-    DeadLetter,
 }
 
 /// Whether an output is what the metadata says of its port. The `error` port needs

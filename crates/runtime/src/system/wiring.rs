@@ -2,7 +2,7 @@
 //!
 //! The wires that leave an actor are one value, replaced as a whole. A turn goes by
 //! the one that was in force when it began; a wire that is cut meanwhile delivers
-//! what it has and is no more.
+//! what it has and is no more, unless its port has no other: then that is dead letters.
 
 use std::{collections::BTreeSet, sync::Arc};
 
