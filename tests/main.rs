@@ -12,6 +12,8 @@ mod message;
 mod swap;
 mod reload;
 mod trial;
+mod secrets;
+mod budget;
 mod stop;
 mod saved;
 mod dead;

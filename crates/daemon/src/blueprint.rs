@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use parking_lot::Mutex;
 use reflowd_hot_reload::{ActorSpec, Blueprint, ConfigFiles, Draft, Flow, Found, ModuleRef, Texts};
-use reflowd_runtime::{ActorLog, ActorName, Metadata, Ready};
+use reflowd_runtime::{ActorLog, ActorName, Metadata, Ready, Secrets};
 
 use crate::{
     config::{self, Config, Environment, Lookup, Report, Sources},
@@ -17,13 +17,14 @@ pub(crate) struct TomlBlueprint {
     environment: Environment,
     /// What is in force, against which keys that need a restart are held.
     in_force: Arc<Mutex<Config>>,
+    secrets: Secrets,
 }
 
 impl TomlBlueprint {
-    /// The blueprint of a daemon that runs with `config`.
-    pub(crate) fn new(config: Config, environment: Environment) -> Self {
+    /// The blueprint of a daemon that runs with `config` and masks `secrets`.
+    pub(crate) fn new(config: Config, environment: Environment, secrets: Secrets) -> Self {
         let main = config.sources.main().to_owned();
-        Self { main, environment, in_force: Arc::new(Mutex::new(config)) }
+        Self { main, environment, in_force: Arc::new(Mutex::new(config)), secrets }
     }
 
     fn parse(&self, texts: &Texts) -> (Config, Report) {
@@ -54,6 +55,8 @@ impl Blueprint for TomlBlueprint {
         if report.errors() > 0 {
             return Err(report.render(false));
         }
+        // Before any actor could say one.
+        self.secrets.add(config.secret_values());
         Ok(Box::new(TomlDraft { config, report, in_force: Arc::clone(&self.in_force) }))
     }
 
@@ -68,7 +71,8 @@ impl Blueprint for TomlBlueprint {
                 let engine = futures_util::FutureExt::now_or_never(program.instantiate())
                     .expect("a connector's engine is made at once")
                     .map_err(|error| error.to_string())?;
-                let log = ActorLog::new(actor.clone(), spec.settings.log_rate);
+                let (rate, secrets) = (spec.settings.log_rate, self.secrets.clone());
+                let log = ActorLog::masked(actor.clone(), rate, secrets);
                 Ok(Ready::Engine { program, engine, version: None, log })
             }
         }

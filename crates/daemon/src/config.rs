@@ -99,6 +99,14 @@ pub(crate) struct WirePlace {
 }
 
 impl Config {
+    /// The values of `env` that must never be shown.
+    pub(crate) fn secret_values(&self) -> impl Iterator<Item = &str> {
+        self.secrets.iter().flat_map(|(actor, names)| {
+            let env = self.flow.actors.get(actor).map(|spec| &spec.keys.env);
+            names.iter().filter_map(move |name| Some(env?.get(name)?.as_str()))
+        })
+    }
+
     /// An error about one of an actor's keys, shown where the key stands, or else the actor.
     pub(crate) fn actor_error(
         &self,

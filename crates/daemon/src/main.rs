@@ -11,6 +11,7 @@ mod metrics;
 mod saved_set;
 mod snapshot;
 mod data_folder;
+mod memory;
 mod systemd;
 
 use std::process::ExitCode;

@@ -32,6 +32,11 @@ pub(crate) fn text(system: &System, view: &View, refusals: &BTreeMap<String, u64
     let total = ledger.total();
     page.gauge("reflowd_books_balanced", "1 while nothing is lost or doubled")
         .sample(&[], u64::from(total.deliveries.balanced() && total.wires.balanced()));
+    let budget = system.budget();
+    page.gauge("reflowd_queued_bytes", "Bytes that all queues hold, counted in grains of 16 KiB")
+        .sample(&[], budget.used());
+    page.gauge("reflowd_memory_budget_bytes", "Bytes that all queues may hold")
+        .sample(&[], budget.limit());
     let in_sync = view.values().all(|actor| actor.in_sync && actor.pending.is_none());
     page.gauge("reflowd_config_in_sync", "1 while what disk asks for is what runs")
         .sample(&[], u64::from(in_sync));

@@ -38,6 +38,7 @@ use crate::{
     cli::{Exit, Outcome, Stop},
     config::{self, Config, Environment},
     data_folder::DataFolder,
+    memory,
     saved_set::{SaveError, Saved, SavedSets},
     snapshot::Snapshots,
     systemd::Notifier,
@@ -131,10 +132,13 @@ impl Daemon {
         let left = sets.load().map_err(anyhow::Error::from)?;
         let system = System::new(turns.handle().clone());
         system.hold_back();
+        let budget = config.daemon.memory_budget.unwrap_or_else(memory::default_budget);
+        system.budget().set_limit(budget);
+        system.secrets().add(config.secret_values());
         let dead_letters = keep_dead_letters(&system, &config, &data);
         let (mut reconciler, reloader) = Reconciler::new(parts(
             &config,
-            TomlBlueprint::new(config.clone(), environment.clone()),
+            TomlBlueprint::new(config.clone(), environment.clone(), system.secrets().clone()),
             system.clone(),
             loader(&config, &data),
             (kept, remembered(&system, &data)),

@@ -39,8 +39,8 @@ use bytes::Bytes;
 use extism::{CompiledPlugin, Manifest, Plugin, PluginBuilder, Wasm};
 use reflowd_loader::{EngineKind, Limits, Loader};
 use reflowd_runtime::{
-    Actor, ActorState, Change, Context, Engine, EnginePer, Message, PortRef, Program, Settings,
-    State, System, TurnLimits, Type, WireDef,
+    Actor, ActorState, Change, Context, Engine, EnginePer, Message, MessageId, PortRef, Program,
+    Settings, State, System, TurnLimits, Type, WireDef,
 };
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -373,6 +373,8 @@ impl Alone {
         let context = |message: &Message| Context {
             payload: vec![(inport.clone(), message.clone())],
             state: state(),
+            message: MessageId::new(),
+            traceparent: None,
             meta: None,
             state_in_context: true,
             limits: TurnLimits { output: 16 << 20, state: 16 << 20 },

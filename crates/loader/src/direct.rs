@@ -415,7 +415,7 @@ impl DirectEngine {
 #[cfg(test)]
 mod tests {
     use futures_util::{FutureExt, future::join_all};
-    use reflowd_runtime::{ActorLog, ActorName, Module, ProgramSpec, State, TurnLimits};
+    use reflowd_runtime::{ActorLog, ActorName, MessageId, Module, ProgramSpec, State, TurnLimits};
 
     use super::*;
     use crate::{Limits, Loader};
@@ -479,6 +479,8 @@ mod tests {
         let context = || Context {
             payload: Vec::new(),
             state: State::default(),
+            message: MessageId::new(),
+            traceparent: None,
             meta: None,
             state_in_context: true,
             limits: TurnLimits { output: 1 << 20, state: 1 << 20 },

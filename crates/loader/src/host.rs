@@ -71,9 +71,10 @@ impl Surroundings {
         &self,
         request: &[u8],
         body: &[u8],
+        traceparent: Option<&str>,
         deadline: Instant,
     ) -> Result<Answer, HttpError> {
-        http::request(request, body, &self.allow_hosts, deadline)
+        http::request(request, body, traceparent, &self.allow_hosts, deadline)
     }
 }
 
@@ -138,8 +139,14 @@ impl Host {
     /// Makes an HTTP request where the operator allows it. What is refused or
     /// fails is told to the guest as status 0 and an empty body, and logged.
     pub(crate) fn http(&mut self, request: &[u8], body: &[u8]) -> Bytes {
-        let answer = self.around.http(request, body, self.deadline);
+        let traceparent = self.traceparent();
+        let answer = self.around.http(request, body, traceparent.as_deref(), self.deadline);
         self.answered(answer)
+    }
+
+    /// The trace context that the turn's requests carry.
+    pub(crate) fn traceparent(&self) -> Option<Arc<str>> {
+        self.side.as_ref()?.traceparent.clone()
     }
 
     /// Notes what an HTTP request has brought; its body is for the guest.

@@ -31,6 +31,9 @@ use ureq::{
 /// Bytes of a response's body; what is longer is refused.
 const MAX_BODY: u64 = 16 << 20;
 
+/// The header that carries a W3C trace context.
+const TRACEPARENT: &str = "traceparent";
+
 /// What came back.
 #[derive(Debug)]
 pub(crate) struct Answer {
@@ -66,10 +69,12 @@ struct Written {
     method: Option<String>,
 }
 
-/// Makes a request that is over by `deadline`. Blocks.
+/// Makes a request that is over by `deadline`, in the trace that `traceparent` tells of
+/// unless the guest names another. Blocks.
 pub(crate) fn request(
     written: &[u8],
     body: &[u8],
+    traceparent: Option<&str>,
     allow_hosts: &[String],
     deadline: Instant,
 ) -> Result<Answer, HttpError> {
@@ -100,6 +105,10 @@ pub(crate) fn request(
 
     let method = written.method.as_deref().unwrap_or("GET").to_uppercase();
     let mut request = Request::builder().method(method.as_str()).uri(uri);
+    let named = written.headers.keys().any(|name| name.eq_ignore_ascii_case(TRACEPARENT));
+    if let Some(traceparent) = traceparent.filter(|_| !named) {
+        request = request.header(TRACEPARENT, traceparent);
+    }
     for (name, value) in &written.headers {
         request = request.header(name, value);
     }
@@ -334,6 +343,8 @@ mod tests {
         }
     }
 
+    const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+
     fn ask(url: &str, body: &str, list: &[&str]) -> Result<Answer, HttpError> {
         let written = serde_json::json!({
             "url": url, "method": if body.is_empty() { "get" } else { "post" },
@@ -341,7 +352,7 @@ mod tests {
         });
         let list: Vec<_> = list.iter().map(ToString::to_string).collect();
         let deadline = Instant::now() + Duration::from_secs(30);
-        request(written.to_string().as_bytes(), body.as_bytes(), &list, deadline)
+        request(written.to_string().as_bytes(), body.as_bytes(), Some(TRACE), &list, deadline)
     }
 
     #[test]
@@ -354,6 +365,7 @@ mod tests {
         let request = &served.join().unwrap()[0];
         assert!(request.starts_with("POST /p?q HTTP/1.1\r\n"), "{request}");
         assert!(request.contains("x-mine: yes") && request.ends_with("data"), "{request}");
+        assert!(request.contains(&format!("traceparent: {TRACE}\r\n")), "{request}");
     }
 
     #[test]
@@ -394,7 +406,7 @@ mod tests {
         let url = format!(r#"{{"url":"http://{}/"}}"#, listener.local_addr().unwrap());
         let begun = Instant::now();
         let deadline = begun + Duration::from_millis(100);
-        let result = request(url.as_bytes(), b"", &["127.0.0.1".into()], deadline);
+        let result = request(url.as_bytes(), b"", None, &["127.0.0.1".into()], deadline);
         assert!(matches!(result, Err(HttpError::Failed(_))), "{result:?}");
         assert!(begun.elapsed() < Duration::from_secs(20));
     }

@@ -69,6 +69,8 @@ pub(crate) struct Side {
     put_out: u64,
     limits: TurnLimits,
     now: Option<Arc<dyn SendNow>>,
+    /// The trace context that requests carry.
+    pub(crate) traceparent: Option<Arc<str>>,
     /// The first mistake. The turn fails by it, whatever its result.
     fault: Option<String>,
 }
@@ -82,6 +84,7 @@ impl Side {
             put_out: 0,
             limits: context.limits,
             now: context.now,
+            traceparent: context.traceparent,
             fault: None,
         }
     }
@@ -311,6 +314,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Entries<'a> {
 mod tests {
     use base64::{Engine as _, engine::general_purpose::STANDARD};
     use parking_lot::Mutex;
+    use reflowd_runtime::MessageId;
 
     use super::*;
 
@@ -318,6 +322,8 @@ mod tests {
         Context {
             payload: Vec::new(),
             state: State::new(state.to_owned()).unwrap(),
+            message: MessageId::new(),
+            traceparent: None,
             meta: None,
             state_in_context: true,
             limits: TurnLimits { output: 1000, state: 1000 },

@@ -28,8 +28,9 @@ use tracing::{error, info};
 pub(crate) use task::ActorTask;
 
 use crate::{
-    ActorLog, ActorName, Bounds, Digest, Engine, EventKind, Events, Mailbox, Message, Metadata,
-    Meters, PortName, PortRef, Program, Ran, Ready, Routes, Settings, State, TrialView, Trialing,
+    ActorLog, ActorName, Bounds, Digest, Engine, EventKind, Events, FailureKind, Mailbox, Message,
+    Metadata, Meters, PortName, PortRef, Program, Ran, Ready, Routes, Secrets, Settings, State,
+    TrialView, Trialing,
     dead_letter::Reason,
     envelope::{Origin, unix_millis},
     source::{Position, SourceSwap},
@@ -349,6 +350,7 @@ pub(crate) struct Shared {
     pub(crate) memory: AtomicU64,
     pub(crate) kill: CancellationToken,
     pub(crate) events: Arc<Events>,
+    pub(crate) secrets: Secrets,
     pub(crate) sinks: Sinks,
 }
 
@@ -372,6 +374,18 @@ impl Shared {
             status.why = why;
             true
         });
+    }
+
+    /// The same failure, which nobody is shown a secret by.
+    pub(crate) fn masked(&self, kind: FailureKind) -> FailureKind {
+        let mask = |text: String| self.secrets.mask(&text).into_owned();
+        match kind {
+            FailureKind::Trap(text) => FailureKind::Trap(mask(text)),
+            FailureKind::Timeout(limit) => FailureKind::Timeout(limit),
+            FailureKind::Turn(text) => FailureKind::Turn(mask(text)),
+            FailureKind::Guest(text) => FailureKind::Guest(mask(text)),
+            FailureKind::Unavailable(text) => FailureKind::Unavailable(mask(text)),
+        }
     }
 
     /// Another generation is in place: shows it, counts it and says so.

@@ -55,6 +55,12 @@ impl MessageId {
         });
         Self { process, number }
     }
+
+    /// The id as a number, for whoever identifies by such.
+    #[must_use]
+    pub fn as_u128(&self) -> u128 {
+        (u128::from(self.process) << 64) | u128::from(self.number)
+    }
 }
 
 /// Not 32 hexadecimal digits.
@@ -210,6 +216,11 @@ impl Moment {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let unix_nanos = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX);
         Self { instant: Instant::now(), unix_nanos }
+    }
+
+    /// Nanoseconds since the Unix epoch.
+    pub(crate) fn unix_nanos(&self) -> u64 {
+        self.unix_nanos
     }
 
     /// Milliseconds since the Unix epoch.

@@ -120,6 +120,10 @@ pub enum EventKind {
     DeadLettersInMemory { why: String },
     /// Dead letters are written to disk again.
     DeadLettersOnDisk,
+    /// All queues together hold more than they may: nothing enters from outside.
+    OverBudget { used: u64, limit: u64 },
+    /// They hold less again: messages enter.
+    WithinBudget { used: u64, limit: u64 },
     /// Something in the watched folder is not looked at.
     Ignored { path: String, why: String },
 }

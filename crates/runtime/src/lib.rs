@@ -7,8 +7,10 @@ mod system;
 mod actor;
 mod source;
 mod mailbox;
+mod budget;
 mod wire;
 mod envelope;
+mod span;
 mod message;
 mod name;
 mod module;
@@ -20,9 +22,11 @@ mod waits;
 mod event;
 mod meter;
 mod log;
+mod secrets;
 mod panic;
 
 pub use actor::{Actor, ActorState, ERROR_PORT, Generation, Status};
+pub use budget::Budget;
 pub use dead_letter::{
     DeadLetter, DeadLetters, Filter, Keeper, Letters, Loss, Losses, Lost, Ran, Reason, Stock,
     StoreError, Unwritten,
@@ -39,8 +43,10 @@ pub use module::{
     ProgramSpec, SendNow, State, StateError, Turn, TurnLimits,
 };
 pub use name::{ActorName, ActorNameError, PortName, PortNameError, PortRef, PortRefError};
+pub use secrets::Secrets;
 pub use settings::{Overflow, Persistence, SendMode, Settings, Trigger};
 pub use source::{Emitter, Position, Source, SourceError};
+pub use span::{SpanSink, TraceContext, TraceContextError, TurnSpan};
 pub use system::{
     Books, Change, Changed, Halted, Ledger, PutBack, Ready, Remains, Replayed, SendError, Start,
     Stayed, Staying, System, Trialing, WireDef,

@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use tracing::Level;
 
-use crate::ActorName;
+use crate::{ActorName, Secrets};
 
 /// The longest log line of a guest, in bytes; the rest is cut.
 const MAX_LINE: usize = 8 << 10;
@@ -17,6 +17,7 @@ pub struct ActorLog(Arc<Inner>);
 
 struct Inner {
     actor: ActorName,
+    secrets: Secrets,
     bucket: Mutex<Bucket>,
 }
 
@@ -35,8 +36,14 @@ impl ActorLog {
     /// A log that takes `rate` lines a second.
     #[must_use]
     pub fn new(actor: ActorName, rate: u32) -> Self {
+        Self::masked(actor, rate, Secrets::default())
+    }
+
+    /// The same, in which no secret is shown.
+    #[must_use]
+    pub fn masked(actor: ActorName, rate: u32, secrets: Secrets) -> Self {
         let bucket = Bucket { rate, second: None, left: rate, missed: 0, suppressed: 0 };
-        Self(Arc::new(Inner { actor, bucket: Mutex::new(bucket) }))
+        Self(Arc::new(Inner { actor, secrets, bucket: Mutex::new(bucket) }))
     }
 
     /// Changes the rate from the next second on.
@@ -58,7 +65,7 @@ impl ActorLog {
         if !allowed {
             return;
         }
-        let text = clean(text);
+        let text = clean(&self.0.secrets.mask(text));
         match level {
             Level::ERROR => tracing::error!(target: "guest", %actor, "{text}"),
             Level::WARN => tracing::warn!(target: "guest", %actor, "{text}"),

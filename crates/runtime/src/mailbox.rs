@@ -18,7 +18,10 @@ use parking_lot::{Mutex, MutexGuard};
 use serde::Serialize;
 use tokio::{sync::Notify, time::Instant};
 
-use crate::{Envelope, Message, Overflow, PortName, Trigger, envelope::Lineage};
+use crate::{
+    Budget, Envelope, Message, MessageId, Overflow, PortName, Trigger, budget::Share,
+    envelope::Lineage,
+};
 
 /// The queue that belongs to one actor and outlives all its engines.
 pub struct Mailbox {
@@ -35,6 +38,8 @@ struct Inner {
     /// Only grows; orders messages across lanes.
     arrivals: u64,
     counts: Counts,
+    /// What all that is here takes of the system's budget.
+    share: Share,
     /// Whether the actor waits to be woken.
     waiting: bool,
     closed: bool,
@@ -214,6 +219,8 @@ impl Drop for InLine<'_> {
 pub(crate) struct Taken {
     /// One message, or one per inport for a join.
     pub(crate) payload: Vec<(PortName, Message)>,
+    /// The first of them, by its id.
+    pub(crate) first: MessageId,
     /// What the outputs inherit from them.
     pub(crate) lineage: Lineage,
     /// When the first of them arrived here.
@@ -242,11 +249,18 @@ impl Mailbox {
                 join: Vec::new(),
                 arrivals: 0,
                 counts: Counts::default(),
+                share: Share::default(),
                 waiting: false,
                 closed: false,
             }),
             ready: Notify::new(),
         }
+    }
+
+    /// The same, of which all that it holds counts in a budget.
+    pub(crate) fn within(mut self, budget: &Arc<Budget>) -> Self {
+        self.inner.get_mut().share = Share::of(budget);
+        self
     }
 
     /// Takes a message in that arrived just now, or hands it back. `overflow` is the
@@ -276,8 +290,9 @@ impl Mailbox {
                 Overflow::DropNewest => return Err(PushError::Dropped(envelope)),
                 Overflow::DropOldest => match lane.drop_oldest() {
                     Some(oldest) => {
-                        pushed.dropped = Some(oldest);
                         inner.counts.dropped += 1;
+                        inner.share.less(oldest.message.encoded_len());
+                        pushed.dropped = Some(oldest);
                     }
                     // Everything here is in hand, and what is in hand is never dropped.
                     None => return Err(PushError::Dropped(envelope)),
@@ -339,7 +354,9 @@ impl Mailbox {
         for lane in &mut inner.lanes {
             while lane.queue.front().is_some_and(|slot| slot.in_hand) {
                 let slot = lane.queue.pop_front().expect("the front was just seen");
-                lane.bytes -= slot.envelope.message.encoded_len() as u64;
+                let bytes = slot.envelope.message.encoded_len();
+                lane.bytes -= bytes as u64;
+                inner.share.less(bytes);
                 match outcome {
                     Outcome::Completed => inner.counts.completed += 1,
                     Outcome::DeadLettered => inner.counts.dead_lettered += 1,
@@ -399,7 +416,9 @@ impl Mailbox {
                 });
             lane.queue = kept;
             for slot in gone {
-                lane.bytes -= slot.envelope.message.encoded_len() as u64;
+                let bytes = slot.envelope.message.encoded_len();
+                lane.bytes -= bytes as u64;
+                inner.share.less(bytes);
                 inner.counts.dead_lettered += 1;
                 out.push((slot.arrival, slot.envelope));
                 if lane.blocked > 0 {
@@ -443,6 +462,7 @@ impl Mailbox {
             lane.queue.clear();
             lane.bytes = 0;
         }
+        inner.share.nothing();
     }
 
     /// Puts messages before all that is here, in their order. No bound holds for them:
@@ -457,8 +477,10 @@ impl Mailbox {
         }
         for (envelope, arrival) in envelopes.into_iter().rev().zip((1..=count).rev()) {
             let lane = inner.lane_for(&envelope.port);
+            let bytes = envelope.message.encoded_len();
+            inner.share.more(bytes);
             let lane = &mut inner.lanes[lane];
-            lane.bytes += envelope.message.encoded_len() as u64;
+            lane.bytes += bytes as u64;
             lane.queue.push_front(Slot { arrival, arrived: now, in_hand: false, envelope });
         }
         self.wake(inner);
@@ -546,8 +568,10 @@ impl Mailbox {
 impl Inner {
     fn accept(&mut self, lane: usize, envelope: Envelope, arrived: Instant) {
         self.arrivals += 1;
+        let bytes = envelope.message.encoded_len();
+        self.share.more(bytes);
         let lane = &mut self.lanes[lane];
-        lane.bytes += envelope.message.encoded_len() as u64;
+        lane.bytes += bytes as u64;
         lane.queue.push_back(Slot { arrival: self.arrivals, arrived, in_hand: false, envelope });
         // Several senders may wait and one pop wakes one; pass the word on while there is room.
         if lane.blocked > 0 && lane.has_room(self.bounds, 0) {
@@ -589,6 +613,7 @@ impl Inner {
             slot.in_hand = true;
             return Some(Taken {
                 payload: vec![slot.input()],
+                first: slot.envelope.id,
                 lineage: Lineage::of(&slot.envelope, &[]),
                 arrived: slot.arrived,
                 complete: slot.arrived,
@@ -605,7 +630,8 @@ impl Inner {
         let payload = heads.iter().map(|slot| slot.input()).collect();
         let envelopes: Vec<&Envelope> = heads.iter().map(|slot| &slot.envelope).collect();
         let (first, others) = envelopes.split_first()?;
-        Some(Taken { payload, lineage: Lineage::of(first, others), arrived, complete })
+        let lineage = Lineage::of(first, others);
+        Some(Taken { payload, first: first.id, lineage, arrived, complete })
     }
 
     /// The heads of all lanes, or of those in hand. The first required port gives

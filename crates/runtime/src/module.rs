@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::time::Instant;
 
-use crate::{ActorLog, ActorName, Message, PortName, Type};
+use crate::{ActorLog, ActorName, Message, MessageId, PortName, Type};
 
 /// Loaded, checked code. Shared by every actor that runs it.
 pub trait Module: Send + Sync {
@@ -111,6 +111,10 @@ pub struct Context {
     pub payload: Vec<(PortName, Message)>,
     /// The actor's state.
     pub state: State,
+    /// The delivery that the turn is about, the same in each attempt; the first of a join.
+    pub message: MessageId,
+    /// The W3C trace context for what the turn asks of others.
+    pub traceparent: Option<Arc<str>>,
     /// What is known of the message's way, as JSON; given to the guest as `meta` where it asks for it.
     pub meta: Option<Bytes>,
     /// Whether the guest sees the state in its context, or only through `__get_state`.

@@ -94,6 +94,7 @@ impl Emitter {
         // The source that ran before may have left something on wires that are cut by now.
         let left = self.shared.left_on_wires.lock().clone();
         self.flush(&left).await;
+        self.room().await;
         let routes = self.shared.routes.load_full();
         let mut wires: Vec<Arc<Wire>> = Vec::new();
         let origin = Origin { lineage: None, at: Moment::now(), judged: false };
@@ -118,6 +119,15 @@ impl Emitter {
         self.shared.left_on_wires.lock().retain(|wire| wire.pending() > 0);
         let millis = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.shared.meters.blocked_millis.add(millis);
+    }
+
+    /// Returns when the system's queues may take more.
+    async fn room(&self) {
+        let budget = &self.shared.sinks.budget;
+        if budget.is_over() {
+            let _waits = Waiting::begin(self);
+            budget.room().await;
+        }
     }
 
     /// Notes how far the source has come where nothing was to be put out.

@@ -27,6 +27,7 @@ use tokio::{
     time::{self, Instant},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{info, warn};
 
 pub use change::{Change, Changed, Halted, Ready, Start, Trialing, WireDef};
 pub use intake::SendError;
@@ -35,7 +36,8 @@ pub use remains::{PutBack, Remains};
 pub use replay::{Replayed, Stayed, Staying};
 
 use crate::{
-    Actor, ActorName, ActorState, DeadLetters, Events, Generation, Meters, Wire,
+    Actor, ActorName, ActorState, Budget, DeadLetters, EventKind, Events, Generation, Meters,
+    Secrets, SpanSink, Wire,
     actor::{Command, Kind},
     system::past::Past,
     waits::Waits,
@@ -60,6 +62,7 @@ struct Inner {
     kill: CancellationToken,
     events: Arc<Events>,
     sinks: Sinks,
+    secrets: Secrets,
     /// Opens when the daemon serves.
     gate: watch::Sender<bool>,
     /// Whether messages from outside are refused.
@@ -78,7 +81,18 @@ impl System {
     /// A system without actors, whose actors will run on `turns`.
     #[must_use]
     pub fn new(turns: Handle) -> Self {
-        let sinks = Sinks { dead: Arc::default(), waits: Arc::new(Waits::default()) };
+        Self::traced(turns, None)
+    }
+
+    /// The same, and `spans` is told of each turn.
+    #[must_use]
+    pub fn traced(turns: Handle, spans: Option<Arc<dyn SpanSink>>) -> Self {
+        let sinks = Sinks {
+            dead: Arc::default(),
+            waits: Arc::new(Waits::default()),
+            budget: Arc::default(),
+            spans,
+        };
         Self(Arc::new(Inner {
             actors: DashMap::new(),
             turns,
@@ -86,6 +100,7 @@ impl System {
             kill: CancellationToken::new(),
             events: Arc::default(),
             sinks,
+            secrets: Secrets::default(),
             gate: watch::channel(false).0,
             closed: AtomicBool::new(false),
             past: Mutex::default(),
@@ -98,6 +113,44 @@ impl System {
     /// Lets the sources begin: the daemon serves.
     pub fn open(&self) {
         self.0.gate.send_replace(true);
+        let system = self.clone();
+        self.0.tasks.spawn_on(async move { system.tell_of_budget().await }, &self.0.turns);
+    }
+
+    /// Says in an event when the queues hold too much, and when they no longer do.
+    async fn tell_of_budget(&self) {
+        let budget = &self.0.sinks.budget;
+        let mut over = budget.watch();
+        loop {
+            tokio::select! {
+                () = self.0.kill.cancelled() => return,
+                // The sender lives as long as the budget.
+                _ = over.changed() => {}
+            }
+            let (used, limit) = (budget.used(), budget.limit());
+            if *over.borrow_and_update() {
+                warn!(
+                    used,
+                    limit, "queues hold more than `memory_budget`; sources and senders wait"
+                );
+                self.0.events.record(EventKind::OverBudget { used, limit });
+            } else {
+                info!(used, limit, "queues hold less than `memory_budget` again");
+                self.0.events.record(EventKind::WithinBudget { used, limit });
+            }
+        }
+    }
+
+    /// What all queues together may hold.
+    #[must_use]
+    pub fn budget(&self) -> &Arc<Budget> {
+        &self.0.sinks.budget
+    }
+
+    /// Values that no log, error or event shows.
+    #[must_use]
+    pub fn secrets(&self) -> &Secrets {
+        &self.0.secrets
     }
 
     /// Returns when a trial has ended since it last returned, or was asked for. It says

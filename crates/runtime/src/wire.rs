@@ -18,7 +18,8 @@ use serde::Serialize;
 use tokio::{sync::Notify, time::Instant};
 
 use crate::{
-    Entry, Envelope, Mailbox, Overflow, PortName, PortRef,
+    Budget, Entry, Envelope, Mailbox, Overflow, PortName, PortRef, SpanSink,
+    budget::Share,
     dead_letter::{DeadLetters, Reason},
     mailbox::{InLine, PushError},
     waits::Waits,
@@ -42,11 +43,14 @@ pub(crate) struct WireTarget {
     pub(crate) max_hops: Arc<AtomicU32>,
 }
 
-/// Where messages go that cannot go on, and who waits for an answer.
+/// Where messages go that cannot go on, who waits for an answer, what all that waits may
+/// take, and who collects spans.
 #[derive(Clone)]
 pub(crate) struct Sinks {
     pub(crate) dead: Arc<DeadLetters>,
     pub(crate) waits: Arc<Waits>,
+    pub(crate) budget: Arc<Budget>,
+    pub(crate) spans: Option<Arc<dyn SpanSink>>,
 }
 
 #[derive(Default)]
@@ -54,6 +58,8 @@ struct WireFlow {
     /// The wire's own way with a full mailbox, where it differs from the actor's.
     overflow: Option<Overflow>,
     pending: VecDeque<Envelope>,
+    /// What waits takes of the system's budget.
+    share: Share,
     counts: WireCounts,
 }
 
@@ -110,7 +116,8 @@ impl Wire {
         entry: Entry,
         sinks: Sinks,
     ) -> Self {
-        let flow = Mutex::new(WireFlow { overflow, ..WireFlow::default() });
+        let share = Share::of(&sinks.budget);
+        let flow = Mutex::new(WireFlow { overflow, share, ..WireFlow::default() });
         Self { from, to, target, entry, sinks, flow }
     }
 
@@ -164,11 +171,11 @@ impl Wire {
                 None => return false,
                 Some((envelope, room)) => {
                     self.target.mailbox.unblock(&envelope.port, &room);
-                    flow.pending.push_back(envelope);
+                    flow.wait(envelope);
                 }
             }
         } else {
-            flow.pending.push_back(envelope);
+            flow.wait(envelope);
         }
         true
     }
@@ -179,8 +186,12 @@ impl Wire {
             let line = {
                 let mut flow = self.flow.lock();
                 let Some(envelope) = flow.pending.pop_front() else { return };
+                let bytes = envelope.message.encoded_len();
                 match self.hand_over(&mut flow, envelope, Instant::now()) {
-                    None => continue,
+                    None => {
+                        flow.share.less(bytes);
+                        continue;
+                    }
                     Some((envelope, room)) => {
                         let port = envelope.port.clone();
                         flow.pending.push_front(envelope);
@@ -196,6 +207,7 @@ impl Wire {
     pub(crate) fn abandon(&self, reason: Reason) {
         let mut flow = self.flow.lock();
         while let Some(envelope) = flow.pending.pop_front() {
+            flow.share.less(envelope.message.encoded_len());
             flow.counts.refused_gone += 1;
             self.refuse(&envelope, reason.clone());
         }
@@ -211,6 +223,7 @@ impl Wire {
         let mut flow = self.flow.lock();
         flow.counts.saved += flow.pending.len() as u64;
         flow.pending.clear();
+        flow.share.nothing();
     }
 
     /// Whether what waits on the wire could go on now.
@@ -259,6 +272,14 @@ impl Wire {
     fn refuse(&self, envelope: &Envelope, reason: Reason) {
         self.sinks.waits.died(envelope.correlation, &reason);
         self.sinks.dead.put(&self.to.actor, envelope, reason, None, 0);
+    }
+}
+
+impl WireFlow {
+    /// The message has to wait, behind all that waits.
+    fn wait(&mut self, envelope: Envelope) {
+        self.share.more(envelope.message.encoded_len());
+        self.pending.push_back(envelope);
     }
 }
 

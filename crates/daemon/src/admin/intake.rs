@@ -18,7 +18,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use reflowd_runtime::{
     Actor, Answer, ERROR_PORT, Message, MessageError, MessageId, PortName, PortRef, SendError,
-    System, Type,
+    System, TraceContext, Type,
 };
 use serde::Deserialize;
 use serde_json::json;
@@ -356,9 +356,7 @@ fn timeout(text: Option<&str>) -> Result<Duration, Problem> {
 /// The W3C trace context, where the caller gives a well-formed one.
 fn traceparent(headers: &HeaderMap) -> Option<Arc<str>> {
     let text = headers.get("traceparent")?.to_str().ok()?;
-    let hex = |part: &str| part.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
-    let lengths: Vec<usize> = text.split('-').map(str::len).collect();
-    (lengths == [2, 32, 16, 2] && text.split('-').all(hex)).then(|| text.into())
+    text.parse::<TraceContext>().ok().map(|_| text.into())
 }
 
 fn cannot(why: &str) -> Problem {
@@ -393,6 +391,10 @@ fn refused(error: SendError) -> Problem {
             detail,
         )
         .with("actor", actor.as_str()),
+        SendError::OverBudget { .. } => {
+            let status = StatusCode::TOO_MANY_REQUESTS;
+            Problem::new(status, "over-budget", "the daemon's queues are full", detail)
+        }
         SendError::NoActor { actor, .. } => {
             Problem::not_found("no-actor", "no such actor", detail).with("actor", actor.as_str())
         }

@@ -97,7 +97,8 @@ impl Reconciler {
             let why = self.unread.get(&digest).map_or("its module changed meanwhile", |why| why);
             return Err(ChangeRefused::passing(actor, why));
         };
-        let log = ActorLog::new(actor.clone(), spec.settings.log_rate);
+        let secrets = self.system.secrets().clone();
+        let log = ActorLog::masked(actor.clone(), spec.settings.log_rate, secrets);
         let program = module
             .prepare(ProgramSpec {
                 actor: actor.clone(),

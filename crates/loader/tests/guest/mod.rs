@@ -16,8 +16,8 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use reflowd_loader::{EngineKind, Limits, LoadError, LoadErrorKind, LoadedModule, Loader, Source};
 use reflowd_runtime::{
-    ActorLog, Context, Effects, Engine, EnginePer, Failure, FailureKind, Message, Module,
-    PrepareError, Program, ProgramSpec, State, TurnLimits,
+    ActorLog, Context, Effects, Engine, EnginePer, Failure, FailureKind, Message, MessageId,
+    Module, PrepareError, Program, ProgramSpec, State, TurnLimits,
 };
 use tokio::time::Instant;
 
@@ -222,6 +222,8 @@ pub(crate) fn context(data: &str) -> Context {
     Context {
         payload: vec![("in".parse().unwrap(), message)],
         state: State::default(),
+        message: MessageId::new(),
+        traceparent: None,
         meta: None,
         state_in_context: true,
         limits: TurnLimits { output: 16 << 20, state: 16 << 20 },

@@ -20,8 +20,8 @@ use std::{
 use bytes::Bytes;
 use reflowd_loader::{EngineKind, Limits, Loader};
 use reflowd_runtime::{
-    ActorLog, Context, Effects, EnginePer, FailureKind, Message, Metadata, Module, PrepareError,
-    ProgramSpec, State, TurnLimits, Type,
+    ActorLog, Context, Effects, EnginePer, FailureKind, Message, MessageId, Metadata, Module,
+    PrepareError, ProgramSpec, State, TurnLimits, Type,
 };
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -259,6 +259,8 @@ fn context(scenario: &Scenario, metadata: &Metadata, given: &Given, state: &Stat
     Context {
         payload: payload.collect(),
         state: state.clone(),
+        message: MessageId::new(),
+        traceparent: None,
         meta: scenario.meta.clone().map(Bytes::from),
         state_in_context: scenario.state_in_context,
         limits: scenario.limits,

@@ -33,11 +33,13 @@ use super::{
 };
 use crate::{
     ActorLog, Context, Effects, Engine, EventKind, Failure, FailureKind, InstantiateError, Message,
-    Metadata, PortName, Program, Routes, SendMode, SendNow, Settings, TurnLimits,
+    MessageId, Metadata, PortName, Program, Routes, SendMode, SendNow, Settings, Turn, TurnLimits,
+    TurnSpan,
     dead_letter::Reason,
     envelope::{Calendar, Lineage, Moment, Origin},
     mailbox::{Outcome, Taken},
     panic::said,
+    span::Spanned,
     supervisor::{FRUITLESS, Supervisor, Verdict},
     wire::Wire,
 };
@@ -81,6 +83,13 @@ struct Rest {
     until: Instant,
     state: ActorState,
     why: String,
+}
+
+/// What a turn is about.
+struct About {
+    payload: Vec<(PortName, Message)>,
+    message: MessageId,
+    traceparent: Option<Arc<str>>,
 }
 
 /// What the task does next.
@@ -337,12 +346,17 @@ impl ActorTask {
         let routes = self.shared.routes.load_full();
         let settings = self.shared.settings.load();
         let (timeout, mode) = (settings.timeout, settings.send);
-        let Taken { payload, lineage, arrived, complete } = taken;
+        let Taken { payload, first, lineage, arrived, complete } = taken;
+        let spans = self.shared.sinks.spans.clone();
+        let span = spans.as_deref().and_then(|spans| Spanned::begin(spans, &lineage));
+        let traceparent = span.as_ref().map(Spanned::traceparent);
+        let lineage = Lineage { traceparent: traceparent.or(lineage.traceparent), ..lineage };
         let now = (mode == SendMode::Now).then(|| {
             let (shared, routes) = (Arc::clone(&self.shared), Arc::clone(&routes));
             Arc::new(SendAtOnce { shared, routes, lineage: lineage.clone() }) as Arc<dyn SendNow>
         });
-        let context = self.context(payload, &settings, now);
+        let about = About { payload, message: first, traceparent: lineage.traceparent.clone() };
+        let context = self.context(about, &settings, now);
         drop(settings);
 
         let started = Instant::now();
@@ -371,6 +385,19 @@ impl ActorTask {
         self.shared.meters.turn_seconds.observe(ended.duration_since(started));
 
         let at = self.calendar.moment(ended);
+        if let (Some(spans), Some(Spanned { context, parent })) = (spans, span) {
+            let took = u64::try_from(ended.duration_since(started).as_nanos()).unwrap_or(u64::MAX);
+            spans.take(TurnSpan {
+                context,
+                parent,
+                actor: self.shared.name.clone(),
+                generation: self.shared.status.borrow().generation.number(),
+                message: first,
+                began: at.unix_nanos().saturating_sub(took),
+                ended: at.unix_nanos(),
+                failure: self.failure_of(&turn),
+            });
+        }
         let origin = Origin { lineage: Some(lineage), at, judged: false };
         match turn {
             Ok(Ok((engine, effects))) => {
@@ -406,15 +433,25 @@ impl ActorTask {
         })
     }
 
-    fn context(
-        &self,
-        payload: Vec<(PortName, Message)>,
-        settings: &Settings,
-        now: Option<Arc<dyn SendNow>>,
-    ) -> Context {
+    /// How a turn failed, for its span.
+    fn failure_of(&self, turn: &std::thread::Result<Turn>) -> Option<(&'static str, String)> {
+        match turn {
+            Ok(Ok(_)) => None,
+            Ok(Err(failure)) => {
+                let kind = self.shared.masked(failure.kind.clone());
+                Some((kind.class(), kind.to_string()))
+            }
+            Err(panic) => Some(("trap", said(&**panic).to_owned())),
+        }
+    }
+
+    fn context(&self, about: About, settings: &Settings, now: Option<Arc<dyn SendNow>>) -> Context {
         let meta = || self.shared.mailbox.in_hand().first().map(crate::Envelope::meta);
+        let About { payload, message, traceparent } = about;
         Context {
             payload,
+            message,
+            traceparent,
             state: self.shared.state.lock().clone(),
             meta: settings.context_meta.then(meta).flatten(),
             state_in_context: settings.context_state,
@@ -474,6 +511,7 @@ impl ActorTask {
     async fn fail(&mut self, failure: Failure, origin: &Origin, routes: &Routes) {
         let actor = self.shared.name.clone();
         let Failure { kind, engine } = failure;
+        let kind = self.shared.masked(kind);
         let meters = &self.shared.meters;
         match &kind {
             FailureKind::Trap(_) => meters.turns_trap.add(1),

@@ -374,7 +374,7 @@ impl System {
         };
         let bounds = bounds_of(&settings);
         let mailbox = match &seat {
-            Seat::Free => Arc::new(Mailbox::new(bounds)),
+            Seat::Free => Arc::new(Mailbox::new(bounds).within(self.budget())),
             Seat::Inherited(from) => {
                 from.mailbox().set_bounds(bounds);
                 state = Some(from.state());
@@ -448,6 +448,7 @@ impl System {
             memory: AtomicU64::new(0),
             kill: self.0.kill.child_token(),
             events: Arc::clone(&self.0.events),
+            secrets: self.0.secrets.clone(),
             sinks: self.0.sinks.clone(),
         });
         let (commands, receiver) = mpsc::channel(MAX_COMMANDS);

@@ -26,6 +26,18 @@ pub enum SendError {
         /// The message.
         message: Message,
     },
+    /// All queues of the system together hold as much as they may.
+    #[error(
+        "the queues hold {used} bytes and `memory_budget` is {limit}; try again later, or see `reflowd ps` for who is behind"
+    )]
+    OverBudget {
+        /// Bytes that the queues hold.
+        used: u64,
+        /// Bytes that they may hold.
+        limit: u64,
+        /// The message.
+        message: Message,
+    },
     /// There is no such actor.
     #[error("there is no actor `{actor}`")]
     NoActor {
@@ -99,6 +111,10 @@ impl System {
         message: Message,
         traceparent: Option<Arc<str>>,
     ) -> Result<MessageId, SendError> {
+        tokio::select! {
+            () = self.0.sinks.budget.room() => {}
+            () = self.0.kill.cancelled() => {}
+        }
         let (actor, mut envelope) = self.enter(to, message, traceparent)?;
         let id = envelope.id;
         while let Some((back, room)) = self.offer(&actor, envelope)? {
@@ -155,6 +171,11 @@ impl System {
         };
         if actor.leaving() || self.0.closed.load(Ordering::Acquire) {
             return Err(SendError::Draining { actor: to.actor.clone(), message });
+        }
+        let budget = &self.0.sinks.budget;
+        if budget.is_over() {
+            let (used, limit) = (budget.used(), budget.limit());
+            return Err(SendError::OverBudget { used, limit, message });
         }
         let metadata = actor.metadata();
         match metadata.inport(to.port.as_str()) {

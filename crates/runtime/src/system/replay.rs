@@ -92,6 +92,7 @@ impl System {
         let entered = self.enter(&to, old.message.clone(), old.traceparent.clone());
         let (actor, mut envelope) = entered.map_err(|error| match &error {
             SendError::Draining { .. } => (Staying::Stopping, error.to_string()),
+            SendError::OverBudget { .. } => (Staying::Full, error.to_string()),
             SendError::NoActor { .. }
             | SendError::NoPort { .. }
             | SendError::Type { .. }

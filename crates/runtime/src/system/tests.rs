@@ -1,3 +1,5 @@
+mod budget;
+mod telling;
 mod trial;
 
 use std::{sync::atomic::AtomicUsize, time::Duration};
@@ -153,7 +155,11 @@ impl Drop for Rig {
 impl Rig {
     /// `sink` keeps what comes in.
     async fn new() -> Self {
-        let system = System::new(Handle::current());
+        Self::of(System::new(Handle::current())).await
+    }
+
+    /// The same, of a system of its own.
+    async fn of(system: System) -> Self {
         let (seen, receiver) = watch::channel(Vec::new());
         let sink = fake(255, move |context| {
             let got = context.payload.iter().map(|(_, message)| text(message));

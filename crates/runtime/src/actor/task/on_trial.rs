@@ -5,7 +5,7 @@
 
 use tracing::{info, warn};
 
-use super::ActorTask;
+use super::{About, ActorTask};
 use crate::{
     Effects, EventKind, FailureKind, Routes, Settings, State, TrialOutcome, TrialRules, TrialView,
     Trialing,
@@ -47,7 +47,12 @@ impl ActorTask {
         while let Step::Ask(of) = step {
             let Some(taken) = self.shared.mailbox.take() else { break };
             // Nothing leaves before it is clear that the judge's word stands.
-            let context = self.context(taken.payload, settings, None);
+            let about = About {
+                payload: taken.payload,
+                message: taken.first,
+                traceparent: taken.lineage.traceparent,
+            };
+            let context = self.context(about, settings, None);
             let present = context.state.clone();
             let heard = tokio::select! {
                 biased;
@@ -107,7 +112,7 @@ impl ActorTask {
             state,
             failure: kind.to_string(),
             failures: probation.trial.failures(),
-            why: heard.failure(),
+            why: heard.failure().map(|why| self.shared.secrets.mask(&why).into_owned()),
         });
     }
 
