@@ -143,7 +143,7 @@ fn answer(response: Response<Body>) -> Result<Answer, HttpError> {
 }
 
 /// Whether the list has the host: by name, below a `*.name`, or by `*`.
-fn allows(allow_hosts: &[String], host: &str) -> bool {
+pub(crate) fn allows(allow_hosts: &[String], host: &str) -> bool {
     let host = host.to_ascii_lowercase();
     let host = host.strip_suffix('.').unwrap_or(&host).trim_matches(['[', ']']);
     let matches = |allowed: &String| {
@@ -165,7 +165,8 @@ fn may_reach(allow_hosts: &[String], ip: IpAddr) -> bool {
     is_public(ip) || allow_hosts.iter().any(listed)
 }
 
-fn is_public(ip: IpAddr) -> bool {
+/// Whether the address belongs to the internet, and not to this machine or a network around it.
+pub(crate) fn is_public(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => is_public_v4(ip),
         IpAddr::V6(ip) => is_public_v6(ip),

@@ -13,7 +13,7 @@ use std::{
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use reflowd_runtime::{Digest, Metadata, Module, excerpt};
+use reflowd_runtime::{Digest, Metadata, Module as _, excerpt};
 use semver::Version;
 use serde::Serialize;
 use sha2::Digest as _;
@@ -24,10 +24,12 @@ use crate::{
     binary::{Binary, Export, Import, InvalidBinary, ItemType, Memory},
     code::{Code, Ended, EngineKind, Revived, Unstarted},
     code_cache::{CodeCache, CodeCacheError},
+    download::{self, DownloadError, DownloadRules},
     host::Surroundings,
-    loaded::{Loaded, LoadedModule},
+    loaded::{self, LoadedModule},
     metadata::{self, InvalidMetadata, unwrap_base64},
     signature::{Signature, host_function},
+    url::ModuleUrl,
 };
 
 /// Compilers hold much memory and both cores; one at a time is enough.
@@ -44,6 +46,13 @@ pub enum Source {
         name: String,
         /// The module.
         bytes: Bytes,
+    },
+    /// A download. Nothing looks at what comes before it has this digest.
+    Url {
+        /// From where.
+        url: ModuleUrl,
+        /// The SHA-256 of the module.
+        sha256: Digest,
     },
 }
 
@@ -77,14 +86,28 @@ pub struct Loader {
     limits: Limits,
     engine: EngineKind,
     cache: Option<Arc<CodeCache>>,
-    loaded: Arc<Mutex<HashMap<Digest, Arc<LoadedModule>>>>,
+    downloads: Arc<DownloadRules>,
+    loaded: Arc<Mutex<Loaded>>,
+}
+
+/// What has been loaded, and in which order last.
+#[derive(Default)]
+struct Loaded {
+    modules: HashMap<Digest, (u64, Arc<LoadedModule>)>,
+    loads: u64,
 }
 
 impl Loader {
     /// A loader that has loaded nothing.
     #[must_use]
     pub fn new(limits: Limits) -> Self {
-        Self { limits, engine: EngineKind::default(), cache: None, loaded: Arc::default() }
+        Self {
+            limits,
+            engine: EngineKind::default(),
+            cache: None,
+            downloads: Arc::default(),
+            loaded: Arc::default(),
+        }
     }
 
     /// The same, for another engine. What has been loaded is not taken over.
@@ -100,6 +123,12 @@ impl Loader {
     /// The folder cannot be used, or others could put their code there.
     pub fn with_code_cache(self, folder: impl Into<PathBuf>) -> Result<Self, CodeCacheError> {
         Ok(Self { cache: Some(Arc::new(CodeCache::open(folder)?)), ..self })
+    }
+
+    /// The same, and downloads are held to these rules.
+    #[must_use]
+    pub fn with_downloads(self, rules: DownloadRules) -> Self {
+        Self { downloads: Arc::new(rules), ..self }
     }
 
     /// The same, with nothing loaded.
@@ -139,15 +168,37 @@ impl Loader {
         self.empty().load(source).await.map(|_| ())
     }
 
+    /// The module that calls itself that, if it is loaded. Of several, the one that was
+    /// loaded last.
+    #[must_use]
+    pub fn get(&self, component: &str) -> Option<Arc<LoadedModule>> {
+        let loaded = self.loaded.lock();
+        let named = loaded.modules.values().filter(|(_, m)| m.metadata().component == component);
+        named.max_by_key(|(load, _)| *load).map(|(_, module)| module.clone())
+    }
+
     /// The module of that digest, if it is loaded.
     #[must_use]
-    pub fn get(&self, digest: &Digest) -> Option<Arc<dyn Module>> {
-        self.loaded.lock().get(digest).map(|module| module.clone() as Arc<dyn Module>)
+    pub fn by_digest(&self, digest: &Digest) -> Option<Arc<LoadedModule>> {
+        self.loaded.lock().modules.get(digest).map(|(_, module)| module.clone())
     }
 
     /// Lets go of a module. Actors that run it go on.
     pub fn forget(&self, digest: &Digest) {
-        self.loaded.lock().remove(digest);
+        self.loaded.lock().modules.remove(digest);
+    }
+
+    /// The bytes behind a URL, which are the ones with that digest where one is given.
+    ///
+    /// # Errors
+    /// They could not be had, or are others.
+    pub async fn download(
+        &self,
+        url: &ModuleUrl,
+        sha256: Option<&Digest>,
+    ) -> Result<Bytes, LoadError> {
+        let bytes = self.fetch(url.clone(), sha256).await;
+        bytes.map_err(|kind| LoadError::new(&url.to_string(), None, kind))
     }
 
     /// All that can be told about a module, whether it can be loaded or not.
@@ -169,6 +220,29 @@ impl Loader {
                 let reading = spawn_blocking(move || read_file(&path, max));
                 reading.await.expect("reading does not panic")
             }
+            Source::Url { url, sha256 } => {
+                if let Some(module) = self.by_digest(&sha256) {
+                    return Ok(module.bytes().clone());
+                }
+                self.fetch(url, Some(&sha256)).await
+            }
+        }
+    }
+
+    async fn fetch(&self, url: ModuleUrl, sha256: Option<&Digest>) -> Result<Bytes, LoadErrorKind> {
+        let (rules, max) = (Arc::clone(&self.downloads), self.limits.module_size);
+        let downloading = spawn_blocking(move || {
+            let bytes = download::download(&url, max, &rules)?;
+            let digest = digest_of(&bytes);
+            Ok((bytes, digest))
+        });
+        let downloaded = downloading.await.expect("downloading does not panic");
+        let (bytes, found) = downloaded.map_err(LoadErrorKind::Download)?;
+        match sha256 {
+            Some(expected) if *expected != found => {
+                Err(LoadErrorKind::DigestMismatch { expected: *expected, found })
+            }
+            _ => Ok(bytes),
         }
     }
 
@@ -183,14 +257,21 @@ impl Loader {
         if size > max {
             return Err((None, LoadErrorKind::TooLarge { size, max }));
         }
-        let digest = Digest::new(sha2::Sha256::digest(&bytes).into());
+        let digest = digest_of(&bytes);
         inspection.digest = Some(digest);
-        if let Some(module) = self.loaded.lock().get(&digest) {
-            return Ok(module.clone());
-        }
-        let loaded = self.steps(digest, bytes, inspection).await.map_err(|e| (Some(digest), e))?;
-        self.loaded.lock().insert(digest, loaded.clone());
-        Ok(loaded)
+        let known = self.by_digest(&digest);
+        let module = match known {
+            Some(module) => module,
+            None => {
+                let steps = self.steps(digest, bytes, inspection).await;
+                steps.map_err(|error| (Some(digest), error))?
+            }
+        };
+        let mut loaded = self.loaded.lock();
+        loaded.loads += 1;
+        let load = loaded.loads;
+        loaded.modules.insert(digest, (load, module.clone()));
+        Ok(module)
     }
 
     async fn steps(
@@ -245,7 +326,7 @@ impl Loader {
         if let Some(version) = &version {
             check_version(version)?;
         }
-        let loaded = Loaded { digest, bytes, binary, metadata, version, limits, engine };
+        let loaded = loaded::Loaded { digest, bytes, binary, metadata, version, limits, engine };
         Ok(Arc::new(LoadedModule::new(loaded, code)))
     }
 
@@ -259,8 +340,8 @@ impl Loader {
         let (limits, engine, cache) = (self.limits, self.engine, self.cache.clone());
         let permit = COMPILING.acquire().await.expect("the semaphore is never closed");
         // Another task may have loaded the same bytes while this one waited.
-        if let Some(module) = self.loaded.lock().get(&digest) {
-            return Ok(Compiled::Loaded(module.clone()));
+        if let Some(module) = self.by_digest(&digest) {
+            return Ok(Compiled::Loaded(module));
         }
         let compiling = spawn_blocking(move || {
             // Whoever waits may give up; the next compilation still has to wait.
@@ -288,6 +369,7 @@ impl Source {
         match self {
             Self::File(path) => path.display().to_string(),
             Self::Bytes { name, .. } => name.clone(),
+            Self::Url { url, .. } => url.to_string(),
         }
     }
 }
@@ -313,6 +395,10 @@ pub(crate) async fn compile(
         Ok(Err(panic)) => Err(panic.to_string()),
         Err(_) => Err(format!("compiling it takes more than {timeout:?}")),
     }
+}
+
+fn digest_of(bytes: &[u8]) -> Digest {
+    Digest::new(sha2::Sha256::digest(bytes).into())
 }
 
 fn read_file(path: &Path, max: u64) -> Result<Bytes, LoadErrorKind> {
@@ -471,8 +557,10 @@ impl LoadError {
     /// Whether the bytes themselves are wrong, so that trying them again is useless.
     #[must_use]
     pub fn is_intrinsic(&self) -> bool {
-        use LoadErrorKind::{NoRoom, Read};
-        !self.is_timeout() && !matches!(self.kind, Read(_) | NoRoom(_))
+        use LoadErrorKind::{DigestMismatch, Download, NoRoom, Read};
+        let elsewhere =
+            matches!(self.kind, Read(_) | Download(_) | DigestMismatch { .. } | NoRoom(_));
+        !elsewhere && !self.is_timeout()
     }
 
     /// One word for metrics and events.
@@ -480,6 +568,8 @@ impl LoadError {
     pub fn reason(&self) -> &'static str {
         match self.kind {
             LoadErrorKind::Read(_) => "read",
+            LoadErrorKind::Download(_) => "download",
+            LoadErrorKind::DigestMismatch { .. } => "digest-mismatch",
             LoadErrorKind::TooLarge { .. } => "too-large",
             LoadErrorKind::InvalidBinary(_) => "invalid-binary",
             LoadErrorKind::MissingExport { .. } => "missing-export",
@@ -513,6 +603,19 @@ pub enum LoadErrorKind {
     /// The file cannot be read.
     #[error("cannot read the module: {0}")]
     Read(String),
+    /// It cannot be downloaded.
+    #[error("cannot download the module: {0}")]
+    Download(DownloadError),
+    /// The server has given out something else.
+    #[error(
+        "the server's answer has digest {found}, and `sha256` is {expected}; if the new module is meant, write its digest"
+    )]
+    DigestMismatch {
+        /// What was asked for.
+        expected: Digest,
+        /// What came.
+        found: Digest,
+    },
     /// Over the limit.
     #[error(
         "the module has {size} bytes, and `module_size` allows {max}; strip it, or raise `module_size`"

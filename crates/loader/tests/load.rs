@@ -69,11 +69,11 @@ async fn a_file_is_loaded_once_and_kept_by_digest(on: Rig) {
     let module = loader.load(Source::File(path.clone())).await.unwrap();
     assert_eq!(module.metadata().component, "Guest");
     assert_eq!(module.version(), None);
-    assert!(loader.get(&module.digest()).is_some());
+    assert!(loader.by_digest(&module.digest()).is_some());
     let again = loader.load(Source::File(path)).await.unwrap();
     assert!(std::sync::Arc::ptr_eq(&module, &again));
     loader.forget(&module.digest());
-    assert!(loader.get(&module.digest()).is_none());
+    assert!(loader.by_digest(&module.digest()).is_none());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -607,5 +607,5 @@ async fn validating_keeps_nothing(on: Rig) {
     let source = Source::Bytes { name: "x".into(), bytes: bytes.clone() };
     loader.validate(source).await.unwrap();
     let digest = on.load(bytes).await.unwrap().digest();
-    assert!(loader.get(&digest).is_none());
+    assert!(loader.by_digest(&digest).is_none());
 }
