@@ -1,8 +1,8 @@
 //! How the daemon ends.
 
-use std::{os::unix::net::UnixDatagram, process::Stdio};
+use std::process::Stdio;
 
-use crate::rig::{PATIENCE, REFLOWD, World, guest};
+use crate::rig::{REFLOWD, World, guest};
 
 fn paused_relay(drain: &str) -> crate::rig::Daemon {
     let world = World::new(&format!(
@@ -118,29 +118,6 @@ fn a_second_signal_stops_at_once_and_saves_what_is_left() {
     world.module("work", &crate::rig::shaky("v2", "steady"));
     let daemon = world.start();
     daemon.until("all are done", |d| d.sum("reflowd_messages_completed_total") == 3.0);
-}
-
-#[test]
-fn the_service_manager_is_told_how_long_a_stop_may_take() {
-    let world =
-        World::new("[daemon]\nmodules = \"../modules\"\ndata = \"../data\"\ndrain = \"3s\"\n");
-    let manager = UnixDatagram::bind(world.path("notify")).unwrap();
-    manager.set_read_timeout(Some(PATIENCE)).unwrap();
-    let mut command = world.command(&[]);
-    command.env("NOTIFY_SOCKET", world.path("notify"));
-    let daemon = world.start_as(command);
-    daemon.signal("-TERM");
-    let told = loop {
-        let mut datagram = [0; 1024];
-        let length = manager.recv(&mut datagram).unwrap();
-        let text = String::from_utf8(datagram[..length].to_vec()).unwrap();
-        if text.contains("STOPPING=1") {
-            break text;
-        }
-    };
-    // The drain, and the last words of actors, dead letters, tasks and threads.
-    assert!(told.contains("EXTEND_TIMEOUT_USEC=11000000\n"), "{told}");
-    assert!(daemon.ended().0.success());
 }
 
 #[test]

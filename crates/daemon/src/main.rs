@@ -13,6 +13,8 @@ mod snapshot;
 mod data_folder;
 mod memory;
 mod systemd;
+mod watchdog;
+mod logging;
 
 use std::process::ExitCode;
 

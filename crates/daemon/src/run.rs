@@ -6,6 +6,7 @@
 
 use std::{
     collections::BTreeMap,
+    convert::Infallible,
     io::{IsTerminal, Write},
     path::Path,
     sync::Arc,
@@ -30,7 +31,6 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
-use tracing_subscriber::{EnvFilter, filter::ParseError};
 
 use crate::{
     admin::{self, Admin, ModuleView, Phase, Reload, Via},
@@ -38,10 +38,11 @@ use crate::{
     cli::{Exit, Outcome, Stop},
     config::{self, Config, Environment},
     data_folder::DataFolder,
-    memory,
+    logging, memory,
     saved_set::{SaveError, Saved, SavedSets},
     snapshot::Snapshots,
     systemd::Notifier,
+    watchdog::Watched,
 };
 
 /// Threads of the control side. It mostly waits.
@@ -65,7 +66,7 @@ pub(crate) fn run(flag: Option<&Path>) -> Outcome {
     };
     let path = config::locate(flag, &environment).map_err(refuse)?;
     let (config, warnings) = config::load(&path, &environment).map_err(refuse)?;
-    start_logging();
+    logging::start();
     if warnings.warnings() > 0 {
         warn!("configuration:\n{}", warnings.render(false));
     }
@@ -179,6 +180,7 @@ impl Daemon {
         // A first pass compiles, which may take long; a signal ends it at any point.
         let report = tokio::select! {
             report = reconciler.begin() => report,
+            never = daemon.ask_for_patience() => match never {},
             _ = signals.stop() => return Ok(Exit::Done),
         };
         if let Some(problem) = reconciler.config_problem() {
@@ -192,7 +194,7 @@ impl Daemon {
             daemon.take_up(left)?;
         }
         daemon.system.go().await;
-        daemon.tasks.spawn(reconciler.run(stopping.clone()));
+        daemon.feed_watchdog(turns, reconciler);
         let keep = Arc::clone(&daemon.snapshots).keep(daemon.system.clone(), stopping.clone());
         daemon.tasks.spawn(keep);
         phase.send_replace(Phase::Ready);
@@ -202,6 +204,30 @@ impl Daemon {
         let code = daemon.attend(&mut signals, &phase).await;
         drop(data);
         code
+    }
+
+    /// Tells the service manager while the daemon starts that it does.
+    async fn ask_for_patience(&self) -> Infallible {
+        let mut upkeep = tokio::time::interval(UPKEEP);
+        loop {
+            upkeep.tick().await;
+            let actors = self.system.actors().len();
+            self.notifier.starting(&format!("starting: {actors} actors so far"), UPKEEP * 15);
+        }
+    }
+
+    /// Has disk looked at from now on, and the service manager's watchdog fed for as long as
+    /// that goes on and the actors do.
+    fn feed_watchdog(&self, turns: &Runtime, reconciler: Reconciler) {
+        let (system, turns) = (self.system.clone(), turns.handle().clone());
+        let watched = Watched { system, turns, looking: TaskTracker::new() };
+        let (looks, stopping) = (watched.looks(), self.stopping.clone());
+        self.tasks.spawn(async move {
+            let _looks = looks;
+            reconciler.run(stopping).await;
+        });
+        let (notifier, tasks) = (self.notifier.clone(), self.tasks.clone());
+        self.tasks.spawn(watched.watch(notifier, tasks, self.stopping.clone()));
     }
 
     /// Serves signals until one of them says stop, and stops.
@@ -476,63 +502,5 @@ impl Reload for Disk {
 
     fn refusals(&self) -> BTreeMap<String, u64> {
         self.0.refusal_counts().into_iter().map(|(reason, n)| (reason.to_owned(), n)).collect()
-    }
-}
-
-/// What libraries may log where nobody asks for more: the stock engine tells every call at
-/// `debug`, and every error of a guest a second time.
-const QUIET: &str = "extism=off,wasmtime=warn,cranelift=warn";
-
-/// Where the log goes and how it looks.
-pub(crate) fn start_logging() {
-    use tracing_subscriber::fmt;
-    let asked = std::env::var("REFLOWD_LOG").unwrap_or_default();
-    let (filter, problem) = log_filter(&asked);
-    let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    if std::io::stderr().is_terminal() {
-        builder.with_target(false).init();
-    } else {
-        builder.json().flatten_event(true).init();
-    }
-    if let Some(problem) = problem {
-        warn!(
-            "REFLOWD_LOG is not understood, logging at info: {problem}; write a level, such as `debug`, or `reflowd=debug,info`"
-        );
-    }
-}
-
-/// What is logged, and what is wrong with the wish where it cannot be had.
-fn log_filter(asked: &str) -> (EnvFilter, Option<ParseError>) {
-    let asked = if asked.trim().is_empty() { "info" } else { asked };
-    // What is asked for comes last and so goes before.
-    match EnvFilter::try_new(format!("{QUIET},{asked}")) {
-        Ok(filter) => (filter, None),
-        Err(problem) => (EnvFilter::new(format!("{QUIET},info")), Some(problem)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_level_alone_does_not_bring_in_the_engine_s_own_log() {
-        for (asked, has, has_not) in [
-            ("", "info", "debug"),
-            ("debug", "extism=off", "extism=debug"),
-            ("debug,extism=debug", "extism=debug", "extism=off"),
-        ] {
-            let (filter, problem) = log_filter(asked);
-            let filter = filter.to_string();
-            assert!(problem.is_none(), "{asked}");
-            assert!(filter.contains(has) && !filter.contains(has_not), "{asked}: {filter}");
-        }
-    }
-
-    #[test]
-    fn a_wish_that_makes_no_sense_is_told_and_logs_at_info() {
-        let (filter, problem) = log_filter("reflowd=loud");
-        assert!(problem.is_some());
-        assert!(filter.to_string().contains("info"));
     }
 }

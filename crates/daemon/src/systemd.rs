@@ -27,17 +27,38 @@ const PATIENCE: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Notifier {
     socket: Option<OsString>,
+    watchdog: Option<Duration>,
 }
 
 impl Notifier {
     /// A notifier for the socket that the environment names, if it does.
     pub(crate) fn from_env() -> Self {
-        Self::to(std::env::var_os("NOTIFY_SOCKET"))
+        let watchdog = sd_notify::watchdog_enabled();
+        Self { watchdog, ..Self::to(std::env::var_os("NOTIFY_SOCKET")) }
     }
 
     /// A notifier for a socket: a path, or `@` and an abstract name.
     pub(crate) fn to(socket: Option<OsString>) -> Self {
-        Self { socket: socket.filter(|socket| !socket.is_empty()) }
+        Self { socket: socket.filter(|socket| !socket.is_empty()), watchdog: None }
+    }
+
+    /// How often the service manager wants to hear that the daemon is alive, if it does.
+    pub(crate) fn watchdog(&self) -> Option<Duration> {
+        self.watchdog.filter(|_| self.socket.is_some())
+    }
+
+    /// The daemon is alive.
+    pub(crate) fn alive(&self) {
+        self.send(&[NotifyState::Watchdog]);
+    }
+
+    /// The daemon starts, and says more or is ready `within` that time.
+    pub(crate) fn starting(&self, status: &str, within: Duration) {
+        let micros = u32::try_from(within.as_micros()).unwrap_or(u32::MAX);
+        self.send(&[
+            NotifyState::Status(&one_line(status)),
+            NotifyState::ExtendTimeoutUsec(micros),
+        ]);
     }
 
     /// The daemon serves.

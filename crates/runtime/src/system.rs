@@ -212,6 +212,13 @@ impl System {
         self.ledger().total()
     }
 
+    /// Turns of all actors that have ended, well or not. May fall where an actor goes.
+    #[must_use]
+    pub fn turns_ended(&self) -> u64 {
+        let ended = |actor: &Arc<Actor>| actor.meters().turns_ok.get() + actor.meters().failures();
+        self.0.actors.iter().map(|actor| ended(&actor)).sum()
+    }
+
     /// The books of each actor and wire, and of what is gone, read together.
     #[must_use]
     pub fn ledger(&self) -> Ledger {

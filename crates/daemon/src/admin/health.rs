@@ -1,12 +1,16 @@
 //! Whether the daemon lives, whether it serves, and its figures.
 
+use std::fmt;
+
 use axum::{
     extract::State,
-    http::{StatusCode, header},
+    http::{StatusCode, Uri, header},
     response::{IntoResponse, Response},
 };
+use reflowd_runtime::ActorState;
+use serde::Deserialize;
 
-use super::{Admin, Phase, Problem};
+use super::{Admin, Phase, Problem, flag, query};
 use crate::metrics;
 
 /// `GET /livez`: whoever can answer lives.
@@ -14,16 +18,97 @@ pub(super) async fn live() -> &'static str {
     "alive\n"
 }
 
-/// `GET /readyz`.
-pub(super) async fn ready(State(admin): State<Admin>) -> Result<&'static str, Problem> {
-    let not_yet = |why: &str| {
-        Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "not-ready", "not ready", why))
+/// The query of `GET /readyz`.
+#[derive(Deserialize)]
+struct Wanted {
+    /// Whether each part is told of.
+    #[serde(default, deserialize_with = "flag")]
+    verbose: bool,
+}
+
+/// `GET /readyz`: whether messages are taken. With `?verbose`, a line for each part: `[+]`
+/// where it is as it should be, `[-]` where somebody may want to look.
+pub(super) async fn ready(State(admin): State<Admin>, uri: Uri) -> Result<String, Problem> {
+    let wanted: Wanted = query(&uri)?;
+    let phase = *admin.phase.borrow();
+    let why = match phase {
+        Phase::Starting => Some("the actors are being started"),
+        Phase::Ready => None,
+        Phase::Draining => Some("the daemon is stopping"),
     };
-    match *admin.phase.borrow() {
-        Phase::Starting => not_yet("the actors are being started"),
-        Phase::Ready => Ok("ready\n"),
-        Phase::Draining => not_yet("the daemon is stopping"),
+    let mut text = String::new();
+    if wanted.verbose {
+        text = parts(&admin).iter().map(ToString::to_string).collect();
     }
+    match why {
+        None => Ok(format!("{text}ready\n")),
+        Some(why) => {
+            let status = StatusCode::SERVICE_UNAVAILABLE;
+            Err(Problem::new(status, "not-ready", "not ready", format!("{text}{why}")))
+        }
+    }
+}
+
+/// How one part of the daemon stands.
+struct Part {
+    name: &'static str,
+    good: bool,
+    how: String,
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, good, how } = self;
+        writeln!(f, "[{}] {name}: {how}", if *good { '+' } else { '-' })
+    }
+}
+
+fn parts(admin: &Admin) -> Vec<Part> {
+    let actors = admin.system.actors();
+    let down: Vec<_> = (actors.iter().map(|actor| (actor.name(), actor.status())))
+        .filter(|(_, status)| matches!(status.state, ActorState::Failed | ActorState::Resting))
+        .map(|(name, status)| format!("{name} is {}", status.state.name()))
+        .collect();
+    let view = admin.reloader.view();
+    let behind = view.values().filter(|actor| !actor.in_sync || actor.pending.is_some()).count();
+    let books = admin.system.books();
+    let balanced = books.balanced();
+    let budget = admin.system.budget();
+    let stock = admin.system.dead_letters().stock();
+    let kib = |bytes: u64| bytes >> 10;
+    vec![
+        Part {
+            name: "actors",
+            good: down.is_empty(),
+            how: match &down[..] {
+                [] => format!("{} run", actors.len()),
+                down => format!("of {}, {}", actors.len(), down.join(", ")),
+            },
+        },
+        Part {
+            name: "config",
+            good: behind == 0,
+            how: match behind {
+                0 => "what disk asks for is what runs".into(),
+                n => format!("{n} actors are not what disk asks for; `reflowd events` has why"),
+            },
+        },
+        Part {
+            name: "queues",
+            good: !budget.is_over(),
+            how: format!("{} of {} KiB", kib(budget.used()), kib(budget.limit())),
+        },
+        Part {
+            name: "dead letters",
+            good: stock.trouble.is_none(),
+            how: format!("{} on disk, {} in memory only", stock.on_disk, stock.in_memory),
+        },
+        Part {
+            name: "books",
+            good: balanced,
+            how: if balanced { "nothing is lost or doubled".into() } else { format!("{books:?}") },
+        },
+    ]
 }
 
 /// `GET /metrics`.

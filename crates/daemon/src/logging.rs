@@ -1,0 +1,185 @@
+//! Where the log goes and how it looks: text for people, fields for the journal, JSON for
+//! everything else that reads.
+
+use std::{
+    ffi::OsStr,
+    io::{self, IsTerminal},
+    os::fd::AsFd,
+};
+
+use rustix::fs::fstat;
+use tracing::warn;
+use tracing_subscriber::{
+    EnvFilter, Layer, filter::ParseError, fmt, layer::SubscriberExt, util::SubscriberInitExt,
+};
+
+/// What libraries may log where nobody asks for more: the stock engine tells every call at
+/// `debug`, and every error of a guest a second time.
+const QUIET: &str = "extism=off,wasmtime=warn,cranelift=warn";
+
+/// How much is logged.
+const LEVEL: &str = "REFLOWD_LOG";
+
+/// How it is written.
+const FORMAT: &str = "REFLOWD_LOG_FORMAT";
+
+/// What the journal's fields begin with: `REFLOWD_ACTOR`.
+const FIELDS: &str = "REFLOWD";
+
+/// How the log is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Format {
+    Text,
+    Json,
+    Journal,
+}
+
+impl Format {
+    /// What is asked for, or else what standard error is made for. Nothing, where
+    /// what is asked for is not known.
+    fn choose(asked: &str, terminal: bool, journal: bool) -> Option<Self> {
+        match asked.trim() {
+            "" | "auto" if terminal => Some(Self::Text),
+            "" | "auto" if journal => Some(Self::Journal),
+            "" | "auto" | "json" => Some(Self::Json),
+            "text" => Some(Self::Text),
+            "journal" => Some(Self::Journal),
+            _ => None,
+        }
+    }
+}
+
+/// Logs from now on.
+///
+/// # Panics
+/// If it is called twice.
+pub(crate) fn start() {
+    let asked = |name| std::env::var(name).unwrap_or_default();
+    let (filter, level) = filter(&asked(LEVEL));
+    let stderr = io::stderr();
+    let journal =
+        std::env::var_os("JOURNAL_STREAM").is_some_and(|stream| is_stream(&stderr, &stream));
+    let wanted = Format::choose(&asked(FORMAT), stderr.is_terminal(), journal);
+    let format = wanted.unwrap_or(Format::Json);
+    let mut no_journal = None;
+    let layer = match format {
+        Format::Text => text(),
+        Format::Json => json(),
+        Format::Journal => tracing_journald::layer().map_or_else(
+            |error| {
+                no_journal = Some(error);
+                json()
+            },
+            |layer| {
+                layer
+                    .with_field_prefix(Some(FIELDS.into()))
+                    .with_syslog_identifier("reflowd".into())
+                    .boxed()
+            },
+        ),
+    };
+    tracing_subscriber::registry().with(layer.with_filter(filter)).init();
+    if let Some(problem) = level {
+        warn!(
+            "{LEVEL} is not understood, logging at info: {problem}; write a level, such as `debug`, or `reflowd=debug,info`"
+        );
+    }
+    if wanted.is_none() {
+        warn!(
+            "{FORMAT}=`{}` is not known, logging as JSON; it is `auto`, `text`, `json` or `journal`",
+            asked(FORMAT)
+        );
+    }
+    if let Some(error) = no_journal {
+        warn!(%error, "the journal does not take the log, logging as JSON");
+    }
+}
+
+/// A layer of any kind.
+type Boxed = Box<dyn Layer<tracing_subscriber::Registry> + Send + Sync>;
+
+fn text() -> Boxed {
+    let colours =
+        io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+    fmt::layer().with_writer(io::stderr).with_target(false).with_ansi(colours).boxed()
+}
+
+fn json() -> Boxed {
+    fmt::layer().with_writer(io::stderr).json().flatten_event(true).boxed()
+}
+
+/// Whether a file is the one that `$JOURNAL_STREAM` names by its device and inode. Where
+/// it is not, somebody has put another in the place of the journal's.
+fn is_stream(file: &impl AsFd, stream: &OsStr) -> bool {
+    let Some((device, inode)) = stream.to_str().and_then(|text| text.split_once(':')) else {
+        return false;
+    };
+    let Ok(stat) = fstat(file) else { return false };
+    device.parse() == Ok(stat.st_dev) && inode.parse() == Ok(stat.st_ino)
+}
+
+/// What is logged, and what is wrong with the wish where it cannot be had.
+fn filter(asked: &str) -> (EnvFilter, Option<ParseError>) {
+    let asked = if asked.trim().is_empty() { "info" } else { asked };
+    // What is asked for comes last and so goes before.
+    match EnvFilter::try_new(format!("{QUIET},{asked}")) {
+        Ok(filter) => (filter, None),
+        Err(problem) => (EnvFilter::new(format!("{QUIET},info")), Some(problem)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::linux::fs::MetadataExt;
+
+    use super::*;
+
+    #[test]
+    fn a_level_alone_does_not_bring_in_the_engine_s_own_log() {
+        for (asked, has, has_not) in [
+            ("", "info", "debug"),
+            ("debug", "extism=off", "extism=debug"),
+            ("debug,extism=debug", "extism=debug", "extism=off"),
+        ] {
+            let (filter, problem) = filter(asked);
+            let filter = filter.to_string();
+            assert!(problem.is_none(), "{asked}");
+            assert!(filter.contains(has) && !filter.contains(has_not), "{asked}: {filter}");
+        }
+    }
+
+    #[test]
+    fn a_wish_that_makes_no_sense_is_told_and_logs_at_info() {
+        let (filter, problem) = filter("reflowd=loud");
+        assert!(problem.is_some());
+        assert!(filter.to_string().contains("info"));
+    }
+
+    #[track_caller]
+    fn check(asked: &str, terminal: bool, journal: bool, format: Option<Format>) {
+        assert_eq!(Format::choose(asked, terminal, journal), format, "{asked}");
+    }
+
+    #[test]
+    fn the_format_is_what_is_asked_for_or_what_standard_error_is_made_for() {
+        check("", true, false, Some(Format::Text));
+        check("", true, true, Some(Format::Text));
+        check("auto", false, true, Some(Format::Journal));
+        check("", false, false, Some(Format::Json));
+        check("json", true, true, Some(Format::Json));
+        check("text", false, true, Some(Format::Text));
+        check("journal", true, false, Some(Format::Journal));
+        check("xml", true, false, None);
+    }
+
+    #[test]
+    fn the_journal_is_recognised_by_device_and_inode() {
+        let file = tempfile::tempfile().unwrap();
+        let metadata = file.metadata().unwrap();
+        let (device, inode) = (metadata.st_dev(), metadata.st_ino());
+        assert!(is_stream(&file, OsStr::new(&format!("{device}:{inode}"))));
+        assert!(!is_stream(&file, OsStr::new(&format!("{device}:{}", inode + 1))));
+        assert!(!is_stream(&file, OsStr::new("")));
+        assert!(!is_stream(&file, OsStr::new("a:b")));
+    }
+}
