@@ -17,6 +17,7 @@ mod budget;
 mod health;
 mod stop;
 mod systemd;
+mod trace;
 mod saved;
 mod dead;
 mod refusal;

@@ -15,6 +15,8 @@ mod memory;
 mod systemd;
 mod watchdog;
 mod logging;
+#[cfg(feature = "otlp")]
+mod otlp;
 
 use std::process::ExitCode;
 

@@ -32,6 +32,13 @@ pub(crate) fn text(system: &System, view: &View, refusals: &BTreeMap<String, u64
     let total = ledger.total();
     page.gauge("reflowd_books_balanced", "1 while nothing is lost or doubled")
         .sample(&[], u64::from(total.deliveries.balanced() && total.wires.balanced()));
+    if let Some(spans) = system.spans() {
+        let name = "reflowd_spans_total";
+        let mut family = page.counter(name, "Spans of turns by what became of them");
+        for (fate, n) in spans.counts() {
+            family.sample(&[("fate", fate)], n);
+        }
+    }
     let budget = system.budget();
     page.gauge("reflowd_queued_bytes", "Bytes that all queues hold, counted in grains of 16 KiB")
         .sample(&[], budget.used());

@@ -32,6 +32,8 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
+#[cfg(feature = "otlp")]
+use crate::otlp;
 use crate::{
     admin::{self, Admin, ModuleView, Phase, Reload, Via},
     blueprint::TomlBlueprint,
@@ -131,7 +133,12 @@ impl Daemon {
             Kept::open(data.path(), config.daemon.keep.bytes).map_err(anyhow::Error::from)?;
         let sets = SavedSets::open(data.folder("saved").map_err(anyhow::Error::from)?);
         let left = sets.load().map_err(anyhow::Error::from)?;
-        let system = System::new(turns.handle().clone());
+        #[cfg(feature = "otlp")]
+        let (spans, exporter) =
+            otlp::from_env().map_err(|error| Stop::new(Exit::Config, error))?.unzip();
+        #[cfg(not(feature = "otlp"))]
+        let spans = None;
+        let system = System::traced(turns.handle().clone(), spans);
         system.hold_back();
         let budget = config.daemon.memory_budget.unwrap_or_else(memory::default_budget);
         system.budget().set_limit(budget);
@@ -170,6 +177,10 @@ impl Daemon {
             tasks: daemon.tasks.clone(),
         };
         let stopping = daemon.stopping.clone();
+        #[cfg(feature = "otlp")]
+        if let Some(exporter) = exporter {
+            daemon.tasks.spawn(exporter.run(stopping.clone()));
+        }
         let router = admin::router(admin.clone(), Via::Socket);
         daemon.tasks.spawn(admin::serve(socket, router, stopping.clone()));
         if let Some(tcp) = tcp {

@@ -19,8 +19,8 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use futures_util::future::BoxFuture;
 use reflowd_runtime::{
     ActorLog, ActorState, Change, Context, Digest, Effects, Engine, InstantiateError, Message,
-    Metadata, Port, PortName, PortRef, Program, Ready, Settings, Start, System, Turn, Type,
-    WireDef,
+    Metadata, Port, PortName, PortRef, Program, Ready, Settings, SpanSink, Start, System, Turn,
+    TurnSpan, Type, WireDef,
 };
 use rustix::time::{ClockId, clock_gettime};
 use tokio::{
@@ -112,6 +112,24 @@ fn nothing(seen: Option<Arc<Seen>>) -> Nothing {
     Nothing { out: metadata.outports[0].name.clone(), metadata, seen }
 }
 
+/// Takes the spans of a share of all traces, of which it throws each away: what is
+/// measured is what a turn pays.
+struct Share {
+    percent: u128,
+    taken: AtomicU64,
+}
+
+impl SpanSink for Share {
+    fn samples(&self, trace: u128) -> bool {
+        trace % 100 < self.percent
+    }
+
+    fn take(&self, span: TurnSpan) {
+        drop(span);
+        self.taken.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 /// Three actors in a row.
 struct Chain {
     system: System,
@@ -121,8 +139,8 @@ struct Chain {
 }
 
 impl Chain {
-    async fn new() -> Self {
-        let system = System::new(tokio::runtime::Handle::current());
+    async fn new(spans: Option<Arc<dyn SpanSink>>) -> Self {
+        let system = System::traced(tokio::runtime::Handle::current(), spans);
         let seen = Arc::new(Seen::default());
         let mut start = Vec::new();
         for (name, seen) in [("a", None), ("b", None), ("sink", Some(Arc::clone(&seen)))] {
@@ -182,10 +200,12 @@ fn processor_time() -> Duration {
     Duration::try_from(time).expect("it is not negative")
 }
 
-fn bench(criterion: &mut Criterion, name: &str, runtime: &Runtime) {
+fn bench(criterion: &mut Criterion, name: &str, runtime: &Runtime, percent: Option<u128>) {
     let mut group = criterion.benchmark_group("hop");
     group.throughput(Throughput::Elements(TURNS));
-    let chain = runtime.block_on(Chain::new());
+    let share = percent.map(|percent| Share { percent, taken: AtomicU64::new(0) });
+    let spans = share.map(|share| Arc::new(share) as Arc<dyn SpanSink>);
+    let chain = runtime.block_on(Chain::new(spans));
     group.bench_function(name, |b| {
         b.iter_custom(|messages| runtime.block_on(chain.measure(messages)));
     });
@@ -197,9 +217,11 @@ fn bench(criterion: &mut Criterion, name: &str, runtime: &Runtime) {
 
 fn hops(criterion: &mut Criterion) {
     let one = Builder::new_current_thread().enable_all().build().expect("a runtime");
-    bench(criterion, "one-thread", &one);
+    bench(criterion, "one-thread", &one, None);
+    bench(criterion, "one-thread, 1 % of traces collected", &one, Some(1));
+    bench(criterion, "one-thread, all traces collected", &one, Some(100));
     let two = Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    bench(criterion, "two-workers", &two.expect("a runtime"));
+    bench(criterion, "two-workers", &two.expect("a runtime"), None);
 }
 
 criterion_group!(benches, hops);

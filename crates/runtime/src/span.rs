@@ -24,6 +24,11 @@ pub trait SpanSink: Send + Sync {
 
     /// Takes one span. Never waits: what it cannot take it counts.
     fn take(&self, span: TurnSpan);
+
+    /// What has become of the spans so far: a word for each fate, and how many had it.
+    fn counts(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
 }
 
 /// One turn in a trace.

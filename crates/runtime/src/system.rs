@@ -141,6 +141,12 @@ impl System {
         }
     }
 
+    /// Who collects spans of turns, if anybody does.
+    #[must_use]
+    pub fn spans(&self) -> Option<&Arc<dyn SpanSink>> {
+        self.0.sinks.spans.as_ref()
+    }
+
     /// What all queues together may hold.
     #[must_use]
     pub fn budget(&self) -> &Arc<Budget> {
