@@ -15,6 +15,7 @@ mod trial;
 mod secrets;
 mod budget;
 mod health;
+mod metrics;
 mod stop;
 mod systemd;
 mod trace;

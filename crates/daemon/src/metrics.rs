@@ -3,7 +3,11 @@
 //! Whatever can be seen is read from where it is: nothing is counted here. So
 //! the books in the metrics are the books, and they balance in every scrape.
 
-use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    time::Duration,
+};
 
 use reflowd_hot_reload::View;
 use reflowd_runtime::{
@@ -24,7 +28,7 @@ pub(crate) fn text(system: &System, view: &View, refusals: &BTreeMap<String, u64
     deliveries(&mut page, &ledger);
     wires(&mut page, &ledger);
     actors(&mut page, &ledger);
-    dead_letters(&mut page, system);
+    dead_letters(&mut page, system, &ledger);
     let mut family = page.counter("reflowd_modules_refused_total", "Modules refused by reason");
     for (reason, n) in refusals {
         family.sample(&[("reason", reason)], *n);
@@ -52,12 +56,17 @@ pub(crate) fn text(system: &System, view: &View, refusals: &BTreeMap<String, u64
     page.text
 }
 
-fn dead_letters(page: &mut Page, system: &System) {
-    let mut letters = system.dead_letters().totals();
-    letters.sort();
+fn dead_letters(page: &mut Page, system: &System, ledger: &Ledger) {
+    let live: BTreeSet<&str> = ledger.actors.iter().map(|(a, _)| a.name().as_str()).collect();
+    let totals = system.dead_letters().totals();
+    let mut letters: BTreeMap<(&str, &str), u64> = BTreeMap::new();
+    for (actor, reason, n) in &totals {
+        let actor = live.get(actor.as_str()).copied().unwrap_or(GONE);
+        *letters.entry((actor, reason)).or_default() += n;
+    }
     let mut family = page.counter("reflowd_dead_letters_total", "Dead letters by reason");
-    for (actor, reason, n) in letters {
-        family.sample(&[("actor", actor.as_str()), ("reason", reason)], n);
+    for ((actor, reason), n) in letters {
+        family.sample(&[("actor", actor), ("reason", reason)], n);
     }
     let lost = system.dead_letters().lost();
     let name = "reflowd_dead_letters_lost_total";
@@ -168,7 +177,9 @@ fn actors(page: &mut Page, ledger: &Ledger) {
     let help = "Messages that left by a port without a wire";
     each(&mut page.counter(name, help), &[], |meters| meters.unrouted.get());
     let mut family = page.counter("reflowd_swaps_total", "Swaps of an actor's engine");
-    each(&mut family, &[("outcome", "swapped")], |meters| meters.swaps.get());
+    let forward = |meters: &Meters| meters.swaps.get().saturating_sub(meters.rollbacks.get());
+    each(&mut family, &[("outcome", "swapped")], forward);
+    each(&mut family, &[("outcome", "rolled-back")], |meters| meters.rollbacks.get());
     let name = "reflowd_restarts_total";
     let help = "Engines replaced by others of the same generation";
     each(&mut page.counter(name, help), &[], |meters| meters.restarts.get());
