@@ -6,11 +6,14 @@
 mod load;
 mod random;
 mod rig;
+#[path = "../crates/loader/tests/server/mod.rs"]
+mod server;
 
 mod sample;
 mod message;
 mod swap;
 mod reload;
+mod download;
 mod trial;
 mod secrets;
 mod budget;

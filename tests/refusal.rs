@@ -1,6 +1,6 @@
 //! Bad surroundings: a clear error that says what to do, and the right exit code.
 
-use std::{fs, os::unix::fs::PermissionsExt};
+use std::{fs, os::unix::fs::PermissionsExt, process::Command};
 
 use crate::rig::World;
 
@@ -28,6 +28,70 @@ fn a_missing_modules_folder_is_named() {
     daemon.events(0).find(|event| {
         event["event"] == "folder-unknown" && event["path"].as_str().unwrap().ends_with("nowhere")
     });
+}
+
+#[test]
+fn check_names_a_modules_folder_in_which_nothing_can_be_found() {
+    let config = "[daemon]\nmodules = \"../nowhere\"\ndata = \"../data\"\n";
+    let world = World::new(config);
+    let check = || {
+        let output = world.run(&["check"]);
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    let (code, said) = check();
+    assert_eq!(code, Some(0), "a daemon would start, and wait for it: {said}");
+    for words in ["W0404", "nowhere`", "config/reflowd.toml:2:11", "make it, or mount"] {
+        assert!(said.contains(words), "`{words}` is not in:\n{said}");
+    }
+    world.config(&format!("{config}[actors.a]\nmodule = \"a\"\n"));
+    let (code, said) = check();
+    assert_eq!(code, Some(78), "{said}");
+    assert!(said.contains("W0404") && said.contains("E0205"), "{said}");
+
+    // What a daemon would not trust is no good module either.
+    world.config("[daemon]\nmodules = \"../modules\"\ndata = \"../data\"\n");
+    world.module("open", &crate::rig::guest("relay"));
+    fs::set_permissions(world.path("modules/open.wasm"), fs::Permissions::from_mode(0o666))
+        .unwrap();
+    let (code, said) = check();
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("W0403") && said.contains("anybody may write to"), "{said}");
+}
+
+#[test]
+fn what_only_looks_like_a_module_is_told_once() {
+    let world = World::new("[daemon]\nmodules = \"../modules\"\ndata = \"../data\"\n");
+    fs::create_dir(world.path("modules/folder.wasm")).unwrap();
+    std::os::unix::fs::symlink("nothing", world.path("modules/dangling.wasm")).unwrap();
+    let pipe = world.path("modules/pipe.wasm");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let odd = [
+        ("dangling.wasm", "this is a link to nothing"),
+        ("folder.wasm", "this is a folder"),
+        ("pipe.wasm", "this is a named pipe"),
+    ];
+    let output = world.run(&["check"]);
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    for (name, _) in odd {
+        assert!(said.contains("W0405") && said.contains(name), "{said}");
+    }
+
+    let daemon = world.start();
+    let warned = daemon.reload()["warnings"].to_string();
+    daemon.reload();
+    // The last thing to be told, after which all has been.
+    daemon.world.module("relay", &crate::rig::guest("relay"));
+    daemon.wait_event("started", "relay");
+    let log = daemon.log_text();
+    let events = daemon.get("/v1/events").body;
+    for (name, why) in odd {
+        for (what, text) in [("log", &log), ("events", &events)] {
+            let lines = text.lines().filter(|line| line.contains(name) && line.contains(why));
+            assert_eq!(lines.count(), 1, "{name} in the {what}:\n{text}");
+        }
+        assert!(warned.contains(name), "each reload says it: {warned}");
+    }
 }
 
 #[test]

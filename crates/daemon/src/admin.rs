@@ -15,7 +15,7 @@ mod guard;
 mod problem;
 mod listen;
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use axum::{
     Router,
@@ -84,11 +84,11 @@ pub(crate) trait Reload: Send + Sync {
     fn refusals(&self) -> BTreeMap<String, u64>;
 }
 
-/// One module file and what is known of it.
+/// One module's file or download, and what is known of it.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct ModuleView {
-    /// The file.
-    pub(crate) file: PathBuf,
+    /// The file, or the URL.
+    pub(crate) file: String,
     /// Its digest, where it was read.
     pub(crate) digest: Option<Digest>,
     /// Its size in bytes, where it was read.

@@ -103,6 +103,7 @@ impl Draft for TomlDraft {
                 names: connector::Builtin::ALL.iter().map(|b| tail(b.name()).to_owned()).collect(),
             },
             Found::Missing { looked_at, names } => Lookup::Missing { looked_at, names },
+            Found::Awaited => Lookup::Awaited,
             Found::Broken { why } => Lookup::Broken { why },
         });
         if report.errors() > 0 {

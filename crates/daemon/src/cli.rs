@@ -27,7 +27,7 @@ pub(crate) use client::Client;
 #[command(name = "reflowd", version, max_term_width = 100, after_help = EXAMPLES)]
 #[command(mut_subcommand("run", |run| without(run, &["socket"])))]
 #[command(mut_subcommand("check", |check| without(check, &["socket"])))]
-#[command(mut_subcommand("inspect", |inspect| without(inspect, &["config", "socket"])))]
+#[command(mut_subcommand("inspect", |inspect| without(inspect, &["socket"])))]
 pub(crate) struct Cli {
     /// The configuration file
     #[arg(long, global = true, env = "REFLOWD_CONFIG", value_name = "FILE")]
@@ -180,7 +180,7 @@ pub(crate) fn dispatch(tool: Tool, socket: Option<PathBuf>, config: Option<&Path
     let outcome = runtime.block_on(async {
         match tool {
             Tool::Check(wanted) => check::check(wanted, config).await,
-            Tool::Inspect(wanted) => inspect::inspect(wanted).await,
+            Tool::Inspect(wanted) => inspect::inspect(wanted, config).await,
             tool => {
                 let places = client::Places::new(socket, config);
                 ask(&mut Client::connect(&places).await?, tool).await
@@ -242,7 +242,7 @@ mod tests {
         for (command, shows) in [
             ("run", [true, false]),
             ("check", [true, false]),
-            ("inspect", [false, false]),
+            ("inspect", [true, false]),
             ("ps", [true, true]),
             ("reload", [true, true]),
         ] {

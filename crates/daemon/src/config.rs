@@ -230,7 +230,7 @@ impl Parsing<'_> {
             self.includes(&mut top);
             if let Some(table) = top.table("daemon") {
                 self.remember(&table);
-                self.config.daemon.read(table, self.sources.base());
+                self.config.daemon.read(table, self.sources.base(), self.environment);
             }
             if let Some(table) = top.table("admin") {
                 self.remember(&table);
@@ -336,6 +336,7 @@ impl Parsing<'_> {
 
     fn finish(&mut self) {
         self.former_names();
+        self.download_hosts();
         self.doubled_wires();
     }
 }

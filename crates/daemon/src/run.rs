@@ -359,7 +359,9 @@ fn longest_stop(drain: Duration) -> Duration {
 /// The loader that the configuration asks for. It keeps compiled code with the data.
 fn loader(config: &Config, data: &DataFolder) -> Loader {
     let limits = Limits { module_size: config.daemon.module_size, ..Limits::default() };
-    let loader = Loader::new(limits).with_engine(config.daemon.engine);
+    let loader = Loader::new(limits)
+        .with_engine(config.daemon.engine)
+        .with_downloads(config.daemon.downloads.clone());
     loader.clone().with_code_cache(data.path().join("code")).unwrap_or_else(|error| {
         warn!(%error, "compiled code is not kept; each start compiles every module");
         loader
@@ -501,9 +503,9 @@ impl Reload for Disk {
 
     fn modules(&self) -> Vec<ModuleView> {
         let file = |module: &reflowd_hot_reload::ModuleFile| ModuleView {
-            file: module.file.clone(),
+            file: module.place.to_string(),
             digest: module.digest,
-            size: std::fs::metadata(&module.file).ok().map(|metadata| metadata.len()),
+            size: module.place.file().and_then(|file| Some(file.metadata().ok()?.len())),
             state: module.state.into(),
             why: module.why.clone(),
             actors: module.actors.clone(),

@@ -70,6 +70,9 @@ pub enum Found {
         /// The names that there are.
         names: Vec<String>,
     },
+    /// It is on its way, and what it is like is not known. Whether it fits shows when it
+    /// has come.
+    Awaited,
     /// It is there and cannot be used.
     Broken {
         /// Why.

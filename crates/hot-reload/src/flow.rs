@@ -9,6 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use reflowd_loader::ModuleUrl;
 use reflowd_runtime::{ActorName, Digest, EnginePer, Overflow, PortRef, Settings};
 use serde::Serialize;
 
@@ -98,11 +99,27 @@ pub enum ModuleRef {
         /// The digest that the file must have, where the actor is pinned.
         pin: Option<Digest>,
     },
+    /// A download.
+    Url {
+        /// From where.
+        url: ModuleUrl,
+        /// The digest that it must have.
+        sha256: Digest,
+    },
     /// A connector: `std:interval`.
     Builtin {
         /// The name after `std:`.
         name: String,
     },
+}
+
+/// Where the bytes of a module are to be had.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ModulePlace {
+    /// In a file.
+    File(PathBuf),
+    /// Behind a URL.
+    Url(ModuleUrl),
 }
 
 /// From an outport to an inport.
@@ -119,21 +136,24 @@ pub struct WireSpec {
 }
 
 impl ModuleRef {
-    /// Whether both name the same file or connector, pinned or not.
+    /// Whether both name the same file or connector, pinned or not. Downloads are the
+    /// same where their digest is, wherever they come from.
     #[must_use]
     pub fn same_place(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Stem { stem, .. }, Self::Stem { stem: other, .. }) => stem == other,
             (Self::Path { path, .. }, Self::Path { path: other, .. }) => path == other,
+            (Self::Url { sha256, .. }, Self::Url { sha256: other, .. }) => sha256 == other,
             (Self::Builtin { name }, Self::Builtin { name: other }) => name == other,
             _ => false,
         }
     }
 
-    /// The digest that the file must have, where the actor is pinned.
+    /// The digest that the module must have, where the actor is pinned.
     #[must_use]
     pub fn pin(&self) -> Option<Digest> {
         match self {
+            Self::Url { sha256, .. } => Some(*sha256),
             Self::Stem { pin, .. } | Self::Path { pin, .. } => *pin,
             Self::Builtin { .. } => None,
         }
@@ -147,16 +167,17 @@ impl ModuleRef {
             Self::Path { path, .. } if path.parent() == Some(folder) => {
                 path.file_name()?.to_str()?.strip_suffix(".wasm")
             }
-            Self::Path { .. } | Self::Builtin { .. } => None,
+            Self::Path { .. } | Self::Url { .. } | Self::Builtin { .. } => None,
         }
     }
 
-    /// The file that it names, where `folder` is the watched one; none for a connector.
+    /// The place that it names, where `folder` is the watched one; none for a connector.
     #[must_use]
-    pub fn file_in(&self, folder: &Path) -> Option<PathBuf> {
+    pub fn place_in(&self, folder: &Path) -> Option<ModulePlace> {
         match self {
-            Self::Stem { stem, .. } => Some(folder.join(format!("{stem}.wasm"))),
-            Self::Path { path, .. } => Some(path.clone()),
+            Self::Stem { stem, .. } => Some(ModulePlace::File(folder.join(format!("{stem}.wasm")))),
+            Self::Path { path, .. } => Some(ModulePlace::File(path.clone())),
+            Self::Url { url, .. } => Some(ModulePlace::Url(url.clone())),
             Self::Builtin { .. } => None,
         }
     }
@@ -168,7 +189,28 @@ impl fmt::Display for ModuleRef {
         match self {
             Self::Stem { stem, .. } => f.write_str(stem),
             Self::Path { path, .. } => path.display().fmt(f),
+            Self::Url { url, .. } => url.fmt(f),
             Self::Builtin { name } => write!(f, "std:{name}"),
+        }
+    }
+}
+
+impl ModulePlace {
+    /// The file, where it is one.
+    #[must_use]
+    pub fn file(&self) -> Option<&Path> {
+        match self {
+            Self::File(path) => Some(path),
+            Self::Url(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for ModulePlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => path.display().fmt(f),
+            Self::Url(url) => url.fmt(f),
         }
     }
 }
@@ -180,8 +222,23 @@ impl Flow {
         let modules = self.actors.values().map(|spec| &spec.module);
         let paths = modules.filter_map(|module| match module {
             ModuleRef::Path { path, .. } => Some(path.clone()),
-            ModuleRef::Stem { .. } | ModuleRef::Builtin { .. } => None,
+            ModuleRef::Stem { .. } | ModuleRef::Url { .. } | ModuleRef::Builtin { .. } => None,
         });
         paths.collect()
+    }
+
+    /// The modules that actors name by URL, with all URLs of each.
+    #[must_use]
+    pub fn downloads(&self) -> BTreeMap<Digest, Vec<ModuleUrl>> {
+        let mut downloads: BTreeMap<Digest, Vec<ModuleUrl>> = BTreeMap::new();
+        for spec in self.actors.values() {
+            if let ModuleRef::Url { url, sha256 } = &spec.module {
+                let urls = downloads.entry(*sha256).or_default();
+                if !urls.contains(url) {
+                    urls.push(url.clone());
+                }
+            }
+        }
+        downloads
     }
 }

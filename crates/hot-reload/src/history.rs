@@ -132,6 +132,7 @@ struct StoredGeneration {
 enum StoredModule {
     Stem(String),
     Path(PathBuf),
+    Url(String),
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -220,6 +221,9 @@ impl History {
         let module = match stored.module.clone() {
             StoredModule::Stem(stem) => ModuleRef::Stem { stem, pin: None },
             StoredModule::Path(path) => ModuleRef::Path { path, pin: None },
+            StoredModule::Url(url) => {
+                ModuleRef::Url { url: url.parse().ok()?, sha256: stored.digest.parse().ok()? }
+            }
         };
         Some(Former {
             generation: Generation::numbered(stored.generation),
@@ -277,6 +281,7 @@ impl History {
             let module = match &spec.module {
                 ModuleRef::Stem { stem, .. } => StoredModule::Stem(stem.clone()),
                 ModuleRef::Path { path, .. } => StoredModule::Path(path.clone()),
+                ModuleRef::Url { url, .. } => StoredModule::Url(url.as_str().to_owned()),
                 ModuleRef::Builtin { .. } => return None,
             };
             Some(StoredGeneration {

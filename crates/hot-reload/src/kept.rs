@@ -119,6 +119,12 @@ impl Kept {
         Ok(kept)
     }
 
+    /// The kept modules of another process's data folder, to be read and nothing else.
+    #[must_use]
+    pub fn of(data: &Path) -> Self {
+        Self { folder: data.join("modules"), max: 0 }
+    }
+
     /// Another bound from now on.
     pub fn set_max(&mut self, max: u64) {
         self.max = max;

@@ -69,7 +69,7 @@ mod report;
 pub use absence::{Absence, GRACE, Missing};
 pub use blueprint::{Blueprint, ConfigFiles, Draft, Found, Texts};
 pub use emptied::emptied;
-pub use flow::{ActorSpec, Flow, GenerationKeys, ModuleRef, WireSpec};
+pub use flow::{ActorSpec, Flow, GenerationKeys, ModulePlace, ModuleRef, WireSpec};
 pub use generations::{Ban, Bans, Former, Generations, Standing as TrialStanding, Verdict};
 pub use history::{History, HistoryError, WriteHistoryError};
 pub use include::{Include, IncludeError};

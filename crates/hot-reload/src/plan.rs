@@ -13,6 +13,7 @@ use std::{
     path::Path,
 };
 
+use reflowd_loader::ModuleUrl;
 use reflowd_runtime::{ActorName, Digest, Generation, Overflow, PortRef, Settings};
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
@@ -203,6 +204,12 @@ pub enum Doubt {
     /// There is no such file.
     #[error("there is no file of its module")]
     Gone,
+    /// It is to be downloaded, and is not here yet.
+    #[error("its module is still to come from {0}")]
+    OnItsWay(ModuleUrl),
+    /// It could not be downloaded.
+    #[error("its module is not here: {0}; that is tried again")]
+    NotDownloaded(Trouble),
     /// Nothing can be said of the file.
     #[error("nothing is known of its module's file: {0}")]
     Unknown(Trouble),
@@ -239,7 +246,7 @@ impl Doubt {
     /// Whether a later look will say more by itself.
     #[must_use]
     pub fn passes(&self) -> bool {
-        matches!(self, Self::Unsettled | Self::Missing)
+        matches!(self, Self::Unsettled | Self::Missing | Self::OnItsWay(_))
     }
 }
 
@@ -480,6 +487,11 @@ impl Planner<'_> {
     fn target(&self, module: &ModuleRef) -> Result<Digest, Doubt> {
         match module {
             ModuleRef::Builtin { name } => Ok(builtin_digest(name)),
+            ModuleRef::Url { url, .. } => match self.wanted.snapshot.module(module) {
+                Sight::Unknown(trouble) => Err(Doubt::NotDownloaded(trouble)),
+                Sight::Present(digest) => self.digest_of(&Sight::Present(digest), None),
+                _ => Err(Doubt::OnItsWay(url.clone())),
+            },
             ModuleRef::Stem { pin, .. } | ModuleRef::Path { pin, .. } => {
                 self.digest_of(&self.wanted.snapshot.module(module), *pin)
             }
@@ -563,7 +575,10 @@ impl Planner<'_> {
     ) -> Option<&RunningActor> {
         let last = self.wanted.recollected.get(name)?;
         let elsewhere = spec.module.pin().is_some_and(|pin| pin != last.digest);
+        // What a URL gave before is kept, so that a start does not depend on a server.
+        let download = |spec: &ActorSpec| matches!(spec.module, ModuleRef::Url { .. });
         let stays = match target {
+            _ if download(spec) && download(&last.spec) => true,
             Ok(_) => !elsewhere,
             Err(doubt) => goes_on(spec, last, doubt),
         };

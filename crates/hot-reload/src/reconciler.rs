@@ -10,6 +10,7 @@
 mod reloader;
 mod configuration;
 mod library;
+mod downloads;
 mod migration;
 mod preparation;
 mod fit;
@@ -21,18 +22,19 @@ mod view;
 use std::{
     collections::{BTreeMap, BTreeSet},
     mem,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
-use reflowd_loader::Loader;
+use reflowd_loader::{Loader, ModuleUrl};
 use reflowd_runtime::{ActorName, Digest, State, System};
 use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use self::{
+    downloads::{Downloads, Fetching},
     library::{Library, TakeError},
     preparation::ChangeRefused,
     reloader::{Request, Shared},
@@ -41,9 +43,9 @@ use self::{
 };
 use crate::{
     BadModules, Bans, Blueprint, ChangePlan, ConfigFiles, Depth, DiskWatcher, Eyes, Fault, Flow,
-    Generations, History, Kept, Look, Note, Pace, Plan, RefusedChanges, ReloadOptions, Removals,
-    Report, Retired, Running, RunningActor, ScanOptions, Sight, Snapshot, Template, Wanted,
-    blueprint::Texts, emptied::emptied, plan,
+    Generations, History, Kept, Look, ModulePlace, Note, Pace, Plan, RefusedChanges, ReloadOptions,
+    Removals, Report, Retired, Running, RunningActor, ScanOptions, Sight, Snapshot, Template,
+    Wanted, blueprint::Texts, emptied::emptied, plan,
 };
 
 pub use reloader::Reloader;
@@ -97,6 +99,9 @@ pub struct Reconciler {
     system: System,
     blueprint: Arc<dyn Blueprint>,
     library: Library,
+    downloads: Downloads,
+    /// The downloads that this pass has asked for.
+    wanted_downloads: BTreeSet<Digest>,
     /// The watched folder.
     folder: PathBuf,
     autostart: Option<Template>,
@@ -155,10 +160,13 @@ impl Reconciler {
         let watcher = DiskWatcher::new(look.roots(), parts.pace, parts.eyes);
         let shared = Arc::new(Shared::default());
         let (reloader, requests) = Reloader::new(Arc::clone(&shared), watcher.demand());
+        let kept = Arc::new(parts.kept);
         let reconciler = Self {
             system: parts.system,
             blueprint: parts.blueprint,
-            library: Library::new(parts.loader, parts.kept, parts.scan),
+            downloads: Downloads::new(parts.loader.clone(), Arc::clone(&kept)),
+            wanted_downloads: BTreeSet::new(),
+            library: Library::new(parts.loader, kept, parts.scan),
             folder: parts.modules,
             autostart: parts.autostart,
             drain: parts.drain,
@@ -219,6 +227,9 @@ impl Reconciler {
                     self.judge_trials().await;
                     self.pass(ReloadOptions::default(), Depth::Changed).await;
                 }
+                () = self.downloads.ended() => {
+                    self.pass(ReloadOptions::default(), Depth::Changed).await;
+                }
                 _ = self.watcher.next() => {
                     self.pass(ReloadOptions::default(), Depth::Changed).await;
                 }
@@ -230,6 +241,9 @@ impl Reconciler {
         // Whoever asked may have given up; what was done stands all the same.
         match request {
             Request::Pass { options, report } => {
+                if !options.dry_run {
+                    self.downloads.try_again();
+                }
                 _ = report.send(self.settled_pass(options, Depth::Everything).await);
             }
             Request::RollBack { actor, to, done } => {
@@ -239,7 +253,8 @@ impl Reconciler {
         }
     }
 
-    /// Passes until no file is being written any more, and reports all that was done.
+    /// Passes until no file is being written any more, and downloads have had a moment,
+    /// and reports all that was done.
     async fn settled_pass(&mut self, options: ReloadOptions, depth: Depth) -> Report {
         let patience = Instant::now() + SETTLE_PATIENCE;
         let mut report = Report::default();
@@ -253,7 +268,14 @@ impl Reconciler {
             report = latest;
             match again {
                 Some(again) if again < patience => tokio::time::sleep_until(again).await,
-                _ => return report,
+                _ => match self.downloads.soon(Instant::now()) {
+                    Some(until) if !options.dry_run => tokio::select! {
+                        () = self.downloads.ended() => {}
+                        _ = self.watcher.next() => {}
+                        () = tokio::time::sleep_until(until) => {}
+                    },
+                    _ => return report,
+                },
             }
         }
     }
@@ -270,6 +292,7 @@ impl Reconciler {
             self.judge_trials().await;
         }
         self.unread.clear();
+        self.wanted_downloads.clear();
         self.again = false;
         let said = mem::take(&mut self.memory.said);
         let mut telling = Telling::new(self.system.clone(), said, options.dry_run);
@@ -289,6 +312,8 @@ impl Reconciler {
             telling.config_still_refused(why);
         }
         let mut in_sync = false;
+        let wanted = self.memory.flow.downloads();
+        self.look_for_downloads(&wanted, &mut snapshot, options).await;
         if self.configured {
             let plan = self.plan(&snapshot, options, &mut telling).await;
             in_sync = self.follow(plan, &snapshot, options, &mut telling).await;
@@ -298,6 +323,7 @@ impl Reconciler {
         if let Some(before) = before {
             self.memory = before;
         } else {
+            self.downloads.retain(&self.wanted_downloads);
             self.show(&snapshot, in_sync && report.is_clean());
             self.forget_unused(&snapshot);
             self.remember().await;
@@ -307,6 +333,9 @@ impl Reconciler {
         }
         if let Some(retry) = self.memory.bad_modules.next_retry(Instant::now()) {
             self.watcher.again(retry);
+        }
+        if let Some(again) = self.downloads.next_try() {
+            self.watcher.again(again);
         }
         if let Some(again) = snapshot.again {
             self.watcher.again(again);
@@ -339,8 +368,27 @@ impl Reconciler {
         for (folder, trouble) in &snapshot.troubles {
             telling.folder_unknown(folder, trouble);
         }
+        for (path, what) in &snapshot.oddities {
+            telling.ignored(path, what);
+        }
         let texts = snapshot.sources().ok();
         (snapshot, texts)
+    }
+
+    /// Has the look say of the modules that are wanted by URL whether they are here.
+    async fn look_for_downloads(
+        &mut self,
+        wanted: &BTreeMap<Digest, Vec<ModuleUrl>>,
+        snapshot: &mut Snapshot,
+        options: ReloadOptions,
+    ) {
+        let fetching = if options.dry_run { Fetching::Forbidden } else { Fetching::Allowed };
+        let sights = self.downloads.want(wanted, fetching).await;
+        for (digest, sight) in sights {
+            self.wanted_downloads.insert(digest);
+            snapshot.bytes.extend(self.downloads.bytes(&digest).map(|bytes| (digest, bytes)));
+            snapshot.downloads.insert(digest, sight);
+        }
     }
 
     /// Watches what links have led to.
@@ -355,28 +403,28 @@ impl Reconciler {
     async fn load(
         &mut self,
         digest: Digest,
-        file: &Path,
+        place: &ModulePlace,
         snapshot: &Snapshot,
         telling: &mut Telling,
     ) {
         if self.is_judged(&digest) {
             return;
         }
-        match self.library.take(digest, file, snapshot).await {
+        match self.library.take(digest, place, snapshot).await {
             Ok(module) => {
                 let component = &module.metadata().component;
-                info!(module = %file.display(), digest = %digest.short(), %component, "module loaded");
+                info!(module = %place, digest = %digest.short(), %component, "module loaded");
                 self.memory.bad_modules.forget(&digest);
             }
             Err(TakeError::Bytes(error)) => {
                 let why = chain(&error);
-                telling.module_unread(file, &why);
+                telling.module_unread(place, &why);
                 self.unread.insert(digest, why);
             }
             Err(TakeError::Load(error)) => {
                 let fault = if error.is_intrinsic() { Fault::Intrinsic } else { Fault::Timeout };
                 self.memory.bad_modules.refuse(digest, fault, chain(&error), Instant::now());
-                if telling.module_refused(digest, file, &error) {
+                if telling.module_refused(digest, place, &error) {
                     *self.shared.refusal_counts.lock().entry(error.reason()).or_default() += 1;
                 }
             }
@@ -406,8 +454,8 @@ impl Reconciler {
                 return plan;
             }
             let mut judged = false;
-            for (digest, file) in fresh {
-                self.load(digest, &file, snapshot, telling).await;
+            for (digest, place) in fresh {
+                self.load(digest, &place, snapshot, telling).await;
                 judged |= self.is_judged(&digest);
             }
             if !judged {
@@ -434,8 +482,8 @@ impl Reconciler {
         plan(wanted, &self.running)
     }
 
-    /// The modules that a plan is about, with their files.
-    fn modules_of(&self, plan: &Plan) -> Vec<(Digest, PathBuf)> {
+    /// The modules that a plan is about, with their places.
+    fn modules_of(&self, plan: &Plan) -> Vec<(Digest, ModulePlace)> {
         let held = plan.held.iter().flat_map(|held| &held.changes);
         let mut modules = Vec::new();
         for change in plan.changes.iter().chain(held) {
@@ -443,12 +491,12 @@ impl Reconciler {
             let swaps = change.swap.iter().map(|swap| (swap.digest, &swap.spec.module));
             let files = starts
                 .chain(swaps)
-                .filter_map(|(digest, module)| Some((digest, module.file_in(&self.folder)?)));
+                .filter_map(|(digest, module)| Some((digest, module.place_in(&self.folder)?)));
             modules.extend(files);
         }
         for note in &plan.notes {
             if let Note::NameDoesNotFit { file, digest } = note {
-                modules.push((*digest, self.folder.join(file)));
+                modules.push((*digest, ModulePlace::File(self.folder.join(file))));
             }
         }
         modules
@@ -550,6 +598,7 @@ impl Reconciler {
         used.extend(self.recollected.values().map(|last| last.digest));
         let files = snapshot.modules.values().chain(snapshot.paths.values());
         used.extend(files.filter_map(Sight::present));
+        used.extend(snapshot.downloads.values().filter_map(Sight::present));
         self.library.retain(&used);
     }
 }

@@ -1,9 +1,11 @@
 //! What a pass over disk has done, for people and tools.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::collections::BTreeMap;
 
 use reflowd_runtime::{ActorName, ActorState, Digest};
 use serde::Serialize;
+
+use crate::ModulePlace;
 
 /// The difference that a pass found between disk and what ran, and what became of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -78,14 +80,14 @@ pub struct ActorView {
     pub pending: Option<(ActorState, String)>,
 }
 
-/// One module's file and what is known of it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+/// One module's file or download, and what is known of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModuleFile {
-    /// The file.
-    pub file: PathBuf,
+    /// The file or URL.
+    pub place: ModulePlace,
     /// What it holds, where that is certain.
     pub digest: Option<Digest>,
-    /// `running`, `unused`, `refused`, `being written`, `gone` or `unknown`.
+    /// `running`, `unused`, `refused`, `being written`, `on its way`, `gone` or `unknown`.
     pub state: &'static str,
     /// Why, where there is more to say.
     pub why: Option<String>,

@@ -24,11 +24,10 @@ use reflowd_runtime::Digest;
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 use tokio::time::Instant;
-use tracing::warn;
 
 use crate::{
     absence::{Absence, Missing},
-    file::{self, Found, Oddity, ReadFile, Stamp},
+    file::{self, Found, ReadFile, Stamp},
     flow::ModuleRef,
     include::{Include, is_temporary},
     plan::builtin_digest,
@@ -168,6 +167,9 @@ pub enum Trouble {
     /// A configuration file is not UTF-8.
     #[error("the file is not UTF-8 text")]
     NotText,
+    /// A module is not downloaded yet, though that was tried.
+    #[error("{0}")]
+    NotDownloaded(String),
     /// A configuration file that must be there is not.
     #[error("the configuration file is not there; what it said last stays in force")]
     ConfigMissing,
@@ -183,10 +185,14 @@ pub struct Snapshot {
     pub modules_trouble: Option<Trouble>,
     /// The modules asked for by path.
     pub paths: BTreeMap<PathBuf, Sight<Digest>>,
+    /// The modules asked for by URL. Those on their way are [`Sight::Unsettled`].
+    pub downloads: BTreeMap<Digest, Sight<Digest>>,
     /// The configuration files, those included by pattern among them.
     pub configs: BTreeMap<PathBuf, Sight<Arc<str>>>,
     /// The bytes of new modules, as far as they fit.
     pub bytes: BTreeMap<Digest, Bytes>,
+    /// What bears the name of a file that counts and is none, and what it is instead.
+    pub oddities: BTreeMap<PathBuf, &'static str>,
     /// Folders about which nothing can be said.
     pub troubles: BTreeMap<PathBuf, Trouble>,
     /// The files that links have led to.
@@ -223,7 +229,6 @@ pub struct Scanner {
     files: HashMap<PathBuf, Seen>,
     absence: Absence<PathBuf>,
     devices: HashMap<PathBuf, u64>,
-    odd: HashMap<PathBuf, Odd>,
     /// Looks so far, for telling what the last one has come across.
     looks: u64,
 }
@@ -236,14 +241,6 @@ struct Seen {
     since: Instant,
     /// What it held, and when it was read.
     content: Option<(Content, Instant)>,
-    /// The look that came across it last.
-    visited: u64,
-}
-
-/// Something that has the name of a file and is none.
-#[derive(Debug)]
-struct Odd {
-    oddity: Oddity,
     /// The look that came across it last.
     visited: u64,
 }
@@ -324,6 +321,9 @@ impl Snapshot {
             ModuleRef::Path { path, .. } => {
                 self.paths.get(path).cloned().unwrap_or(Sight::Unsettled)
             }
+            ModuleRef::Url { sha256, .. } => {
+                self.downloads.get(sha256).cloned().unwrap_or(Sight::Unsettled)
+            }
             ModuleRef::Builtin { name } => Sight::Present(builtin_digest(name)),
         }
     }
@@ -368,7 +368,6 @@ impl Scanner {
             files: HashMap::new(),
             absence: Absence::new(),
             devices: HashMap::new(),
-            odd: HashMap::new(),
             looks: 0,
         }
     }
@@ -408,7 +407,6 @@ impl Scanner {
         let snapshot = pass.snapshot;
         let this = self.looks;
         self.files.retain(|_, seen| seen.visited == this);
-        self.odd.retain(|_, odd| odd.visited == this);
         snapshot
     }
 
@@ -580,13 +578,7 @@ impl Pass<'_> {
     fn known(&mut self, path: &Path, kind: Kind) -> Option<Sight<Content>> {
         let found = file::find(path);
         if let Ok(Found::Oddity(oddity)) = found {
-            let odd = Odd { oddity, visited: self.scanner.looks };
-            let before = self.scanner.odd.insert(path.to_owned(), odd);
-            if before.is_none_or(|before| before.oddity != oddity) {
-                warn!(path = %path.display(), "ignored: this is {}", oddity.words());
-            }
-        } else {
-            self.scanner.odd.remove(path);
+            self.snapshot.oddities.insert(path.to_owned(), oddity.words());
         }
         match found {
             Ok(Found::File { stamp, writable_by_all }) => {

@@ -47,6 +47,14 @@ pub struct DownloadRules {
     pub timeout: Duration,
 }
 
+impl DownloadRules {
+    /// Whether the URL's host may be asked, whatever its address.
+    #[must_use]
+    pub fn allow(&self, url: &ModuleUrl) -> bool {
+        self.hosts.is_empty() || http::allows(&self.hosts, url.uri().host().unwrap_or_default())
+    }
+}
+
 impl Default for DownloadRules {
     fn default() -> Self {
         Self {
@@ -228,10 +236,10 @@ impl<'r> Client<'r> {
     fn new(url: &ModuleUrl, rules: &'r DownloadRules) -> Result<Self, DownloadError> {
         let uri = url.uri();
         let host = uri.host().unwrap_or_default();
+        if !rules.allow(url) {
+            return Err(DownloadError::HostNotListed { host: host.into() });
+        }
         let reach = if !rules.hosts.is_empty() {
-            if !http::allows(&rules.hosts, host) {
-                return Err(DownloadError::HostNotListed { host: host.into() });
-            }
             Reach::Any
         } else if uri.scheme_str() == Some("http") {
             Reach::Loopback

@@ -1,9 +1,57 @@
 //! From a WebAssembly file to a module that an actor can run.
 //!
-//! [`Loader::load`] takes a file or bytes through every check to a
-//! [`LoadedModule`]. That is made ready for one actor's settings, and then makes
-//! the actor's engines; the runtime's traits `Module`, `Program` and `Engine`
-//! are how.
+//! [`Loader::load`] takes a file, bytes or a URL through every check to a
+//! [`LoadedModule`]; [`Loader::get`] finds it again by the name that it gives
+//! itself. A loaded module is made ready for one actor's settings, and then makes
+//! the actor's engines; the runtime's traits `Module`, `Program` and `Engine` are how.
+//!
+//! A program that brings its modules along, and runs them as actors:
+//!
+//! ```
+//! use reflowd_loader::{Limits, Loader, Source};
+//! use reflowd_runtime::{Answer, Message, ProgramSpec, Settings, System, Type};
+//! use tokio::runtime::Handle;
+//!
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # const RELAY: &[u8] = include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/guests/relay.wasm"));
+//! # /*
+//! const RELAY: &[u8] = include_bytes!("relay.wasm");
+//! # */
+//! let loader = Loader::new(Limits::default());
+//! loader.load(Source::Bytes { name: "relay.wasm".into(), bytes: RELAY.into() }).await?;
+//! let relay = loader.get("Relay").expect("that is its name");
+//!
+//! // Actors take their turns on this runtime.
+//! let system = System::new(Handle::current());
+//! system.spawn(&*relay, ProgramSpec::new("first".parse()?), Settings::default()).await?;
+//!
+//! let message = Message::new(Type::Integer, "7")?;
+//! let (_, answer) = system.ask(&"first.in".parse()?, message, None, "first.out".parse()?)?;
+//! let Answer::Message(message) = answer.await? else { panic!("a relay answers") };
+//! assert_eq!(message.data(), "7");
+//! # system.kill().await;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! From a URL comes what has the digest that is asked for, or nothing:
+//!
+//! ```no_run
+//! # use reflowd_loader::{DownloadRules, Limits, LoadError, Loader, Source};
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let rules = DownloadRules { hosts: vec!["modules.internal".into()], ..Default::default() };
+//! let loader = Loader::new(Limits::default()).with_downloads(rules);
+//! let source = Source::Url {
+//!     url: "https://modules.internal/v1/relay.wasm".parse()?,
+//!     sha256: "0a38e20af05bcb21f79abe569120af26af37bf3db4c4075b641ad69df0439c8d".parse()?,
+//! };
+//! loader.validate(source).await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Without the runtime's actors, one turn by hand:
 //!
 //! ```
 //! use std::time::Duration;
@@ -19,19 +67,7 @@
 //! let module = loader.load(Source::File(path.into())).await?;
 //! println!("{} takes {:?}", module.metadata().component, module.metadata().inports);
 //!
-//! let actor: ActorName = "relay".parse()?;
-//! let spec = ProgramSpec {
-//!     actor: actor.clone(),
-//!     config: Default::default(),
-//!     env: Default::default(),
-//!     entry_point: None,
-//!     memory: 100 << 20,
-//!     allow_hosts: Vec::new(),
-//!     engine_per: EnginePer::Actor,
-//!     version: None,
-//!     log: ActorLog::new(actor, 100),
-//! };
-//! let program = module.prepare(spec).await?;
+//! let program = module.prepare(ProgramSpec::new("relay".parse()?)).await?;
 //! let engine = program.instantiate().await?;
 //!
 //! let context = Context {

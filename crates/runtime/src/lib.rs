@@ -48,8 +48,8 @@ pub use settings::{Overflow, Persistence, SendMode, Settings, Trigger};
 pub use source::{Emitter, Position, Source, SourceError};
 pub use span::{SpanSink, TraceContext, TraceContextError, TurnSpan};
 pub use system::{
-    Books, Change, Changed, Halted, Ledger, PutBack, Ready, Remains, Replayed, SendError, Start,
-    Stayed, Staying, System, Trialing, WireDef,
+    Books, Change, Changed, Halted, Ledger, PutBack, Ready, Remains, Replayed, SendError,
+    SpawnError, Start, Stayed, Staying, System, Trialing, WireDef,
 };
 pub use trial::{Fall, GuestErrors, TrialOutcome, TrialRules, TrialView};
 pub use waits::Answer;

@@ -14,7 +14,10 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::time::Instant;
 
-use crate::{ActorLog, ActorName, Message, MessageId, PortName, Type};
+use crate::{ActorLog, ActorName, Message, MessageId, PortName, Settings, Type};
+
+/// Bytes of linear memory for an engine of an actor that says nothing of it.
+const MEMORY: u64 = 100 << 20;
 
 /// Loaded, checked code. Shared by every actor that runs it.
 pub trait Module: Send + Sync {
@@ -373,6 +376,24 @@ pub struct ProgramSpec {
     pub version: Option<String>,
     /// Where the guest's log lines go.
     pub log: ActorLog,
+}
+
+impl ProgramSpec {
+    /// What an actor asks for that nobody has configured.
+    #[must_use]
+    pub fn new(actor: ActorName) -> Self {
+        Self {
+            log: ActorLog::new(actor.clone(), Settings::default().log_rate),
+            actor,
+            config: serde_json::Map::new(),
+            env: BTreeMap::new(),
+            entry_point: None,
+            memory: MEMORY,
+            allow_hosts: Vec::new(),
+            engine_per: EnginePer::default(),
+            version: None,
+        }
+    }
 }
 
 /// How long an engine lives.

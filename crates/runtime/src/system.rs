@@ -4,6 +4,7 @@
 //! is gone has left its books in the past, so that the sum of both never falls.
 
 mod change;
+mod spawn;
 mod wiring;
 mod intake;
 mod replay;
@@ -34,6 +35,7 @@ pub use intake::SendError;
 pub use ledger::{Books, Ledger};
 pub use remains::{PutBack, Remains};
 pub use replay::{Replayed, Stayed, Staying};
+pub use spawn::SpawnError;
 
 use crate::{
     Actor, ActorName, ActorState, Budget, DeadLetters, EventKind, Events, Generation, Meters,

@@ -1,7 +1,7 @@
 //! The API as its callers have it: real requests over a real socket, to actors
 //! whose code is a few lines here.
 
-use std::{os::unix::fs::PermissionsExt as _, sync::OnceLock, time::Duration};
+use std::{os::unix::fs::PermissionsExt as _, path::PathBuf, sync::OnceLock, time::Duration};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use clap::Args;
+use reflowd_loader::ModuleUrl;
 use reflowd_runtime::unix_millis;
 use serde::Deserialize;
 
@@ -110,7 +111,7 @@ fn table(actors: &[ActorSummary], now: u64) -> String {
             actor.name.as_str().into(),
             state(actor),
             number(actor.generation).into(),
-            text(&actor.module).into(),
+            text(&actor.module.as_deref().map(short)).into(),
             text(&digest).into(),
             text(&actor.version).into(),
             mailbox.into(),
@@ -121,6 +122,14 @@ fn table(actors: &[ActorSummary], now: u64) -> String {
         ]);
     }
     table.text()
+}
+
+/// A module as a column shows it: of a URL, its file.
+fn short(module: &str) -> String {
+    match module.parse::<ModuleUrl>() {
+        Ok(url) => url.file_name().to_owned(),
+        Err(_) => module.to_owned(),
+    }
 }
 
 fn none() -> String {
@@ -171,6 +180,13 @@ fn ago(millis: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_download_is_shown_by_its_file() {
+        assert_eq!(short("https://example.com/v1/counter.wasm?…"), "counter.wasm");
+        assert_eq!(short("counter"), "counter");
+        assert_eq!(short("std:interval"), "std:interval");
+    }
 
     #[test]
     fn a_span_is_shown_in_its_largest_unit() {

@@ -4,12 +4,16 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use clap::Args;
-use reflowd_hot_reload::{ActorSpec, ModuleRef};
-use reflowd_loader::{Limits, LoadedModule, Loader, Source};
-use reflowd_runtime::{ActorLog, ActorName, Metadata, Module as _, ProgramSpec};
+use futures_util::future::join_all;
+use reflowd_hot_reload::{
+    ActorSpec, Depth, Kept, Look, ModuleRef, Moment, ScanOptions, Scanner, Sight, Snapshot,
+};
+use reflowd_loader::{Limits, LoadError, LoadErrorKind, LoadedModule, Loader, ModuleUrl, Source};
+use reflowd_runtime::{ActorLog, ActorName, Digest, Metadata, Module as _, ProgramSpec};
 
 use super::{Exit, Outcome, print};
 use crate::{
@@ -69,6 +73,7 @@ async fn examine(path: &Path, environment: &Environment) -> (usize, usize, Repor
         report.extend(modules.refuses(&config, name, spec).await);
     }
     report.extend(modules.unused.iter().map(unused));
+    report.extend(modules.oddities(&config));
     (config.flow.actors.len(), config.flow.wires.len(), report)
 }
 
@@ -78,6 +83,9 @@ fn unused((path, why): &(PathBuf, String)) -> Diagnostic {
     Diagnostic::warning("W0403", message).note(why)
 }
 
+/// What became of each module that is asked for by URL.
+type Downloaded = BTreeMap<(Digest, ModuleUrl), Result<Arc<LoadedModule>, LoadError>>;
+
 /// The modules that a configuration asks for, and the rest of the folder.
 struct Modules {
     /// The watched folder.
@@ -85,17 +93,30 @@ struct Modules {
     /// The stems of the modules there.
     stems: BTreeSet<String>,
     found: BTreeMap<PathBuf, Result<Arc<LoadedModule>, String>>,
+    downloaded: Downloaded,
     /// Those that no actor asks for, and that cannot be loaded.
     unused: Vec<(PathBuf, String)>,
+    /// What a daemon that starts would see.
+    snapshot: Snapshot,
 }
 
 impl Modules {
     async fn load(config: &Config) -> Self {
         let limits = Limits { module_size: config.daemon.module_size, ..Limits::default() };
-        let loader = Loader::new(limits).with_engine(config.daemon.engine);
+        let loader = Loader::new(limits)
+            .with_engine(config.daemon.engine)
+            .with_downloads(config.daemon.downloads.clone());
         let folder = config.daemon.modules.clone();
-        let stems = stems(&folder);
-        let mut modules = Self { folder, stems, found: BTreeMap::new(), unused: Vec::new() };
+        let snapshot = look(config).await;
+        let stems = stems(&snapshot);
+        let mut modules = Self {
+            folder,
+            stems,
+            found: BTreeMap::new(),
+            downloaded: BTreeMap::new(),
+            unused: Vec::new(),
+            snapshot,
+        };
         let asked: BTreeSet<PathBuf> =
             config.flow.actors.values().filter_map(|spec| modules.path(&spec.module)).collect();
         for path in asked {
@@ -105,12 +126,16 @@ impl Modules {
                 modules.found.insert(path, loaded.map_err(|error| error.kind.to_string()));
             }
         }
+        modules.downloaded = downloads(&loader, config).await;
         if config.daemon.autostart {
             for stem in modules.stems.clone() {
                 let path = modules.folder.join(format!("{stem}.wasm"));
-                if !modules.found.contains_key(&path)
-                    && let Err(error) = loader.load(Source::File(path.clone())).await
-                {
+                if modules.found.contains_key(&path) {
+                    continue;
+                }
+                if let Sight::Unknown(trouble) = modules.snapshot.stem(&stem) {
+                    modules.unused.push((path, trouble.to_string()));
+                } else if let Err(error) = loader.load(Source::File(path.clone())).await {
                     modules.unused.push((path, error.kind.to_string()));
                 }
             }
@@ -118,17 +143,33 @@ impl Modules {
         modules
     }
 
-    /// The file in which a module is; a connector has none.
+    /// The file in which a module is; a download and a connector have none.
     fn path(&self, module: &ModuleRef) -> Option<PathBuf> {
         match module {
             ModuleRef::Stem { stem, .. } => Some(self.folder.join(format!("{stem}.wasm"))),
             ModuleRef::Path { path, .. } => Some(path.clone()),
-            ModuleRef::Builtin { .. } => None,
+            ModuleRef::Url { .. } | ModuleRef::Builtin { .. } => None,
         }
     }
 
     fn lookup(&self, module: &ModuleRef) -> Lookup {
+        if let ModuleRef::Url { url, sha256 } = module {
+            return match self.downloaded.get(&(*sha256, url.clone())) {
+                Some(Ok(loaded)) => Lookup::Known(metadata_of(loaded)),
+                Some(Err(error)) if is_of_the_way(error) => {
+                    Lookup::NotDownloaded { why: error.kind.to_string() }
+                }
+                Some(Err(error)) => Lookup::Broken { why: error.kind.to_string() },
+                // A host that may not be asked is a mistake of its own.
+                None => Lookup::Awaited,
+            };
+        }
         let Some(path) = self.path(module) else { return builtin(module) };
+        if let Sight::Unknown(trouble) = self.snapshot.module(module)
+            && path.exists()
+        {
+            return Lookup::Broken { why: trouble.to_string() };
+        }
         match self.found.get(&path) {
             Some(Ok(loaded)) => match pinned_otherwise(module, loaded) {
                 None => Lookup::Known(metadata_of(loaded)),
@@ -140,6 +181,20 @@ impl Modules {
                 Lookup::Missing { looked_at: Some(path), names }
             }
         }
+    }
+
+    /// A folder that cannot be looked into, and what only looks like a module.
+    fn oddities(&self, config: &Config) -> Vec<Diagnostic> {
+        let place = config.places.keys.get("daemon.modules");
+        let trouble = self.snapshot.modules_trouble.as_ref().map(|trouble| {
+            let message = format!("no module is found in `{}`", self.folder.display());
+            Diagnostic::warning("W0404", message).at_some(place, "").note(trouble.to_string())
+        });
+        let odd = self.snapshot.oddities.iter().map(|(path, what)| {
+            let message = format!("`{}` is no module: it is {what}", path.display());
+            Diagnostic::warning("W0405", message).help("remove it, or give it another name")
+        });
+        trouble.into_iter().chain(odd).collect()
     }
 
     /// What an actor's module has against the actor's keys.
@@ -154,6 +209,10 @@ impl Modules {
                 let builtin = connector::find(&format!("std:{name}"))?;
                 builtin.prepare(&spec.keys.config, config.sources.base()).err()?.to_string()
             }
+            ModuleRef::Url { url, sha256 } => {
+                let loaded = self.downloaded.get(&(*sha256, url.clone()))?.as_ref().ok()?;
+                loaded.prepare(program(name, spec)).await.err()?.to_string()
+            }
             module => {
                 let Ok(loaded) = self.found.get(&self.path(module)?)? else { return None };
                 loaded.prepare(program(name, spec)).await.err()?.to_string()
@@ -162,6 +221,36 @@ impl Modules {
         let message = format!("the actor `{name}` cannot start");
         Some(config.actor_error(name, "config", "E0207", message).note(why))
     }
+}
+
+/// All modules that are asked for by URL. One slow server makes none of the others later.
+async fn downloads(loader: &Loader, config: &Config) -> Downloaded {
+    let wanted = config.flow.downloads().into_iter();
+    let each = wanted.flat_map(|(sha256, urls)| urls.into_iter().map(move |url| (sha256, url)));
+    let each = each.map(async |(sha256, url)| {
+        let loaded = download(loader, &url, sha256, &config.daemon.data).await;
+        ((sha256, url), loaded)
+    });
+    join_all(each).await.into_iter().collect()
+}
+
+/// A module from the data folder, where it has gone live before, or from its server.
+async fn download(
+    loader: &Loader,
+    url: &ModuleUrl,
+    sha256: Digest,
+    data: &Path,
+) -> Result<Arc<LoadedModule>, LoadError> {
+    let source = match Kept::of(data).read(&sha256) {
+        Ok(bytes) => Source::Bytes { name: url.to_string(), bytes },
+        Err(_) => Source::Url { url: url.clone(), sha256 },
+    };
+    loader.load(source).await
+}
+
+/// Whether the module did not come, so that nothing is known of it.
+fn is_of_the_way(error: &LoadError) -> bool {
+    matches!(error.kind, LoadErrorKind::Download(_) | LoadErrorKind::DigestMismatch { .. })
 }
 
 fn builtin(module: &ModuleRef) -> Lookup {
@@ -203,11 +292,29 @@ fn program(name: &ActorName, spec: &ActorSpec) -> ProgramSpec {
     }
 }
 
-/// The stems of the modules in a folder; none where it cannot be read, which
-/// shows in every module that is missing.
-fn stems(folder: &Path) -> BTreeSet<String> {
-    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    let paths = entries.map(|entry| entry.path()).filter(|path| path.is_file());
-    let modules = paths.filter(|path| path.extension().is_some_and(|e| e == "wasm"));
-    modules.filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned())).collect()
+/// One look at the modules, as a daemon takes it that starts.
+async fn look(config: &Config) -> Snapshot {
+    let look = Look {
+        modules: config.daemon.modules.clone(),
+        paths: config.flow.paths(),
+        ..Look::default()
+    };
+    let options = ScanOptions {
+        // Nobody waits for what is being written.
+        quiet: Duration::ZERO,
+        module_size: config.daemon.module_size,
+        allow_insecure: config.daemon.allow_insecure_dir,
+        ..ScanOptions::default()
+    };
+    let mut scanner = Scanner::new(options);
+    let looking = tokio::task::spawn_blocking(move || {
+        scanner.scan(&look, &BTreeSet::new(), Depth::Changed, Moment::now())
+    });
+    looking.await.expect("looking does not panic")
+}
+
+/// The stems of the modules that were seen.
+fn stems(snapshot: &Snapshot) -> BTreeSet<String> {
+    let names = snapshot.modules.keys().filter_map(|name| name.to_str());
+    names.filter_map(|name| Some(name.strip_suffix(".wasm")?.to_owned())).collect()
 }

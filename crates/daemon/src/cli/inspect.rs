@@ -1,20 +1,28 @@
 //! `reflowd inspect`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
 use bytesize::ByteSize;
 use clap::Args;
-use reflowd_loader::{EngineKind, Export, Inspection, ItemType, Limits, Loader, Source};
-use reflowd_runtime::Port;
+use reflowd_loader::{
+    DownloadRules, EngineKind, Export, Inspection, ItemType, Limits, LoadErrorKind, Loader,
+    ModuleUrl, Source,
+};
+use reflowd_runtime::{Digest, Port};
 
 use super::{Exit, Outcome, Stop, print, table::Style};
+use crate::config::{self, Environment, Sources};
 
 /// Which module.
 #[derive(Debug, Args)]
 pub(crate) struct Inspect {
-    /// The module's file
-    file: PathBuf,
+    /// The module's file, or a URL that it is downloaded from
+    #[arg(value_name = "FILE|URL")]
+    module: PathBuf,
+    /// The digest that it must have; otherwise nothing else is told of it
+    #[arg(long, value_name = "DIGEST")]
+    sha256: Option<Digest>,
     /// The engine that would run it: `direct` or `extism`
     #[arg(long, default_value_t, value_name = "ENGINE")]
     engine: EngineKind,
@@ -24,9 +32,31 @@ pub(crate) struct Inspect {
 }
 
 /// Tells all that can be told about a module, and whether it would be taken.
-pub(super) async fn inspect(wanted: Inspect) -> Outcome {
+pub(super) async fn inspect(wanted: Inspect, config: Option<&Path>) -> Outcome {
     let loader = Loader::new(Limits::default()).with_engine(wanted.engine);
-    let inspection = loader.inspect(Source::File(wanted.file)).await;
+    let inspection = match wanted.module.to_str().filter(|text| text.contains("://")) {
+        Some(url) => {
+            let url = url.parse::<ModuleUrl>().map_err(|error| Stop::new(Exit::Usage, error))?;
+            let loader = loader.with_downloads(rules(config));
+            let bytes = loader.download(&url, wanted.sha256.as_ref()).await;
+            let bytes = bytes.map_err(|error| {
+                let other = matches!(error.kind, LoadErrorKind::DigestMismatch { .. });
+                Stop::new(if other { Exit::Data } else { Exit::Failed }, error)
+            })?;
+            loader.inspect(Source::Bytes { name: url.to_string(), bytes }).await
+        }
+        None => {
+            let inspection = loader.inspect(Source::File(wanted.module)).await;
+            if let (Some(wanted), Some(found)) = (wanted.sha256, inspection.digest)
+                && wanted != found
+            {
+                let module = inspection.module;
+                let why = anyhow!("{module}: its digest is {found}, and {wanted} was asked for");
+                return Err(Stop::new(Exit::Data, why));
+            }
+            inspection
+        }
+    };
     if wanted.json {
         let value = serde_json::to_value(&inspection).map_err(anyhow::Error::from)?;
         print(&format!("{value:#}\n"))?;
@@ -48,6 +78,14 @@ pub(super) async fn inspect(wanted: Inspect) -> Outcome {
         }
         Some(why) => Err(Stop::new(Exit::Data, anyhow!("the module would be refused: {why}"))),
     }
+}
+
+/// What the configuration that is found lets downloads do, as far as it can be read.
+fn rules(config: Option<&Path>) -> DownloadRules {
+    let environment = Environment::of_process();
+    let Ok(path) = config::locate(config, &environment) else { return DownloadRules::default() };
+    let (config, _) = config::parse(Sources::read(&path, &environment), &environment);
+    config.daemon.downloads
 }
 
 /// The module for people.

@@ -6,6 +6,7 @@ use std::{
 };
 
 use reflowd_hot_reload::{ActorSpec, ModuleRef, Template};
+use reflowd_loader::ModuleUrl;
 use reflowd_runtime::{
     ActorName, Digest, EnginePer, GuestErrors, Persistence, SendMode, TrialRules, Trigger,
 };
@@ -117,7 +118,7 @@ fn entry_point(item: &Item<'_>) -> Option<String> {
     })
 }
 
-fn host(item: &Item<'_>, text: &str) -> Option<String> {
+pub(super) fn host(item: &Item<'_>, text: &str) -> Option<String> {
     let name = text.strip_prefix("*.").unwrap_or(text);
     let address = name.parse::<std::net::IpAddr>().is_ok();
     let plain = |c: char| c.is_alphanumeric() || matches!(c, '.' | '-' | '_');
@@ -194,22 +195,20 @@ impl Parsing<'_> {
     }
 
     fn module(&self, item: &Item<'_>) -> Option<ModuleRef> {
-        let expected = "the name of a module in quotes, or `{ file = \"…\", sha256 = \"…\" }`";
+        let expected = "the name of a module in quotes, `{ file = \"…\", sha256 = \"…\" }`, or the same with `url`";
         if let DeValue::String(text) = item.value {
             return self.module_name(item, text, None);
         }
         let mut table = item.table("module".into(), expected)?;
-        if let Some(url) = table.get("url") {
-            // The digest belongs to it, and is no mistake of its own.
-            _ = table.get("sha256");
-            return from_url(&url);
-        }
-        let file = table.get("file");
+        let (file, url) = (table.get("file"), table.get("url"));
         let pin = table.get("sha256").map(|item| digest(&item));
         table.finish();
+        if let Some(url) = url {
+            return download(item, &url, file.as_ref(), pin);
+        }
         let Some(file) = file else {
-            return item.refuse("E0105", "this module has no `file`", |d| {
-                d.at(&item.place, "").help("add `file = \"…\"`")
+            return item.refuse("E0105", "this module has no `file` and no `url`", |d| {
+                d.at(&item.place, "").help("add `file = \"…\"`, or `url = \"…\"`")
             });
         };
         let text = file.string("the name of a module, in quotes")?;
@@ -230,7 +229,7 @@ impl Parsing<'_> {
             return Some(ModuleRef::Builtin { name: name.to_owned() });
         }
         if text.contains("://") {
-            return from_url(item);
+            return no_digest(item, text);
         }
         if text.is_empty() || text.contains('\0') {
             return item.refuse("E0104", "`module` names nothing", |d| {
@@ -326,6 +325,24 @@ impl Parsing<'_> {
         }
     }
 
+    /// Reports downloads from hosts that may not be asked.
+    pub(super) fn download_hosts(&mut self) {
+        let config = &*self.config;
+        for (name, spec) in &config.flow.actors {
+            let ModuleRef::Url { url, .. } = &spec.module else { continue };
+            if config.daemon.downloads.allow(url) {
+                continue;
+            }
+            let message = format!("the host of `{url}` is not in `download_hosts`");
+            let problem = config.actor_error(name, "module", "E0104", message);
+            self.problems.add(
+                problem
+                    .at_some(config.places.keys.get("daemon.download_hosts"), "the hosts that are")
+                    .help("add the host there, and restart the daemon"),
+            );
+        }
+    }
+
     /// Reports former names that are still, or twice, in use.
     pub(super) fn former_names(&mut self) {
         let mut takers: BTreeMap<&ActorName, &ActorName> = BTreeMap::new();
@@ -363,10 +380,42 @@ pub(super) fn defined_twice(name: &str, again: &Place, first: &Place) -> Diagnos
         .help("remove one of them, or give it another name")
 }
 
-fn from_url<T>(item: &Item<'_>) -> Option<T> {
-    item.refuse("E0109", "modules from a URL are not supported by this version", |d| {
-        d.at(&item.place, "cannot be downloaded")
-            .help("download the file yourself, and name it as `{ file = \"…\", sha256 = \"…\" }`")
+/// A module behind a URL; `pin` is what became of its digest.
+fn download(
+    item: &Item<'_>,
+    url: &Item<'_>,
+    file: Option<&Item<'_>>,
+    pin: Option<Option<Digest>>,
+) -> Option<ModuleRef> {
+    if let Some(file) = file {
+        return item.refuse("E0104", "a module comes from one place", |d| {
+            d.at(&url.place, "from here")
+                .at(&file.place, "or from here?")
+                .help("remove one of them")
+        });
+    }
+    let text = url.string("a URL in quotes")?;
+    let url = match text.parse::<ModuleUrl>() {
+        Ok(parsed) => parsed,
+        Err(error) => {
+            return url.refuse("E0104", error.to_string(), |d| {
+                d.at(&url.place, "no module can come from there")
+            });
+        }
+    };
+    match pin {
+        Some(sha256) => Some(ModuleRef::Url { url, sha256: sha256? }),
+        None => no_digest(item, text),
+    }
+}
+
+fn no_digest<T>(item: &Item<'_>, url: &str) -> Option<T> {
+    // A query may hold a token.
+    let url = url.split('?').next().unwrap_or_default();
+    item.refuse("E0105", "a module from a URL needs its `sha256`", |d| {
+        d.at(&item.place, "whatever a server gives out would run").help(format!(
+            "write `module = {{ url = \"{url}\", sha256 = \"…\" }}`; `reflowd inspect {url}` shows the digest"
+        ))
     })
 }
 

@@ -35,6 +35,13 @@ pub(crate) enum Lookup {
         /// The names that there are.
         names: Vec<String>,
     },
+    /// It is to be downloaded, and nothing is known of it before.
+    Awaited,
+    /// It cannot be downloaded.
+    NotDownloaded {
+        /// What the loader says.
+        why: String,
+    },
     /// It is there and cannot be used.
     Broken {
         /// What the loader says.
@@ -87,7 +94,7 @@ impl<'c> Check<'c> {
         let spec = self.config.flow.actors.get(actor)?;
         match self.modules.get(&spec.module)? {
             Lookup::Known(metadata) => Some(metadata),
-            Lookup::Missing { .. } | Lookup::Broken { .. } => None,
+            _ => None,
         }
     }
 
@@ -99,7 +106,11 @@ impl<'c> Check<'c> {
         for (actor, spec) in &self.config.flow.actors {
             let place = self.key(actor, "module");
             match &self.modules[&spec.module] {
-                Lookup::Known(_) => {}
+                Lookup::Known(_) | Lookup::Awaited => {}
+                Lookup::NotDownloaded { why } => {
+                    let message = format!("{} is not to be had", title(&spec.module));
+                    found.push(Diagnostic::error("E0208", message).at_some(place, "").note(why));
+                }
                 Lookup::Missing { looked_at, names } => {
                     found.push(missing(&spec.module, looked_at.as_ref(), names, place));
                 }
@@ -198,7 +209,7 @@ impl<'c> Check<'c> {
             Lookup::Known(_) => format!(
                 "there is a module `{actor}`: to wire its actor, add `[actors.{actor}]` with `module = \"{actor}\"`"
             ),
-            Lookup::Missing { .. } | Lookup::Broken { .. } => {
+            _ => {
                 format!("add `[actors.{actor}]` with its `module`")
             }
         }
@@ -303,6 +314,7 @@ fn title(module: &ModuleRef) -> String {
     match module {
         ModuleRef::Stem { stem, .. } => format!("the module `{stem}`"),
         ModuleRef::Path { path, .. } => format!("the module `{}`", path.display()),
+        ModuleRef::Url { url, .. } => format!("the module `{url}`"),
         ModuleRef::Builtin { name } => format!("the connector `std:{name}`"),
     }
 }
@@ -329,6 +341,7 @@ fn missing(
         }
         ModuleRef::Path { path, .. } => problem(format!("there is no file `{}`", path.display()))
             .help("a path goes from the folder of the file in which it stands; without `/` and `.wasm` it names a file in the modules folder"),
+        ModuleRef::Url { url, .. } => problem(format!("there is no module `{url}`")),
         ModuleRef::Builtin { name } => {
             let problem = problem(format!("there is no connector `std:{name}`"));
             let all: Vec<_> = names().map(|name| format!("std:{name}")).collect();

@@ -6,11 +6,12 @@ use std::{
     time::Duration,
 };
 
-use reflowd_loader::EngineKind;
+use reflowd_loader::{Authorities, DownloadRules, EngineKind};
 
 use super::{
+    actor::host,
     environment::{Environment, normal},
-    reader::Table,
+    reader::{Item, Table},
 };
 
 /// The keys of the daemon itself.
@@ -42,6 +43,8 @@ pub(crate) struct DaemonConfig {
     pub(crate) allow_insecure_dir: bool,
     /// The largest module, in bytes.
     pub(crate) module_size: u64,
+    /// What downloads of modules are held to.
+    pub(crate) downloads: DownloadRules,
 }
 
 /// How much of what went live is kept.
@@ -85,10 +88,11 @@ impl DaemonConfig {
             memory_budget: None,
             allow_insecure_dir: false,
             module_size: 32 << 20,
+            downloads: DownloadRules::default(),
         }
     }
 
-    pub(super) fn read(&mut self, mut table: Table<'_>, base: &Path) {
+    pub(super) fn read(&mut self, mut table: Table<'_>, base: &Path, environment: &Environment) {
         set(&mut self.modules, path(&mut table, "modules", base));
         set(&mut self.data, path(&mut table, "data", base));
         set(&mut self.autostart, table.boolean("autostart"));
@@ -108,6 +112,12 @@ impl DaemonConfig {
         self.memory_budget = budget.or(self.memory_budget);
         set(&mut self.allow_insecure_dir, table.boolean("allow_insecure_dir"));
         set(&mut self.module_size, table.size("module_size", 8..=1 << 32));
+        if let Some(hosts) = table.strings("download_hosts") {
+            let hosts = hosts.iter().filter_map(|(item, text)| download_host(item, text));
+            self.downloads.hosts = hosts.collect();
+        }
+        set(&mut self.downloads.timeout, table.duration("download_timeout"));
+        set(&mut self.downloads.authorities, authorities(&mut table, base, environment));
         table.finish();
     }
 }
@@ -142,6 +152,42 @@ fn path(table: &mut Table<'_>, key: &'static str, base: &Path) -> Option<PathBuf
         });
     }
     Some(normal(&base.join(text)))
+}
+
+fn download_host(item: &Item<'_>, text: &str) -> Option<String> {
+    if text == "*" {
+        return item.refuse("E0104", "`download_hosts` cannot be every host", |d| {
+            d.at(&item.place, "a listed host may have any address, one within your network too")
+                .help("name the hosts, or leave the key out for every host with a public address")
+        });
+    }
+    host(item, text)
+}
+
+/// The certificates in a file, read once: what was checked is what is used.
+fn authorities(
+    table: &mut Table<'_>,
+    base: &Path,
+    environment: &Environment,
+) -> Option<Authorities> {
+    let place = table.get("authorities")?;
+    let path = path(table, "authorities", base)?;
+    let text = match environment.read_secret(&path) {
+        Ok(text) => text,
+        Err(error) => {
+            return place.refuse("E0104", error.to_string(), |d| d.at(&place.place, "needed here"));
+        }
+    };
+    match Authorities::from_pem(text.as_bytes()) {
+        Ok(authorities) => Some(authorities),
+        Err(error) => {
+            let message = format!("`{}` has no authorities: {error}", path.display());
+            place.refuse("E0104", message, |d| {
+                d.at(&place.place, "must be a file of certificates")
+                    .help("name a PEM file with the certificate of each authority")
+            })
+        }
+    }
 }
 
 fn listen(table: &mut Table<'_>) -> Option<SocketAddr> {

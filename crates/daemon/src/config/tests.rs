@@ -4,7 +4,7 @@ use std::{ffi::OsString, time::Duration};
 
 use proptest::prelude::*;
 use reflowd_hot_reload::{GenerationKeys, ModuleRef};
-use reflowd_loader::EngineKind;
+use reflowd_loader::{Authorities, DownloadRules, EngineKind};
 use reflowd_runtime::{
     Digest, EnginePer, GuestErrors, Metadata, Overflow, Persistence, SendMode, Settings,
     TrialRules, Trigger,
@@ -68,6 +68,10 @@ fn modules(module: &ModuleRef) -> Lookup {
         ModuleRef::Path { path, .. } => {
             Lookup::Missing { looked_at: Some(path.clone()), names: vec![] }
         }
+        ModuleRef::Url { url, .. } if url.file_name() == "gone.wasm" => {
+            Lookup::NotDownloaded { why: "the server answers 404".into() }
+        }
+        ModuleRef::Url { .. } => Lookup::Awaited,
     }
 }
 
@@ -423,6 +427,8 @@ engine = "direct"
 memory_budget = "1 GiB"
 allow_insecure_dir = true
 module_size = 1_000_000
+download_hosts = ["modules.internal", "*.example.com"]
+download_timeout = "5s"
 
 [admin]
 socket = "flow.sock"
@@ -488,6 +494,11 @@ overflow = "drop-newest"
         memory_budget: Some(1 << 30),
         allow_insecure_dir: true,
         module_size: 1_000_000,
+        downloads: DownloadRules {
+            hosts: vec!["modules.internal".into(), "*.example.com".into()],
+            timeout: Duration::from_secs(5),
+            ..DownloadRules::default()
+        },
     };
     assert_eq!(config.daemon, daemon);
     assert_eq!(config.admin.socket, Path::new("/etc/flow/flow.sock"));
@@ -497,7 +508,7 @@ overflow = "drop-newest"
     assert_eq!(a.module, ModuleRef::Stem { stem: "counter".into(), pin: None });
     assert_eq!(a.keys.memory, 64 << 20);
     assert_eq!(a.keys.allow_hosts, ["*"]);
-    assert_eq!(a.origin, "reflowd.toml:27");
+    assert_eq!(a.origin, "reflowd.toml:29");
     let defaults = Settings {
         timeout: Duration::from_secs(5),
         mailbox: 10,
@@ -738,10 +749,79 @@ fn a_former_name_is_taken_over_once() {
     finds("[actors.b]\nmodule = 'counter'\nwas = 'b'", "3:7 E0111");
 }
 
+/// A digest, as it stands in a configuration.
+const SHA256: &str = "00000000000000000000000000000000000000000000000000000000000000ff";
+
+#[test]
+fn a_module_may_come_from_a_url_whose_digest_is_known() {
+    let text = format!(
+        "[actors.a]\nmodule = {{ url = 'https://h/v1/a.wasm?token=x', sha256 = '{SHA256}' }}"
+    );
+    let config = good(&text);
+    let ModuleRef::Url { url, sha256 } = &config.flow.actors["a"].module else {
+        panic!("{config:?}");
+    };
+    assert_eq!(url.as_str(), "https://h/v1/a.wasm?token=x");
+    assert_eq!(sha256.to_string(), SHA256);
+    // Nothing is known of its ports yet.
+    let wired = "[actors.tick]\nmodule = 'std:interval'\n[[wires]]\nfrom = 'tick.out'\nto = 'a.in'";
+    finds(&format!("{text}\n{wired}"), "");
+    finds(&text.replace("a.wasm", "gone.wasm"), "2:10 E0208");
+
+    let url = |url: &str| format!("[actors.a]\nmodule = {{ url = '{url}', sha256 = '{SHA256}' }}");
+    finds("[actors.a]\nmodule = 'https://x/y.wasm'", "2:10 E0105");
+    finds("[actors.a]\nmodule = { url = 'https://x/y.wasm' }", "2:10 E0105");
+    finds("[actors.a]\nmodule = { url = 'https://x/y.wasm', sha256 = 'ff' }", "2:47 E0104");
+    finds("[actors.a]\nmodule = { url = 1, sha256 = 'ff' }", "2:18 E0103, 2:30 E0104");
+    finds("[actors.a]\nmodule = {}", "2:10 E0105");
+    finds(&url("http://example.com/a.wasm"), "2:18 E0104");
+    finds(&url("https://me:secret@example.com/a.wasm"), "2:18 E0104");
+    finds(&url("http://127.0.0.1:80/a.wasm"), "");
+    finds(&url("https://h/a").replace("url", "file = 'a', url"), "2:30 E0104");
+    finds(&url("https://h/a").replace("sha256", "sha"), "2:10 E0105, 2:33 E0101");
+}
+
+#[test]
+fn a_token_in_a_url_is_not_shown() {
+    let text = "[actors.a]\nmodule = { url = 'https://x/y.wasm?token=secret' }";
+    let report = report_of(Sources::of_text(MAIN, text), &environment());
+    assert!(!report.to_string().contains("secret"), "{report}");
+}
+
+#[test]
+fn downloads_are_held_to_what_the_daemon_allows() {
+    let listed = |host: &str| {
+        let actor = format!("url = 'https://{host}/a.wasm', sha256 = '{SHA256}'");
+        format!("[daemon]\ndownload_hosts = ['*.b.c', 'd']\n[actors.a]\nmodule = {{ {actor} }}")
+    };
+    finds(&listed("a.b.c"), "");
+    finds(&listed("D"), "");
+    finds(&listed("b.c"), "4:10 E0104");
+    finds("[daemon]\ndownload_hosts = ['*', 'https://x/']", "2:19 E0104, 2:24 E0104");
+    finds("[daemon]\ndownload_timeout = '0s'", "2:20 E0104");
+    finds("[daemon]\nauthorities = 'none.pem'", "2:15 E0104");
+    finds("[daemon]\nauthorities = 1", "2:15 E0103");
+}
+
+#[test]
+fn authorities_are_read_from_a_file_of_certificates() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ca.pem");
+    let main = folder.path().join("reflowd.toml");
+    let text = "[daemon]\nauthorities = 'ca.pem'";
+    std::fs::write(&path, "nothing of the kind").unwrap();
+    let (_, report) = parse(Sources::of_text(&main, text), &environment());
+    assert_eq!(brief(&report), "2:15 E0104");
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = rcgen::CertificateParams::default().self_signed(&key).unwrap();
+    std::fs::write(&path, certificate.pem()).unwrap();
+    let (config, report) = parse(Sources::of_text(&main, text), &environment());
+    assert_eq!(brief(&report), "");
+    assert_ne!(config.daemon.downloads.authorities, Authorities::default());
+}
+
 #[test]
 fn what_a_later_version_may_do_is_refused_in_words() {
-    finds("[actors.a]\nmodule = { url = 'https://x/y.wasm', sha256 = 'ff' }", "2:18 E0109");
-    finds("[actors.a]\nmodule = 'https://x/y.wasm'", "2:10 E0109");
     finds(
         "[actors.a]\nmodule = { file = 'std:interval', sha256 = '0000000000000000000000000000000000000000000000000000000000000000' }",
         "2:19 E0104",

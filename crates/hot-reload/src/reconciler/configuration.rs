@@ -1,5 +1,7 @@
 //! How a changed configuration comes into force: as a whole, or not at all.
 
+use std::path::Path;
+
 use reflowd_runtime::Digest;
 use tokio::time::Instant;
 
@@ -25,13 +27,18 @@ impl Reconciler {
                 return snapshot;
             }
         };
-        let snapshot = self.widen(draft.flow(), snapshot).await;
+        let mut snapshot = self.widen(draft.flow(), snapshot).await;
+        self.look_for_downloads(&draft.flow().downloads(), &mut snapshot, options).await;
         if !self.configured {
             self.recollect(draft.flow());
         }
         let specs = || draft.flow().actors.values();
-        let unsettled =
-            |spec: &&ActorSpec| matches!(snapshot.module(&spec.module), Sight::Unsettled);
+        // Files settle in a moment; a download is not waited for.
+        let is_file =
+            |module: &ModuleRef| module.place_in(&self.folder).is_some_and(|p| p.file().is_some());
+        let unsettled = |spec: &&ActorSpec| {
+            is_file(&spec.module) && matches!(snapshot.module(&spec.module), Sight::Unsettled)
+        };
         if let Some(spec) = specs().find(unsettled) {
             // Whether the two fit can be said in a moment; the next pass asks again.
             telling.report.warnings.push(format!(
@@ -43,14 +50,15 @@ impl Reconciler {
         for spec in specs() {
             let digest = snapshot.module(&spec.module).present().copied();
             if let Some(digest) = digest
-                && let Some(file) = spec.module.file_in(&self.folder)
+                && let Some(place) = spec.module.place_in(&self.folder)
             {
-                self.load(digest, &file, &snapshot, telling).await;
+                self.load(digest, &place, &snapshot, telling).await;
             }
         }
         self.load_recollected(draft.flow(), &snapshot, telling).await;
         let now = Instant::now();
-        match draft.check(&|module| self.found(module, &snapshot, now)) {
+        let flow = draft.flow();
+        match draft.check(&|module| self.found(module, flow, &snapshot, now)) {
             Ok(warnings) => {
                 telling.report.warnings.extend(warnings);
                 self.memory.flow = draft.flow().clone();
@@ -93,7 +101,7 @@ impl Reconciler {
     }
 
     /// What can be said of a module that an actor names, by what is on disk or what runs.
-    fn found(&self, module: &ModuleRef, snapshot: &Snapshot, now: Instant) -> Found {
+    fn found(&self, module: &ModuleRef, flow: &Flow, snapshot: &Snapshot, now: Instant) -> Found {
         if let ModuleRef::Builtin { name } = module {
             return match self.blueprint.connector_metadata(name) {
                 Some(metadata) => Found::Known(metadata),
@@ -105,6 +113,17 @@ impl Reconciler {
         let known = |digest: &Digest| self.library.get(digest).map(|module| module.metadata());
         if let Some(metadata) = digest.and_then(known) {
             return Found::Known(metadata.clone());
+        }
+        if let ModuleRef::Url { .. } = module {
+            // A download that turns out bad is no reason to refuse a configuration that was
+            // taken before it had come, nor one whose actor has something else to run.
+            let mut in_force = self.memory.flow.actors.values();
+            let was_taken = self.configured && in_force.any(|s| s.module.same_place(module));
+            let mut users = flow.actors.iter().filter(|(_, s)| s.module.same_place(module));
+            let has_run = users.any(|(name, _)| self.recollected.contains_key(name));
+            if digest.is_none() || was_taken || has_run {
+                return Found::Awaited;
+            }
         }
         // A bad new version does not make the configuration wrong: the old one runs on.
         let runs = self.running.actors.values().find(|actor| actor.spec.module.same_place(module));
@@ -129,7 +148,9 @@ impl Reconciler {
             }
             Sight::Unknown(trouble) => Found::Broken { why: trouble.to_string() },
             Sight::Missing | Sight::Gone => {
-                Found::Missing { looked_at: module.file_in(&self.folder), names: stems(snapshot) }
+                let place = module.place_in(&self.folder);
+                let looked_at = place.and_then(|place| place.file().map(Path::to_owned));
+                Found::Missing { looked_at, names: stems(snapshot) }
             }
         }
     }

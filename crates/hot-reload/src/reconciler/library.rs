@@ -17,7 +17,8 @@ use reflowd_runtime::{Digest, Module};
 use thiserror::Error;
 
 use crate::{
-    Claims, Depth, FetchError, KeepError, Kept, Look, Moment, ScanOptions, Scanner, Snapshot,
+    Claims, Depth, FetchError, KeepError, Kept, Look, ModulePlace, Moment, ReadKeptError,
+    ScanOptions, Scanner, Snapshot,
 };
 
 pub(super) struct Library {
@@ -30,12 +31,23 @@ pub(super) struct Library {
     kept_here: BTreeSet<Digest>,
 }
 
+/// The bytes of a module cannot be had.
+#[derive(Debug, Error)]
+pub(super) enum BytesError {
+    /// Its file has them no more, and they are not kept either.
+    #[error(transparent)]
+    File(FetchError),
+    /// It has no file, and they are not kept.
+    #[error(transparent)]
+    Kept(ReadKeptError),
+}
+
 /// A module could not be loaded.
 #[derive(Debug, Error)]
 pub(super) enum TakeError {
     /// Its bytes cannot be had.
     #[error(transparent)]
-    Bytes(FetchError),
+    Bytes(BytesError),
     /// It is no module that can run.
     #[error(transparent)]
     Load(LoadError),
@@ -46,17 +58,17 @@ pub(super) enum TakeError {
 pub(super) enum StoreError {
     /// Its bytes cannot be had.
     #[error(transparent)]
-    Bytes(FetchError),
+    Bytes(BytesError),
     /// The data folder does not take it.
     #[error(transparent)]
     Keep(KeepError),
 }
 
 impl Library {
-    pub(super) fn new(loader: Loader, kept: Kept, options: ScanOptions) -> Self {
+    pub(super) fn new(loader: Loader, kept: Arc<Kept>, options: ScanOptions) -> Self {
         Self {
             loader,
-            kept: Arc::new(kept),
+            kept,
             scanner: Arc::new(Mutex::new(Scanner::new(options))),
             loaded: HashMap::new(),
             kept_here: BTreeSet::new(),
@@ -81,12 +93,12 @@ impl Library {
     pub(super) async fn take_again(
         &mut self,
         digest: Digest,
-        file: &Path,
+        place: &ModulePlace,
     ) -> Result<(), TakeError> {
         if self.loaded.contains_key(&digest) {
             return Ok(());
         }
-        self.take(digest, file, &Snapshot::default()).await.map(|_| ())
+        self.take(digest, place, &Snapshot::default()).await.map(|_| ())
     }
 
     /// Loads the module from the look's bytes, the file or the data folder.
@@ -96,11 +108,11 @@ impl Library {
     pub(super) async fn take(
         &mut self,
         digest: Digest,
-        file: &Path,
+        place: &ModulePlace,
         snapshot: &Snapshot,
     ) -> Result<&Arc<dyn Module>, TakeError> {
-        let bytes = self.bytes(digest, file, snapshot).await.map_err(TakeError::Bytes)?;
-        let source = Source::Bytes { name: file.display().to_string(), bytes };
+        let bytes = self.bytes(digest, place, snapshot).await.map_err(TakeError::Bytes)?;
+        let source = Source::Bytes { name: place.to_string(), bytes };
         let module = self.loader.load(source).await.map_err(TakeError::Load)?;
         Ok(self.loaded.entry(digest).insert_entry(module).into_mut())
     }
@@ -112,7 +124,7 @@ impl Library {
     pub(super) async fn store(
         &mut self,
         digest: Digest,
-        file: &Path,
+        place: &ModulePlace,
         snapshot: &Snapshot,
         needed: BTreeSet<Digest>,
         former: BTreeSet<Digest>,
@@ -121,7 +133,7 @@ impl Library {
         if self.kept_here.contains(&digest) && blocking(move || kept.has(&digest)).await {
             return Ok(());
         }
-        let bytes = self.bytes(digest, file, snapshot).await.map_err(StoreError::Bytes)?;
+        let bytes = self.bytes(digest, place, snapshot).await.map_err(StoreError::Bytes)?;
         let recent = self.loaded.keys().copied().chain(former).collect();
         let claims = Claims { needed, recent };
         let kept = Arc::clone(&self.kept);
@@ -146,17 +158,20 @@ impl Library {
     async fn bytes(
         &self,
         digest: Digest,
-        file: &Path,
+        place: &ModulePlace,
         snapshot: &Snapshot,
-    ) -> Result<Bytes, FetchError> {
+    ) -> Result<Bytes, BytesError> {
         if let Some(bytes) = snapshot.bytes.get(&digest) {
             return Ok(bytes.clone());
         }
         let (scanner, kept) = (Arc::clone(&self.scanner), Arc::clone(&self.kept));
-        let file = file.to_owned();
-        blocking(move || {
-            let fetched = scanner.lock().fetch(&file, &digest);
-            fetched.or_else(|error| kept.read(&digest).map_err(|_| error))
+        let file = place.file().map(Path::to_owned);
+        blocking(move || match file {
+            Some(file) => {
+                let fetched = scanner.lock().fetch(&file, &digest);
+                fetched.or_else(|error| kept.read(&digest).map_err(|_| BytesError::File(error)))
+            }
+            None => kept.read(&digest).map_err(BytesError::Kept),
         })
         .await
     }

@@ -128,7 +128,7 @@ impl Reconciler {
         change: &ChangePlan,
         snapshot: &Snapshot,
     ) -> Result<(), ChangeRefused> {
-        let Some(file) = module.file_in(&self.folder) else { return Ok(()) };
+        let Some(place) = module.place_in(&self.folder) else { return Ok(()) };
         // The rest of the change needs its modules as much as what runs.
         let needed: BTreeSet<Digest> = (self.running.actors.values().map(|actor| actor.digest))
             .chain(change.start.iter().map(|start| start.digest))
@@ -137,7 +137,7 @@ impl Reconciler {
             .chain(self.recollected.values().map(|last| last.digest))
             .collect();
         let stored =
-            self.library.store(digest, &file, snapshot, needed, self.generations.digests()).await;
+            self.library.store(digest, &place, snapshot, needed, self.generations.digests()).await;
         stored.map_err(|error| ChangeRefused::passing(actor, chain(&error)))
     }
 

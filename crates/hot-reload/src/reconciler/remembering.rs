@@ -66,10 +66,10 @@ impl Reconciler {
     ) {
         for (name, spec) in &flow.actors {
             let Some(digest) = self.recollected.get(name).map(|last| last.digest) else { continue };
-            let Some(file) = spec.module.file_in(&self.folder) else { continue };
+            let Some(place) = spec.module.place_in(&self.folder) else { continue };
             let on_disk = snapshot.module(&spec.module).present().copied();
             if on_disk.is_none_or(|digest| self.library.get(&digest).is_none()) {
-                self.load(digest, &file, snapshot, telling).await;
+                self.load(digest, &place, snapshot, telling).await;
             }
         }
     }

@@ -9,7 +9,9 @@ use reflowd_loader::LoadError;
 use reflowd_runtime::{ActorName, Digest, EventKind, System};
 use tracing::{error, info, warn};
 
-use crate::{ChangePlan, Doubt, Held, Note, Refusal, Report, Running, StopReason, Trouble};
+use crate::{
+    ChangePlan, Doubt, Held, ModulePlace, Note, Refusal, Report, Running, StopReason, Trouble,
+};
 
 pub(super) struct Telling {
     pub(super) report: Report,
@@ -42,6 +44,16 @@ impl Telling {
         }
     }
 
+    /// Something that bears the name of a file and is none.
+    pub(super) fn ignored(&mut self, path: &Path, what: &str) {
+        let (path, why) = (path.display().to_string(), format!("this is {what}"));
+        self.report.warnings.push(format!("{path} is ignored: {why}"));
+        if self.is_news(format!("ignored {path}: {why}")) {
+            warn!(%path, %why, "ignored");
+            self.event(EventKind::Ignored { path, why });
+        }
+    }
+
     /// The configuration on disk does not come into force.
     pub(super) fn config_refused(&mut self, why: String) {
         if self.is_news(format!("config {why}")) {
@@ -57,9 +69,9 @@ impl Telling {
     }
 
     /// A module's bytes are not to be had: the next look will say what there is.
-    pub(super) fn module_unread(&mut self, module: &Path, why: &str) {
-        if self.is_news(format!("unread {} {why}", module.display())) {
-            warn!(module = %module.display(), %why, "module cannot be read");
+    pub(super) fn module_unread(&mut self, module: &ModulePlace, why: &str) {
+        if self.is_news(format!("unread {module} {why}")) {
+            warn!(%module, %why, "module cannot be read");
         }
     }
 
@@ -67,10 +79,10 @@ impl Telling {
     pub(super) fn module_refused(
         &mut self,
         digest: Digest,
-        module: &Path,
+        module: &ModulePlace,
         error: &LoadError,
     ) -> bool {
-        let (module, why) = (module.display().to_string(), chain(error));
+        let (module, why) = (module.to_string(), chain(error));
         // The bytes are remembered as bad, so this is not said twice as long as they are.
         if self.silent {
             return false;
@@ -83,10 +95,18 @@ impl Telling {
 
     /// An actor cannot become what disk asks for.
     pub(super) fn blocked(&mut self, actor: &ActorName, doubt: &Doubt) {
+        let why = doubt.to_string();
+        if let Doubt::OnItsWay(_) = doubt {
+            if self.silent {
+                self.report.warnings.push(format!("`{actor}`: {why}"));
+            } else {
+                self.report.refused.push(Refusal { what: actor.to_string(), why });
+            }
+            return;
+        }
         if doubt.passes() {
             return;
         }
-        let why = doubt.to_string();
         self.report.refused.push(Refusal { what: actor.to_string(), why: why.clone() });
         if self.is_news(format!("blocked {actor} {why}")) {
             warn!(%actor, %why, "actor cannot change");

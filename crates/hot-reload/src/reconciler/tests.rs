@@ -1,6 +1,6 @@
 //! Passes over a folder, one by one, with nothing that makes them by itself.
 
-use std::fs;
+use std::{fs, path::Path};
 
 use reflowd_loader::Limits;
 use reflowd_runtime::{Event, EventKind, Metadata, Ready, Settings};
@@ -27,7 +27,9 @@ impl Blueprint for Lines {
             let (actor, module) = line.split_once(' ').ok_or("a line without a module")?;
             let (stem, pin) = (module.to_owned(), None);
             let spec = ActorSpec {
-                module: if module.starts_with('/') {
+                module: if let Some((url, sha256)) = module.split_once(' ') {
+                    ModuleRef::Url { url: url.parse().unwrap(), sha256: sha256.parse().unwrap() }
+                } else if module.starts_with('/') {
                     ModuleRef::Path { path: module.into(), pin }
                 } else {
                     ModuleRef::Stem { stem, pin }
@@ -63,7 +65,7 @@ impl Draft for LinesDraft {
     fn check(&self, lookup: &dyn Fn(&ModuleRef) -> Found) -> Result<Option<String>, String> {
         for spec in self.0.actors.values() {
             match lookup(&spec.module) {
-                Found::Known(_) => {}
+                Found::Known(_) | Found::Awaited => {}
                 Found::Missing { .. } => return Err(format!("{} is missing", spec.module)),
                 Found::Broken { why } => return Err(why),
             }
@@ -207,5 +209,27 @@ async fn a_configuration_that_is_refused_takes_no_path_out_of_sight() {
     assert!(!report.is_clean(), "{report:?}");
     let view = rig.reloader.view();
     assert!(view["a"].wanted.is_some(), "{view:?}");
+    rig.system.kill().await;
+}
+
+#[tokio::test]
+async fn a_dry_run_asks_no_server() {
+    let mut rig = Rig::begin("a relay\n").await;
+    let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    server.set_nonblocking(true).unwrap();
+    let (address, digest) = (server.local_addr().unwrap(), Digest::new([7; 32]));
+    rig.put("flow", format!("a relay\nb http://{address}/b.wasm {digest}\n").as_bytes());
+    let report = rig.pass(DRY).await;
+    assert!(report.is_clean(), "{report:?}");
+    assert!(report.warnings.iter().any(|w| w.contains("still to come")), "{report:?}");
+    assert!(rig.reconciler.downloads.soon(Instant::now()).is_none(), "nothing is under way");
+    assert!(server.accept().is_err(), "nobody has connected");
+
+    // A pass asks, and does not wait for what a silent server will say.
+    rig.reconciler.pass(NOW, Depth::Everything).await;
+    assert!(rig.reconciler.downloads.soon(Instant::now()).is_some());
+    rig.put("flow", b"a relay\n");
+    rig.pass(NOW).await;
+    assert!(rig.reconciler.downloads.soon(Instant::now()).is_none(), "nobody wants it any more");
     rig.system.kill().await;
 }

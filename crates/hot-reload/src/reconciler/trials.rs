@@ -258,8 +258,8 @@ impl Reconciler {
     async fn go_back(&mut self, way: Way) -> Result<Vec<GoneBack>, RollBackError> {
         let Way { back, why } = way;
         for (actor, former) in &back {
-            let Some(file) = former.spec.module.file_in(&self.folder) else { continue };
-            let taken = self.library.take_again(former.digest, &file).await;
+            let Some(place) = former.spec.module.place_in(&self.folder) else { continue };
+            let taken = self.library.take_again(former.digest, &place).await;
             taken.map_err(|error| RollBackError::Unfit {
                 why: format!("`{actor}`: {}", chain(&error)),
             })?;

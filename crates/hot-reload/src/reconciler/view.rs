@@ -1,13 +1,13 @@
 //! How actors and files stand to each other, for whoever asks between passes.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use reflowd_runtime::{ActorName, ActorState, Digest};
 use tokio::time::Instant;
 
 use crate::{
-    ActorSpec, ActorView, BadModules, Bans, Flow, ModuleFile, Running, RunningActor, Sight,
-    Snapshot, View,
+    ActorSpec, ActorView, BadModules, Bans, Doubt, Flow, ModuleFile, ModulePlace, ModuleRef,
+    Running, RunningActor, Sight, Snapshot, Trouble, View,
 };
 
 /// What a view is made of.
@@ -42,7 +42,7 @@ impl Stand<'_> {
         asked: Option<&ActorSpec>,
     ) -> ActorView {
         let sight = self.snapshot.module(&actor.spec.module);
-        let wanted = sight.present().copied();
+        let wanted = wanted(&actor.spec.module, &sight);
         let file_gone = matches!(sight, Sight::Gone);
         let keys = asked.map_or(&actor.spec.keys, |spec| &spec.keys);
         let is_banned = |digest| self.bans.standing(name, &digest, keys).is_some();
@@ -61,12 +61,19 @@ impl Stand<'_> {
     }
 
     fn pending_actor(&self, spec: &ActorSpec) -> ActorView {
-        let wanted = self.snapshot.module(&spec.module).present().copied();
+        let sight = self.snapshot.module(&spec.module);
+        let wanted = wanted(&spec.module, &sight);
         let refusal = wanted.and_then(|digest| self.bad_modules.standing(&digest, self.now));
-        let why = refusal.map_or_else(
-            || "its change was refused; see `reflowd events`".into(),
-            |refusal| refusal.why.clone(),
-        );
+        let why = match (&sight, refusal) {
+            (_, Some(refusal)) => refusal.why.clone(),
+            (Sight::Unsettled, None) if let ModuleRef::Url { url, .. } = &spec.module => {
+                Doubt::OnItsWay(url.clone()).to_string()
+            }
+            (Sight::Unknown(trouble @ Trouble::NotDownloaded(_)), None) => {
+                Doubt::NotDownloaded(trouble.clone()).to_string()
+            }
+            _ => "its change was refused; see `reflowd events`".into(),
+        };
         ActorView {
             module: spec.module.to_string(),
             autostarted: false,
@@ -78,19 +85,25 @@ impl Stand<'_> {
         }
     }
 
-    /// All files of modules that the look has seen.
+    /// All files of modules that the look has seen, and all downloads.
     pub(super) fn modules(&self) -> Vec<ModuleFile> {
         let in_folder = self.snapshot.modules.iter();
         let in_folder = in_folder.map(|(name, sight)| (self.folder.join(name), sight));
         let by_path = self.snapshot.paths.iter().map(|(path, sight)| (path.clone(), sight));
-        in_folder.chain(by_path).map(|(file, sight)| self.module(file, sight)).collect()
+        let files =
+            in_folder.chain(by_path).map(|(f, sight)| (ModulePlace::File(f), sight.clone()));
+        let downloads = self.flow.downloads().into_iter().flat_map(|(digest, urls)| {
+            let sight = self.snapshot.downloads.get(&digest).cloned().unwrap_or(Sight::Unsettled);
+            urls.into_iter().map(move |url| (ModulePlace::Url(url), sight.clone()))
+        });
+        files.chain(downloads).map(|(place, sight)| self.module(place, &sight)).collect()
     }
 
-    fn module(&self, file: PathBuf, sight: &Sight<Digest>) -> ModuleFile {
+    fn module(&self, place: ModulePlace, sight: &Sight<Digest>) -> ModuleFile {
         let digest = sight.present().copied();
         let uses = |actor: &RunningActor| {
             Some(actor.digest) == digest
-                && actor.spec.module.file_in(self.folder).as_ref() == Some(&file)
+                && actor.spec.module.place_in(self.folder).as_ref() == Some(&place)
         };
         let actors = self.running.actors.iter().filter(|(_, actor)| uses(actor));
         let actors: Vec<_> = actors.map(|(name, _)| name.clone()).collect();
@@ -99,11 +112,20 @@ impl Stand<'_> {
             (_, Some(refusal)) => ("refused", Some(refusal.why.clone())),
             (Sight::Present(_), None) if !actors.is_empty() => ("running", None),
             (Sight::Present(_), None) => ("unused", None),
+            (Sight::Unsettled, _) if place.file().is_none() => ("on its way", None),
             (Sight::Unsettled, _) => ("being written", None),
             (Sight::Missing | Sight::Gone, _) => ("gone", None),
             (Sight::Unknown(trouble), _) => ("unknown", Some(trouble.to_string())),
         };
-        ModuleFile { file, digest, state, why, actors }
+        ModuleFile { place, digest, state, why, actors }
+    }
+}
+
+/// What disk asks for; of a download that is known before it is here.
+fn wanted(module: &ModuleRef, sight: &Sight<Digest>) -> Option<Digest> {
+    match module {
+        ModuleRef::Url { sha256, .. } => Some(*sha256),
+        _ => sight.present().copied(),
     }
 }
 

@@ -335,7 +335,7 @@ impl System {
                 seat = Seat::Inherited(actor);
             }
         }
-        let generation = self.spawn(Newcomer { name: name.clone(), ready, settings, state, seat });
+        let generation = self.place(Newcomer { name: name.clone(), ready, settings, state, seat });
         if paused && let Some(heir) = self.actor(name.as_str()) {
             heir.pause().await;
         }
@@ -347,7 +347,7 @@ impl System {
         let (name, settings) = (actor.name().clone(), (*actor.settings()).clone());
         actor.stopped().await;
         let seat = self.vacate(actor, &ready);
-        self.spawn(Newcomer { name, ready, settings, state: None, seat })
+        self.place(Newcomer { name, ready, settings, state: None, seat })
     }
 
     /// Sees an actor out that has ended. One whose task broke has not emptied its
@@ -362,7 +362,7 @@ impl System {
 
     /// Puts a new actor in its place, all at once: what it inherits is never counted
     /// twice and never missing.
-    fn spawn(&self, newcomer: Newcomer) -> Generation {
+    fn place(&self, newcomer: Newcomer) -> Generation {
         let Newcomer { name, ready, settings, state, seat } = newcomer;
         let mut past = self.0.past.lock();
         let left = past.comes_back(&name);
