@@ -6,6 +6,7 @@
 
 mod actors;
 mod intake;
+mod answer;
 mod lines;
 mod reload;
 mod events;
@@ -31,8 +32,10 @@ use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub(crate) use actors::ActorSummary;
+pub(crate) use answer::{Answered, answered};
 pub(crate) use dead_letters::moment;
-pub(crate) use guard::Via;
+pub(crate) use guard::{Via, admit as guard};
+pub(crate) use intake::traceparent;
 pub(crate) use listen::{bind_loopback, bind_socket, serve};
 pub(crate) use problem::Problem;
 

@@ -3,12 +3,14 @@
 use std::{path::PathBuf, sync::Arc};
 
 use parking_lot::Mutex;
-use reflowd_hot_reload::{ActorSpec, Blueprint, ConfigFiles, Draft, Flow, Found, ModuleRef, Texts};
-use reflowd_runtime::{ActorLog, ActorName, Metadata, Ready, Secrets};
+use reflowd_hot_reload::{
+    ActorSpec, Blueprint, ConfigFiles, Draft, Flow, Found, GenerationKeys, ModuleRef, Texts,
+};
+use reflowd_runtime::{ActorLog, ActorName, Metadata, Ready};
 
 use crate::{
     config::{self, Config, Environment, Lookup, Report, Sources},
-    connector::{self, Prepared},
+    connector::{self, Prepared, Services, Setting},
 };
 
 /// Reads flows from TOML.
@@ -17,14 +19,14 @@ pub(crate) struct TomlBlueprint {
     environment: Environment,
     /// What is in force, against which keys that need a restart are held.
     in_force: Arc<Mutex<Config>>,
-    secrets: Secrets,
+    services: Services,
 }
 
 impl TomlBlueprint {
-    /// The blueprint of a daemon that runs with `config` and masks `secrets`.
-    pub(crate) fn new(config: Config, environment: Environment, secrets: Secrets) -> Self {
+    /// The blueprint of a daemon that runs with `config` and gives connectors `services`.
+    pub(crate) fn new(config: Config, environment: Environment, services: Services) -> Self {
         let main = config.sources.main().to_owned();
-        Self { main, environment, in_force: Arc::new(Mutex::new(config)), secrets }
+        Self { main, environment, in_force: Arc::new(Mutex::new(config)), services }
     }
 
     fn parse(&self, texts: &Texts) -> (Config, Report) {
@@ -56,7 +58,7 @@ impl Blueprint for TomlBlueprint {
             return Err(report.render(false));
         }
         // Before any actor could say one.
-        self.secrets.add(config.secret_values());
+        self.services.system.secrets().add(config.secret_values());
         Ok(Box::new(TomlDraft { config, report, in_force: Arc::clone(&self.in_force) }))
     }
 
@@ -64,22 +66,24 @@ impl Blueprint for TomlBlueprint {
         let full = format!("std:{name}");
         let builtin =
             connector::find(&full).ok_or_else(|| connector::unknown(&full).to_string())?;
-        let prepared = builtin.prepare(&spec.keys.config, &self.base());
+        let secrets = self.services.system.secrets().clone();
+        let log = ActorLog::masked(actor.clone(), spec.settings.log_rate, secrets);
+        let (keys, base, services) = (&spec.keys, &self.base(), &self.services);
+        let prepared = builtin.prepare(&Setting { actor, keys, log: log.clone(), base, services });
         match prepared.map_err(|error| error.to_string())? {
             Prepared::Source(source) => Ok(Ready::Source(source)),
             Prepared::Sink(program) => {
                 let engine = futures_util::FutureExt::now_or_never(program.instantiate())
                     .expect("a connector's engine is made at once")
                     .map_err(|error| error.to_string())?;
-                let (rate, secrets) = (spec.settings.log_rate, self.secrets.clone());
-                let log = ActorLog::masked(actor.clone(), rate, secrets);
                 Ok(Ready::Engine { program, engine, version: None, log })
             }
         }
     }
 
-    fn connector_metadata(&self, name: &str) -> Option<Metadata> {
-        connector::find(&format!("std:{name}")).map(connector::Builtin::metadata)
+    fn connector_metadata(&self, name: &str, keys: Option<&GenerationKeys>) -> Option<Metadata> {
+        let builtin = connector::find(&format!("std:{name}"))?;
+        keys.map_or_else(|| Some(builtin.metadata()), |keys| builtin.metadata_with(&keys.config))
     }
 }
 

@@ -39,6 +39,7 @@ use crate::{
     blueprint::TomlBlueprint,
     cli::{Exit, Outcome, Stop},
     config::{self, Config, Environment},
+    connector::{Listeners, Services},
     data_folder::DataFolder,
     logging, memory,
     saved_set::{SaveError, Saved, SavedSets},
@@ -144,9 +145,12 @@ impl Daemon {
         system.budget().set_limit(budget);
         system.secrets().add(config.secret_values());
         let dead_letters = keep_dead_letters(&system, &config, &data);
+        let (stopping, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let listeners = Arc::new(Listeners::new(tasks.clone(), stopping.clone()));
+        let services = Services { system: system.clone(), listeners };
         let (mut reconciler, reloader) = Reconciler::new(parts(
             &config,
-            TomlBlueprint::new(config.clone(), environment.clone(), system.secrets().clone()),
+            TomlBlueprint::new(config.clone(), environment.clone(), services),
             system.clone(),
             loader(&config, &data),
             (kept, remembered(&system, &data)),
@@ -165,8 +169,8 @@ impl Daemon {
             sets,
             dead_letters,
             notifier: Notifier::from_env(),
-            stopping: CancellationToken::new(),
-            tasks: TaskTracker::new(),
+            stopping,
+            tasks,
             config,
         };
         let admin = Admin {

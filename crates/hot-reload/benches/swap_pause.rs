@@ -221,7 +221,7 @@ impl Blueprint for Fixed {
         })
     }
 
-    fn connector_metadata(&self, _name: &str) -> Option<Metadata> {
+    fn connector_metadata(&self, _: &str, _: Option<&GenerationKeys>) -> Option<Metadata> {
         Some(sink_metadata())
     }
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use reflowd_runtime::{ActorName, Metadata, Ready};
 
-use crate::{ActorSpec, Flow, Include, ModuleRef};
+use crate::{ActorSpec, Flow, GenerationKeys, Include, ModuleRef};
 
 /// Knows how a flow is written, and what connectors there are.
 ///
@@ -27,8 +27,9 @@ pub trait Blueprint: Send + Sync {
     /// There is no such connector, or its configuration is wrong.
     fn connector(&self, actor: &ActorName, name: &str, spec: &ActorSpec) -> Result<Ready, String>;
 
-    /// The ports of a connector.
-    fn connector_metadata(&self, name: &str) -> Option<Metadata>;
+    /// The ports of a connector: those that it has with an actor's keys, or, without
+    /// them, those that all of its kind have.
+    fn connector_metadata(&self, name: &str, keys: Option<&GenerationKeys>) -> Option<Metadata>;
 }
 
 /// The files that make up a configuration.

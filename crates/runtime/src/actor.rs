@@ -385,6 +385,7 @@ impl Shared {
             FailureKind::Turn(text) => FailureKind::Turn(mask(text)),
             FailureKind::Guest(text) => FailureKind::Guest(mask(text)),
             FailureKind::Unavailable(text) => FailureKind::Unavailable(mask(text)),
+            FailureKind::Remote(text) => FailureKind::Remote(mask(text)),
         }
     }
 

@@ -128,6 +128,101 @@ pub enum EventKind {
     Ignored { path: String, why: String },
 }
 
+impl EventKind {
+    /// The words that stand for events.
+    pub const NAMES: [&str; 30] = [
+        "started",
+        "swapped",
+        "applied",
+        "trial-passed",
+        "opinion",
+        "rolled-back",
+        "banned",
+        "no-trial",
+        "restarted",
+        "failed",
+        "blocked",
+        "stalled",
+        "paused",
+        "resumed",
+        "draining",
+        "stopped",
+        "module-refused",
+        "module-loaded",
+        "file-gone",
+        "changed",
+        "config-refused",
+        "change-refused",
+        "removal-held",
+        "folder-unknown",
+        "dead-letters-lost",
+        "dead-letters-in-memory",
+        "dead-letters-on-disk",
+        "over-budget",
+        "within-budget",
+        "ignored",
+    ];
+
+    /// The word that stands for it as `event`.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Started { .. } => "started",
+            Self::Swapped { .. } => "swapped",
+            Self::Applied { .. } => "applied",
+            Self::TrialPassed { .. } => "trial-passed",
+            Self::Opinion { .. } => "opinion",
+            Self::RolledBack { .. } => "rolled-back",
+            Self::Banned { .. } => "banned",
+            Self::NoTrial { .. } => "no-trial",
+            Self::Restarted { .. } => "restarted",
+            Self::Failed { .. } => "failed",
+            Self::Blocked { .. } => "blocked",
+            Self::Stalled { .. } => "stalled",
+            Self::Paused { .. } => "paused",
+            Self::Resumed { .. } => "resumed",
+            Self::Draining { .. } => "draining",
+            Self::Stopped { .. } => "stopped",
+            Self::ModuleRefused { .. } => "module-refused",
+            Self::ModuleLoaded { .. } => "module-loaded",
+            Self::FileGone { .. } => "file-gone",
+            Self::Changed { .. } => "changed",
+            Self::ConfigRefused { .. } => "config-refused",
+            Self::ChangeRefused { .. } => "change-refused",
+            Self::RemovalHeld { .. } => "removal-held",
+            Self::FolderUnknown { .. } => "folder-unknown",
+            Self::DeadLettersLost { .. } => "dead-letters-lost",
+            Self::DeadLettersInMemory { .. } => "dead-letters-in-memory",
+            Self::DeadLettersOnDisk => "dead-letters-on-disk",
+            Self::OverBudget { .. } => "over-budget",
+            Self::WithinBudget { .. } => "within-budget",
+            Self::Ignored { .. } => "ignored",
+        }
+    }
+
+    /// The actor that it is about, where it is about one.
+    #[must_use]
+    pub fn actor(&self) -> Option<&ActorName> {
+        match self {
+            Self::Started { actor, .. }
+            | Self::Swapped { actor, .. }
+            | Self::Applied { actor }
+            | Self::TrialPassed { actor, .. }
+            | Self::Opinion { actor, .. }
+            | Self::Banned { actor, .. }
+            | Self::Restarted { actor, .. }
+            | Self::Failed { actor, .. }
+            | Self::Blocked { actor, .. }
+            | Self::Stalled { actor, .. }
+            | Self::Paused { actor }
+            | Self::Resumed { actor }
+            | Self::Draining { actor }
+            | Self::Stopped { actor, .. } => Some(actor),
+            _ => None,
+        }
+    }
+}
+
 /// One actor of a rollback.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct GoneBack {
@@ -181,5 +276,31 @@ impl Events {
         let history = self.history.lock();
         let past = history.events.iter().filter(|event| event.number > after).cloned().collect();
         (past, self.live.subscribe())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_called_as_it_is_written() {
+        let actor: ActorName = "a".parse().unwrap();
+        let kinds = [
+            EventKind::Paused { actor: actor.clone() },
+            EventKind::RolledBack {
+                actors: vec![actor],
+                back: Vec::new(),
+                lost_turns: 0,
+                why: String::new(),
+            },
+            EventKind::DeadLettersOnDisk,
+            EventKind::OverBudget { used: 1, limit: 1 },
+        ];
+        for kind in kinds {
+            let written = serde_json::to_value(&kind).unwrap();
+            assert_eq!(written["event"], kind.name());
+            assert!(EventKind::NAMES.contains(&kind.name()));
+        }
     }
 }

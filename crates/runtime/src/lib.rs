@@ -45,7 +45,7 @@ pub use module::{
 pub use name::{ActorName, ActorNameError, PortName, PortNameError, PortRef, PortRefError};
 pub use secrets::Secrets;
 pub use settings::{Overflow, Persistence, SendMode, Settings, Trigger};
-pub use source::{Emitter, Position, Source, SourceError};
+pub use source::{Emitter, OfferError, Position, Source, SourceError, Taken};
 pub use span::{SpanSink, TraceContext, TraceContextError, TurnSpan};
 pub use system::{
     Books, Change, Changed, Halted, Ledger, PutBack, Ready, Remains, Replayed, SendError,

@@ -443,6 +443,21 @@ impl Mailbox {
         closed || inner.lanes[lane].has_room(bounds, bytes)
     }
 
+    /// Whether a message of that length for `port` would be taken, neither waiting nor
+    /// dropped, by the wire's own rule or the mailbox's.
+    pub(crate) fn would_keep(
+        &self,
+        port: &PortName,
+        bytes: usize,
+        overflow: Option<Overflow>,
+    ) -> bool {
+        let mut inner = self.inner.lock();
+        let (bounds, closed) = (inner.bounds, inner.closed);
+        let lane = inner.lane_for(port);
+        let makes_room = overflow.unwrap_or(bounds.overflow) == Overflow::DropOldest;
+        !closed && (makes_room || inner.lanes[lane].has_room(bounds, bytes))
+    }
+
     /// All that is here, in the order of its arrival, what is in hand included. Nothing
     /// comes in any more.
     pub(crate) fn seal(&self) -> Vec<Envelope> {

@@ -221,6 +221,9 @@ pub enum FailureKind {
     /// What a connector talks to is not there. The message is kept and tried again.
     #[error("{0}")]
     Unavailable(String),
+    /// What a connector talks to is there and could not do its part this time.
+    #[error("{0}")]
+    Remote(String),
 }
 
 impl FailureKind {
@@ -233,6 +236,7 @@ impl FailureKind {
             Self::Turn(_) => "turn-error",
             Self::Guest(_) => "guest-error",
             Self::Unavailable(_) => "unavailable",
+            Self::Remote(_) => "remote",
         }
     }
 }

@@ -13,16 +13,18 @@ use futures_util::{
     FutureExt,
     future::{BoxFuture, join_all},
 };
+use parking_lot::Mutex;
 use thiserror::Error;
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{Notify, mpsc, oneshot, watch},
     time::{self, Instant},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
-    ActorState, Digest, EventKind, Message, Metadata, PortName, Ready,
+    ActorName, ActorState, Answer, Digest, Envelope, EventKind, Message, MessageId, Metadata,
+    PortName, PortRef, Ready,
     actor::{Command, Identity, Replaced, Shared, Swapped},
     dead_letter::Reason,
     envelope::{Moment, Origin},
@@ -73,9 +75,41 @@ pub struct Emitter {
     paused: watch::Receiver<bool>,
     /// How many messages wait for room.
     waiting: Arc<AtomicUsize>,
-    /// Whether nobody has asked yet where to go on.
-    resume: Arc<AtomicBool>,
+    /// Whether the source ends: it takes nothing in any more.
+    leaving: Arc<AtomicBool>,
+    /// One offer at a time, so that none takes the room that another has seen.
+    offering: Arc<Mutex<()>>,
+    /// Told when something was left on a wire by an offer.
+    left: Arc<Notify>,
 }
+
+/// A message that a source was offered from outside and that its wires do not take now.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum OfferError {
+    /// An actor is behind.
+    #[error("the mailbox of `{0}` is full")]
+    Full(ActorName),
+    /// All queues of the system together hold as much as they may.
+    #[error("the queues hold {used} bytes and `memory_budget` is {limit}")]
+    OverBudget {
+        /// Bytes that the queues hold.
+        used: u64,
+        /// Bytes that they may hold.
+        limit: u64,
+    },
+    /// No wire leaves the port: nobody would ever see the message.
+    #[error("nothing is wired to the port `{0}`")]
+    Unwired(PortName),
+    /// An operator has paused the source.
+    #[error("`{0}` is paused")]
+    Paused(ActorName),
+    /// The source or the daemon is stopping.
+    #[error("`{0}` is stopping and takes no more messages")]
+    Leaving(ActorName),
+}
+
+/// A message that was taken, and what comes out for it where that was asked for.
+pub type Taken = (MessageId, Option<oneshot::Receiver<Answer>>);
 
 impl Emitter {
     /// Puts a message on every wire of `port`, and returns when all have taken it.
@@ -107,6 +141,81 @@ impl Emitter {
         self.flush(&wires).await;
     }
 
+    /// Puts a message from outside on every wire of `port`, or on none of them. Never waits.
+    ///
+    /// What is taken is in the mailboxes, under the id that is given as its correlation; where
+    /// another sender has taken a mailbox's last place in between, it waits on the wire, next
+    /// in line, for as long as somebody [settles](Self::settle) it. With `answer`, what comes
+    /// out of that port for it is told; whoever no longer wants it
+    /// [forgets](crate::System::forget) it.
+    ///
+    /// # Errors
+    /// The message was not taken, and why. Nothing of it is anywhere.
+    pub fn offer(
+        &self,
+        port: &PortName,
+        message: Message,
+        traceparent: Option<Arc<str>>,
+        answer: Option<PortRef>,
+    ) -> Result<Taken, OfferError> {
+        let shared = &self.shared;
+        let _one_at_a_time = self.offering.lock();
+        if self.leaving.load(Ordering::Acquire) {
+            return Err(OfferError::Leaving(shared.name.clone()));
+        }
+        if *self.paused.borrow() {
+            return Err(OfferError::Paused(shared.name.clone()));
+        }
+        let budget = &shared.sinks.budget;
+        if budget.is_over() {
+            let (used, limit) = (budget.used(), budget.limit());
+            return Err(OfferError::OverBudget { used, limit });
+        }
+        let routes = shared.routes.load_full();
+        let wires = routes.of(port);
+        if wires.is_empty() {
+            return Err(OfferError::Unwired(port.clone()));
+        }
+        let bytes = message.encoded_len();
+        if let Some(full) = wires.iter().find(|wire| !wire.would_keep(bytes)) {
+            return Err(OfferError::Full(full.to().actor.clone()));
+        }
+        let id = MessageId::new();
+        let waits = &shared.sinks.waits;
+        let receiver = answer.map(|answer| waits.open(id, answer));
+        let now = Instant::now();
+        let mut is_first = true;
+        for wire in wires {
+            let entering =
+                Envelope::entering(wire.to().port.clone(), message.clone(), traceparent.clone());
+            let own = if is_first { id } else { entering.id };
+            is_first = false;
+            if wire.emit(Envelope { id: own, correlation: id, ..entering }, now) {
+                shared.left_on_wires.lock().push(Arc::clone(wire));
+                self.left.notify_one();
+            }
+        }
+        // The wait counts the entry itself as well, so that it does not end before all is out.
+        waits.less(id);
+        shared.meters.turns_ok.add(1);
+        Ok((id, receiver))
+    }
+
+    /// Brings on its way what offers have left on wires, for ever.
+    pub async fn settle(&self) {
+        loop {
+            let left = self.shared.left_on_wires.lock().clone();
+            self.flush(&left).await;
+            self.left.notified().await;
+        }
+    }
+
+    /// The actor that the source is.
+    #[must_use]
+    pub fn actor(&self) -> &ActorName {
+        &self.shared.name
+    }
+
     /// Returns when nothing waits on these wires.
     async fn flush(&self, wires: &[Arc<Wire>]) {
         if wires.is_empty() {
@@ -135,11 +244,11 @@ impl Emitter {
         *self.shared.position.lock() = position;
     }
 
-    /// Where the source is to go on, the first time that it is asked for after a start
-    /// of the daemon; a source that runs again begins anew.
+    /// How far the source had come when it last ran: before an edit, a failure or, where
+    /// a stop has saved it, a restart of the daemon.
     #[must_use]
     pub fn resume(&self) -> Option<Position> {
-        if self.resume.swap(false, Ordering::AcqRel) { *self.shared.position.lock() } else { None }
+        *self.shared.position.lock()
     }
 
     /// Shows what a source does that runs.
@@ -215,12 +324,13 @@ enum Ended {
 impl SourceTask {
     pub(crate) async fn run(mut self) {
         let (pause, paused) = watch::channel(false);
-        let waiting = Arc::default();
         let emitter = Emitter {
             shared: Arc::clone(&self.shared),
             paused,
-            waiting,
-            resume: Arc::new(AtomicBool::new(true)),
+            waiting: Arc::default(),
+            leaving: Arc::default(),
+            offering: Arc::default(),
+            left: Arc::default(),
         };
         let mut supervisor = Supervisor::default();
         let mut phase = Phase::Running;
@@ -265,6 +375,11 @@ impl SourceTask {
             };
             phase = next;
         };
+        {
+            // An offer that has begun is done before the wires are looked at.
+            let _no_offer = emitter.offering.lock();
+            emitter.leaving.store(true, Ordering::Release);
+        }
         self.end(until).await;
     }
 

@@ -76,7 +76,7 @@ impl Supervisor {
                 self.fruitless = 0;
                 return Verdict::Answer;
             }
-            FailureKind::Trap(_) => settings.retries,
+            FailureKind::Trap(_) | FailureKind::Remote(_) => settings.retries,
             FailureKind::Timeout(_) => settings.retries_timeout,
             FailureKind::Turn(_) | FailureKind::Guest(_) | FailureKind::Unavailable(_) => 0,
         };

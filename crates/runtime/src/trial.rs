@@ -211,7 +211,7 @@ impl Trial {
     /// A message failed for good. `judged` tells whether a judge has put it out.
     pub(crate) fn failed(&mut self, kind: &FailureKind, judged: bool, rules: &TrialRules) -> Step {
         let counts = match kind {
-            FailureKind::Unavailable(_) => false,
+            FailureKind::Unavailable(_) | FailureKind::Remote(_) => false,
             FailureKind::Guest(_) => rules.guest_errors == GuestErrors::Count,
             FailureKind::Trap(_) | FailureKind::Timeout(_) | FailureKind::Turn(_) => true,
         };

@@ -180,6 +180,14 @@ impl Wire {
         true
     }
 
+    /// Whether a message of that length would be in the mailbox at once, and none dropped
+    /// that was to be kept.
+    pub(crate) fn would_keep(&self, bytes: usize) -> bool {
+        let flow = self.flow.lock();
+        flow.pending.is_empty()
+            && self.target.mailbox.would_keep(&self.to.port, bytes, flow.overflow)
+    }
+
     /// Returns when nothing waits on the wire. Cancel at will: nothing is lost.
     pub(crate) async fn drain(&self) {
         loop {

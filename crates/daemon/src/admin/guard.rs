@@ -24,10 +24,16 @@ pub(crate) enum Via {
 
 /// Lets a request pass if its `Host` and `Origin` are ours.
 pub(super) async fn guard(State(via): State<Via>, request: Request, next: Next) -> Response {
-    match check(via, request.headers()) {
+    match admit(via, request.headers()) {
         Ok(()) => next.run(request).await,
-        Err(why) => Problem::new(StatusCode::FORBIDDEN, "foreign", "refused", why).into_response(),
+        Err(problem) => problem.into_response(),
     }
+}
+
+/// Whether a request's `Host` and `Origin` are ours, or the problem that they are not.
+pub(crate) fn admit(via: Via, headers: &HeaderMap) -> Result<(), Problem> {
+    check(via, headers)
+        .map_err(|why| Problem::new(StatusCode::FORBIDDEN, "foreign", "refused", why))
 }
 
 fn check(via: Via, headers: &HeaderMap) -> Result<(), String> {

@@ -17,15 +17,15 @@ use axum::{
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use reflowd_runtime::{
-    Actor, Answer, ERROR_PORT, Message, MessageError, MessageId, PortName, PortRef, SendError,
-    System, TraceContext, Type,
+    Actor, ERROR_PORT, Message, MessageError, MessageId, PortName, PortRef, SendError,
+    TraceContext, Type,
 };
 use serde::Deserialize;
 use serde_json::json;
-use tokio::{task::coop, time};
+use tokio::task::coop;
 
 use super::{
-    Admin, Phase, Problem, actors, flag,
+    Admin, Answered, Phase, Problem, actors, answered, flag,
     lines::{Line, Lines, TooLong},
     query,
 };
@@ -177,50 +177,19 @@ impl Intake {
         port: PortRef,
         timeout: Duration,
     ) -> Result<Response, Problem> {
-        /// Whoever asked may hang up; then nobody waits any more.
-        struct Waiting<'a>(&'a System, MessageId);
-        impl Drop for Waiting<'_> {
-            fn drop(&mut self) {
-                self.0.forget(self.1);
-            }
-        }
-
         let system = &self.admin.system;
-        let (id, answer) =
+        let asked =
             system.ask(&self.to, message, self.trace.clone(), port.clone()).map_err(refused)?;
-        let _waiting = Waiting(system, id);
-        let with_id = |problem: Problem| problem.with("id", id.to_string());
-        let answered = tokio::select! {
-            answered = time::timeout(timeout, answer) => answered,
-            () = self.admin.stopping.cancelled() => {
-                let why = "the daemon is stopping; the message was accepted";
-                let status = StatusCode::SERVICE_UNAVAILABLE;
-                return Err(with_id(Problem::new(status, "draining", "stopping", why)));
-            }
-        };
-        match answered {
-            Ok(Ok(Answer::Message(message))) => {
+        let (id, stopping) = (asked.0, &self.admin.stopping);
+        match answered(system, asked, &port, timeout, stopping).await? {
+            Answered::Message(message) => {
                 let headers = [
                     (header::CONTENT_TYPE, "application/json".to_owned()),
                     (header::HeaderName::from_static("reflowd-message-id"), id.to_string()),
                 ];
                 Ok((headers, message.encode()).into_response())
             }
-            Ok(Ok(Answer::Nothing) | Err(_)) => Ok(StatusCode::NO_CONTENT.into_response()),
-            Ok(Ok(Answer::Died(why))) => {
-                let detail =
-                    format!("the message, or one that it led to, became a dead letter: {why}");
-                let problem = Problem::new(StatusCode::BAD_GATEWAY, "died", "dead letter", detail);
-                Err(with_id(problem.with("reason", why)))
-            }
-            Err(_) => {
-                let detail = format!(
-                    "nothing came out of `{port}` within {}; the message stays accepted",
-                    humantime::format_duration(timeout)
-                );
-                let status = StatusCode::GATEWAY_TIMEOUT;
-                Err(with_id(Problem::new(status, "timeout", "no answer yet", detail)))
-            }
+            Answered::Nothing => Ok(StatusCode::NO_CONTENT.into_response()),
         }
     }
 }
@@ -354,7 +323,7 @@ fn timeout(text: Option<&str>) -> Result<Duration, Problem> {
 }
 
 /// The W3C trace context, where the caller gives a well-formed one.
-fn traceparent(headers: &HeaderMap) -> Option<Arc<str>> {
+pub(crate) fn traceparent(headers: &HeaderMap) -> Option<Arc<str>> {
     let text = headers.get("traceparent")?.to_str().ok()?;
     text.parse::<TraceContext>().ok().map(|_| text.into())
 }

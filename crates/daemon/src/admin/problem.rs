@@ -2,7 +2,7 @@
 
 use axum::{
     Json,
-    http::{HeaderValue, StatusCode, header},
+    http::{HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use serde_json::{Map, Value};
@@ -19,6 +19,7 @@ pub(crate) struct Problem {
     title: &'static str,
     detail: String,
     fields: Map<String, Value>,
+    header: Option<Box<(HeaderName, HeaderValue)>>,
 }
 
 impl Problem {
@@ -29,7 +30,7 @@ impl Problem {
         title: &'static str,
         detail: impl Into<String>,
     ) -> Self {
-        Self { status, kind, title, detail: detail.into(), fields: Map::new() }
+        Self { status, kind, title, detail: detail.into(), fields: Map::new(), header: None }
     }
 
     /// The request itself cannot be understood.
@@ -55,6 +56,12 @@ impl Problem {
         self.fields.insert(name.into(), value.into());
         self
     }
+
+    /// Sets a header that goes with the status.
+    pub(crate) fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.header = Some(Box::new((name, value)));
+        self
+    }
 }
 
 impl IntoResponse for Problem {
@@ -71,6 +78,9 @@ impl IntoResponse for Problem {
         headers.insert(header::CONTENT_TYPE, problem);
         if matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
             headers.insert(header::RETRY_AFTER, RETRY_AFTER);
+        }
+        if let Some((name, value)) = self.header.map(|header| *header) {
+            headers.insert(name, value);
         }
         response
     }

@@ -13,12 +13,16 @@ use reflowd_hot_reload::{
     ActorSpec, Depth, Kept, Look, ModuleRef, Moment, ScanOptions, Scanner, Sight, Snapshot,
 };
 use reflowd_loader::{Limits, LoadError, LoadErrorKind, LoadedModule, Loader, ModuleUrl, Source};
-use reflowd_runtime::{ActorLog, ActorName, Digest, Metadata, Module as _, ProgramSpec};
+use reflowd_runtime::{
+    ActorLog, ActorName, Digest, Metadata, Module as _, ProgramSpec, System,
+};
+use tokio::runtime::Handle;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{Exit, Outcome, print};
 use crate::{
     config::{self, Config, Diagnostic, Environment, Lookup, Report, Sources},
-    connector,
+    connector::{self, Listeners, Services, Setting},
 };
 
 /// Which configuration.
@@ -98,6 +102,8 @@ struct Modules {
     unused: Vec<(PathBuf, String)>,
     /// What a daemon that starts would see.
     snapshot: Snapshot,
+    /// Connectors are made ready with these and run nothing.
+    services: Services,
 }
 
 impl Modules {
@@ -109,6 +115,7 @@ impl Modules {
         let folder = config.daemon.modules.clone();
         let snapshot = look(config).await;
         let stems = stems(&snapshot);
+        let listeners = Arc::new(Listeners::new(TaskTracker::new(), CancellationToken::new()));
         let mut modules = Self {
             folder,
             stems,
@@ -116,6 +123,7 @@ impl Modules {
             downloaded: BTreeMap::new(),
             unused: Vec::new(),
             snapshot,
+            services: Services { system: System::new(Handle::current()), listeners },
         };
         let asked: BTreeSet<PathBuf> =
             config.flow.actors.values().filter_map(|spec| modules.path(&spec.module)).collect();
@@ -201,25 +209,28 @@ impl Modules {
     async fn refuses(
         &self,
         config: &Config,
-        name: &ActorName,
+        actor: &ActorName,
         spec: &ActorSpec,
     ) -> Option<Diagnostic> {
         let why = match &spec.module {
             ModuleRef::Builtin { name } => {
                 let builtin = connector::find(&format!("std:{name}"))?;
-                builtin.prepare(&spec.keys.config, config.sources.base()).err()?.to_string()
+                let (keys, base) = (&spec.keys, config.sources.base());
+                let log = ActorLog::new(actor.clone(), 0);
+                let setting = Setting { actor, keys, log, base, services: &self.services };
+                builtin.prepare(&setting).err()?.to_string()
             }
             ModuleRef::Url { url, sha256 } => {
                 let loaded = self.downloaded.get(&(*sha256, url.clone()))?.as_ref().ok()?;
-                loaded.prepare(program(name, spec)).await.err()?.to_string()
+                loaded.prepare(program(actor, spec)).await.err()?.to_string()
             }
             module => {
                 let Ok(loaded) = self.found.get(&self.path(module)?)? else { return None };
-                loaded.prepare(program(name, spec)).await.err()?.to_string()
+                loaded.prepare(program(actor, spec)).await.err()?.to_string()
             }
         };
-        let message = format!("the actor `{name}` cannot start");
-        Some(config.actor_error(name, "config", "E0207", message).note(why))
+        let message = format!("the actor `{actor}` cannot start");
+        Some(config.actor_error(actor, "config", "E0207", message).note(why))
     }
 }
 

@@ -17,6 +17,7 @@ use super::{
     names::{list, similar},
     report::{Diagnostic, Place, Report},
 };
+use crate::connector;
 
 /// The outport by which an actor's own errors leave, declared or not.
 const ERROR_PORT: &str = "error";
@@ -58,7 +59,13 @@ pub(crate) fn check_flow<'c>(
     for spec in config.flow.actors.values() {
         modules.entry(&spec.module).or_insert_with(|| lookup(&spec.module));
     }
-    let check = Check { config, modules, lookup };
+    let connectors = config.flow.actors.iter().filter_map(|(actor, spec)| {
+        let ModuleRef::Builtin { name } = &spec.module else { return None };
+        let builtin = connector::find(&format!("std:{name}"))?;
+        Some((actor, builtin.metadata_with(&spec.keys.config)))
+    });
+    let connectors = connectors.collect();
+    let check = Check { config, modules, connectors, lookup };
     let mut found = Vec::new();
     check.modules(&mut found);
     for (wire, place) in check.wires() {
@@ -75,6 +82,9 @@ pub(crate) fn check_flow<'c>(
 struct Check<'c> {
     config: &'c Config,
     modules: BTreeMap<&'c ModuleRef, Lookup>,
+    /// What connectors are like with the configuration of each actor; nothing, where that
+    /// does not fit.
+    connectors: BTreeMap<&'c ActorName, Option<Metadata>>,
     lookup: &'c dyn Fn(&ModuleRef) -> Lookup,
 }
 
@@ -91,6 +101,9 @@ impl<'c> Check<'c> {
     }
 
     fn metadata(&self, actor: &ActorName) -> Option<&Metadata> {
+        if let Some(connector) = self.connectors.get(actor) {
+            return connector.as_ref();
+        }
         let spec = self.config.flow.actors.get(actor)?;
         match self.modules.get(&spec.module)? {
             Lookup::Known(metadata) => Some(metadata),

@@ -18,16 +18,35 @@ use tokio::{
     time::{self, Instant},
 };
 
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
 use super::*;
 
 fn object(value: serde_json::Value) -> serde_json::Map<String, serde_json::Value> {
     value.as_object().cloned().expect("a config is an object")
 }
 
+/// A connector, made ready for an actor with the secret `TOKEN`.
+fn prepared(
+    builtin: Builtin,
+    config: serde_json::Value,
+    base: &Path,
+) -> Result<Prepared, ConnectorError> {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let listeners = Arc::new(Listeners::new(TaskTracker::new(), CancellationToken::new()));
+    let services = Services { system: System::new(runtime.handle().clone()), listeners };
+    runtime.shutdown_background();
+    let env = [("TOKEN".into(), "a token that is long".into())].into();
+    let keys = GenerationKeys { config: object(config), env, ..GenerationKeys::default() };
+    let actor = "source".parse().unwrap();
+    let log = ActorLog::new("source".parse().unwrap(), 1);
+    builtin.prepare(&Setting { actor: &actor, keys: &keys, log, base, services: &services })
+}
+
 #[track_caller]
 fn refused(name: &str, value: serde_json::Value, says: &str) {
     let builtin = find(name).unwrap();
-    let Err(error) = builtin.prepare(&object(value), Path::new("/")) else {
+    let Err(error) = prepared(builtin, value, Path::new("/")) else {
         panic!("{name} took it");
     };
     let error = error.to_string();
@@ -49,6 +68,22 @@ fn a_config_that_does_not_fit_is_refused_with_one_that_does() {
     refused("std:file-out", json!({ "append": true }), "missing field `path`");
     refused("std:file-out", json!({ "path": "a", "what": "all" }), "unknown variant `all`");
     refused("std:stdout", json!({ "color": true }), "unknown field `color`");
+    refused("std:cron", json!({ "schedule": "often" }), "no cron pattern");
+    refused("std:cron", json!({ "schedule": "* * * * *", "zone": "Mars" }), "no time zone `Mars`");
+    refused("std:log", json!({ "level": "loud" }), "unknown variant `loud`");
+    refused("std:events", json!({ "only": [] }), "`only` names no event");
+    refused("std:events", json!({ "only": ["rollback"] }), "did you mean `rolled-back`?");
+    let url = |url: &str| json!({ "url": url });
+    refused("std:http-out", url("ftp://example.com"), "http:// or https://");
+    refused("std:http-out", url("http:///hook"), "`url`");
+    refused("std:http-out", url("https://example.com/${KEY}"), "no `KEY` in the actor's `env`");
+    let with = |name: &str, value: &str| json!({ "url": "http://a", "headers": { name: value } });
+    refused("std:http-out", with("Content-Length", "1"), "reflowd sets it itself");
+    refused("std:http-out", with("Idempotency-Key", "1"), "reflowd sets it itself");
+    refused("std:http-out", with("a b", "1"), "no header name");
+    refused("std:http-out", with("X-Key", "${NO}"), "no `NO` in the actor's `env`");
+    refused("std:http-out", json!({ "url": "http://a", "method": "GET" }), "POST, PUT or PATCH");
+    refused("std:http-out", json!({ "url": "http://a", "timeout": "0s" }), "`timeout`");
 }
 
 #[test]
@@ -59,7 +94,7 @@ fn every_example_works_and_keeps_to_its_schema() {
         let schema = builtin.metadata().config_schema.unwrap();
         let keys = schema["properties"].as_object().unwrap();
         assert!(example.as_object().unwrap().keys().all(|key| keys.contains_key(key)));
-        builtin.prepare(&object(example), Path::new("/")).map(|_| ()).unwrap();
+        prepared(builtin, example, Path::new("/")).map(|_| ()).unwrap();
     }
 }
 
@@ -71,7 +106,7 @@ fn an_unknown_connector_is_answered_with_one_that_is_like_it() {
     assert!(said("file-in").contains("did you mean `std:file-in`?"));
     let far = said("std:xyz");
     assert!(!far.contains("did you mean"), "{far}");
-    assert!(far.contains("`std:interval`, `std:file-in`, `std:file-out`, `std:stdout`"));
+    assert!(far.contains("`std:interval`, `std:cron`, `std:file-in`, `std:http-in`"));
 }
 
 #[test]
@@ -167,7 +202,7 @@ impl Rig {
 
     /// Starts a source whose ports `out` and `error` lead to the test.
     async fn source(&mut self, name: &str, config: serde_json::Value) {
-        let prepared = find(name).unwrap().prepare(&object(config), self.folder.path()).unwrap();
+        let prepared = prepared(find(name).unwrap(), config, self.folder.path()).unwrap();
         let Prepared::Source(source) = prepared else { panic!("{name} is no source") };
         let (sender, got) = mpsc::channel(1);
         self.got = got;
@@ -185,7 +220,7 @@ impl Rig {
 
     /// Starts a sink by the name `sink`.
     async fn sink(&mut self, name: &str, config: serde_json::Value) {
-        let prepared = find(name).unwrap().prepare(&object(config), self.folder.path()).unwrap();
+        let prepared = prepared(find(name).unwrap(), config, self.folder.path()).unwrap();
         let Prepared::Sink(sink) = prepared else { panic!("{name} is no sink") };
         self.program(sink).await;
     }

@@ -103,7 +103,7 @@ impl Reconciler {
     /// What can be said of a module that an actor names, by what is on disk or what runs.
     fn found(&self, module: &ModuleRef, flow: &Flow, snapshot: &Snapshot, now: Instant) -> Found {
         if let ModuleRef::Builtin { name } = module {
-            return match self.blueprint.connector_metadata(name) {
+            return match self.blueprint.connector_metadata(name, None) {
                 Some(metadata) => Found::Known(metadata),
                 None => Found::Missing { looked_at: None, names: Vec::new() },
             };

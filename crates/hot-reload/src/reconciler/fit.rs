@@ -7,15 +7,15 @@ use std::collections::BTreeSet;
 use reflowd_runtime::{ActorName, Digest, ERROR_PORT, Metadata, Port, PortName, PortRef, Type};
 
 use super::preparation::ChangeRefused;
-use crate::{ChangePlan, ModuleRef, Running, WireSpec};
+use crate::{ActorSpec, ChangePlan, Running, WireSpec};
 
 /// What a change is held against.
 pub(super) struct Fit<'a> {
     pub(super) change: &'a ChangePlan,
     /// What runs before it.
     pub(super) running: &'a Running,
-    /// What a module says of itself, where it can be had.
-    pub(super) metadata: &'a dyn Fn(&ModuleRef, &Digest) -> Option<Metadata>,
+    /// What an actor's module says of itself, where it can be had.
+    pub(super) metadata: &'a dyn Fn(&ActorSpec, &Digest) -> Option<Metadata>,
     /// What waits for an actor, by inport.
     pub(super) queued: &'a dyn Fn(&ActorName) -> Vec<(PortName, usize)>,
 }
@@ -104,21 +104,21 @@ impl Fit<'_> {
 
     /// What an actor's module says of itself once the change is done.
     fn metadata_after(&self, actor: &ActorName) -> Option<Metadata> {
-        let starts = self.change.start.iter().map(|s| (&s.actor, &s.digest, &s.spec.module));
-        let swaps = self.change.swap.iter().map(|s| (&s.actor, &s.digest, &s.spec.module));
+        let starts = self.change.start.iter().map(|s| (&s.actor, &s.digest, &s.spec));
+        let swaps = self.change.swap.iter().map(|s| (&s.actor, &s.digest, &s.spec));
         let fresh = starts.chain(swaps).find(|(name, ..)| *name == actor);
-        let (digest, module) = match fresh {
-            Some((_, digest, module)) => (digest, module),
-            None => self.running.actors.get(actor).map(|a| (&a.digest, &a.spec.module))?,
+        let (digest, spec) = match fresh {
+            Some((_, digest, spec)) => (digest, spec),
+            None => self.running.actors.get(actor).map(|a| (&a.digest, &a.spec))?,
         };
-        (self.metadata)(module, digest)
+        (self.metadata)(spec, digest)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{ActorSpec, GenerationKeys, RunningActor, Starting, Swapping};
+    use crate::{GenerationKeys, ModuleRef, RunningActor, Starting, Swapping};
     use reflowd_runtime::{Generation, Settings};
 
     const OLD: Digest = Digest::new([1; 32]);
@@ -173,7 +173,7 @@ mod tests {
             draining: false,
         };
         let running = Running { actors: [(name("a"), actor)].into(), wires: Vec::new() };
-        let metadata = |_: &ModuleRef, digest: &Digest| {
+        let metadata = |_: &ActorSpec, digest: &Digest| {
             let inport = Port {
                 name: name(if *digest == NEW { "other" } else { "in" }),
                 description: String::new(),

@@ -38,7 +38,7 @@ impl Reconciler {
         if let Some(why) = self.memory.refused_changes.standing(change) {
             return Err(ChangeRefused { why: why.into(), lasts: true });
         }
-        let metadata = |module: &ModuleRef, digest: &Digest| self.metadata(module, digest);
+        let metadata = |spec: &ActorSpec, digest: &Digest| self.metadata(spec, digest);
         let queued = |actor: &ActorName| {
             let actor = self.system.actor(actor.as_str());
             actor.map(|actor| actor.mailbox().queued_by_port()).unwrap_or_default()

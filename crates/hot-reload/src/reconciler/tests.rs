@@ -50,7 +50,7 @@ impl Blueprint for Lines {
         Err("there are no connectors".into())
     }
 
-    fn connector_metadata(&self, _name: &str) -> Option<Metadata> {
+    fn connector_metadata(&self, _: &str, _: Option<&GenerationKeys>) -> Option<Metadata> {
         None
     }
 }

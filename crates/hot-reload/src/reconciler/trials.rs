@@ -19,7 +19,7 @@ use super::{
     telling::{chain, touched},
 };
 use crate::{
-    Ban, ChangePlan, Former, ModuleRef, Running, Swapping,
+    ActorSpec, Ban, ChangePlan, Former, ModuleRef, Running, Swapping,
     generations::{Standing, Verdict},
 };
 
@@ -317,14 +317,16 @@ impl Reconciler {
 
     /// Whether former generations fit the wires that there are now.
     fn fits(&self, back: &ChangePlan, running: &Running) -> Result<(), ChangeRefused> {
-        let metadata = |module: &ModuleRef, digest: &Digest| self.metadata(module, digest);
+        let metadata = |spec: &ActorSpec, digest: &Digest| self.metadata(spec, digest);
         Fit { change: back, running, metadata: &metadata, queued: &|_| Vec::new() }.check_wires()
     }
 
     /// What a module says of itself, where it is at hand.
-    pub(super) fn metadata(&self, module: &ModuleRef, digest: &Digest) -> Option<Metadata> {
-        match module {
-            ModuleRef::Builtin { name } => self.blueprint.connector_metadata(name),
+    pub(super) fn metadata(&self, spec: &ActorSpec, digest: &Digest) -> Option<Metadata> {
+        match &spec.module {
+            ModuleRef::Builtin { name } => {
+                self.blueprint.connector_metadata(name, Some(&spec.keys))
+            }
             _ => self.library.get(digest).map(|module| module.metadata().clone()),
         }
     }

@@ -518,7 +518,9 @@ impl ActorTask {
             FailureKind::Timeout(_) => meters.turns_timeout.add(1),
             FailureKind::Turn(_) => meters.turns_error.add(1),
             FailureKind::Guest(_) => meters.turns_guest_error.add(1),
-            FailureKind::Unavailable(_) => meters.turns_unavailable.add(1),
+            FailureKind::Unavailable(_) | FailureKind::Remote(_) => {
+                meters.turns_unavailable.add(1);
+            }
         }
         self.engine = engine;
         if self.engine.is_none() {

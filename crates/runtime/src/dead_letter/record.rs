@@ -205,7 +205,8 @@ fn parts(reason: &Reason) -> (&'static str, String) {
             FailureKind::Trap(text)
             | FailureKind::Turn(text)
             | FailureKind::Guest(text)
-            | FailureKind::Unavailable(text),
+            | FailureKind::Unavailable(text)
+            | FailureKind::Remote(text),
         ) => text.clone(),
         Reason::Removed
         | Reason::Unwired
@@ -228,6 +229,7 @@ fn reason(class: &str, detail: String) -> Option<Reason> {
         "turn-error" => Reason::Failed(FailureKind::Turn(detail)),
         "guest-error" => Reason::Failed(FailureKind::Guest(detail)),
         "unavailable" => Reason::Failed(FailureKind::Unavailable(detail)),
+        "remote" => Reason::Failed(FailureKind::Remote(detail)),
         "removed" => Reason::Removed,
         "unwired" => Reason::Unwired,
         "no-target" => Reason::NoTarget,
@@ -256,7 +258,8 @@ mod tests {
             Reason::Failed(FailureKind::Timeout(Duration::new(1, 234_567_891))),
             Reason::Failed(FailureKind::Turn(text.clone())),
             Reason::Failed(FailureKind::Guest(String::new())),
-            Reason::Failed(FailureKind::Unavailable(text)),
+            Reason::Failed(FailureKind::Unavailable(text.clone())),
+            Reason::Failed(FailureKind::Remote(text)),
             Reason::Removed,
             Reason::Unwired,
             Reason::NoTarget,

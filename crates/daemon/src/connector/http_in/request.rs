@@ -1,0 +1,192 @@
+//! What is done about one request.
+//!
+//! In this order, so that who has no business here learns nothing and costs little: the
+//! token, the route, the rate, the kind of content, the length, the bytes, the message, the
+//! wires. All that is refused is a problem document, as it is with the admin API.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    body::Body,
+    http::{HeaderValue, Request, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::{Body as _, Incoming};
+use reflowd_runtime::{Message, MessageError, MessageId, OfferError};
+use tokio::time::{self, Instant};
+
+use super::{Door, Route, What, place::Behind};
+use crate::admin::{Answered, Problem, Via, answered, guard, traceparent};
+
+/// How long a sender may take for a body.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Answers a request.
+pub(super) async fn answer(
+    behind: Option<Arc<Behind>>,
+    request: Request<Incoming>,
+) -> Response<Body> {
+    match behind {
+        Some(behind) => match take(&behind, request).await {
+            Ok(response) => response,
+            Err(problem) => problem.into_response(),
+        },
+        None => unavailable("the source has not begun").into_response(),
+    }
+}
+
+async fn take(behind: &Behind, request: Request<Incoming>) -> Result<Response<Body>, Problem> {
+    let Behind { door, out, stopping } = behind;
+    door.admit(&request)?;
+    let route = door.route(&request)?;
+    door.pace(Instant::now())?;
+    is_json(&request)?;
+    let trace = traceparent(request.headers());
+    let message = door.message(route, request.into_body()).await?;
+    let answer = route.wait.as_ref().map(|(port, _)| port.clone());
+    let (id, receiver) = out.offer(&route.port, message, trace, answer).map_err(not_taken)?;
+    let (Some(receiver), Some((port, timeout))) = (receiver, &route.wait) else {
+        let taken = (StatusCode::ACCEPTED, axum::Json(serde_json::json!({ "id": id })));
+        return Ok(taken.into_response());
+    };
+    let answered = answered(&door.system, (id, receiver), port, *timeout, stopping).await?;
+    Ok(match answered {
+        Answered::Message(message) => said(id, &message, route.what),
+        Answered::Nothing => StatusCode::NO_CONTENT.into_response(),
+    })
+}
+
+/// What the flow has made of a message.
+fn said(id: MessageId, message: &Message, what: What) -> Response<Body> {
+    let headers = [
+        (header::CONTENT_TYPE, "application/json".to_owned()),
+        (header::HeaderName::from_static("reflowd-message-id"), id.to_string()),
+    ];
+    match what {
+        What::Data => (headers, message.data().clone()).into_response(),
+        What::Message => (headers, message.encode()).into_response(),
+    }
+}
+
+impl Door {
+    /// Whether the sender may come in at all.
+    ///
+    /// Where no token is asked for, a page in somebody's browser on this machine could send
+    /// as well; its `Host` and `Origin` give it away.
+    fn admit(&self, request: &Request<Incoming>) -> Result<(), Problem> {
+        let Some(token) = &self.token else {
+            return guard(Via::Tcp, request.headers());
+        };
+        let shown = request.headers().get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
+        let (scheme, shown) = shown.unwrap_or_default().split_at_checked(7).unwrap_or_default();
+        if scheme.eq_ignore_ascii_case(b"bearer ") && token.is(shown.trim_ascii()) {
+            return Ok(());
+        }
+        let why = "show the token as `Authorization: Bearer …`";
+        let problem = Problem::new(StatusCode::UNAUTHORIZED, "token", "no entry", why);
+        Err(problem.with_header(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")))
+    }
+
+    fn route(&self, request: &Request<Incoming>) -> Result<&Route, Problem> {
+        let (path, method) = (request.uri().path(), request.method());
+        let mut there = self.routes.iter().filter(|route| route.path == path);
+        if let Some(route) = there.clone().find(|route| route.method == *method) {
+            return Ok(route);
+        }
+        let Some(first) = there.next() else {
+            let why = format!("there is nothing at {path}");
+            return Err(Problem::not_found("no-route", "no such route", why));
+        };
+        let mut allowed = first.method.to_string();
+        for route in there {
+            allowed.push_str(", ");
+            allowed.push_str(route.method.as_str());
+        }
+        let why = format!("{path} takes {allowed}, not {method}");
+        let status = StatusCode::METHOD_NOT_ALLOWED;
+        let problem = Problem::new(status, "no-method", "no such method", why);
+        let allowed = HeaderValue::from_str(&allowed).expect("methods are header values");
+        Err(problem.with_header(header::ALLOW, allowed))
+    }
+
+    fn pace(&self, now: Instant) -> Result<(), Problem> {
+        let Some(rate) = &self.rate else { return Ok(()) };
+        rate.lock().take(now).map_err(|after| {
+            let why = "more requests come than `rate` allows";
+            let status = StatusCode::TOO_MANY_REQUESTS;
+            let problem = Problem::new(status, "rate", "too many requests", why);
+            let after = after.as_secs_f64().ceil().max(1.0).to_string();
+            let after = HeaderValue::from_str(&after).expect("digits are a header value");
+            problem.with_header(header::RETRY_AFTER, after)
+        })
+    }
+
+    async fn message(&self, route: &Route, body: Incoming) -> Result<Message, Problem> {
+        let large = || {
+            let why = format!("a body has {} bytes at most", self.max_body);
+            let status = StatusCode::PAYLOAD_TOO_LARGE;
+            Problem::new(status, "too-large", "too large", why).with("max", self.max_body)
+        };
+        // What says how large it is need not be read to be refused.
+        if body.size_hint().lower() > self.max_body as u64 {
+            return Err(large());
+        }
+        let reading = Limited::new(body, self.max_body).collect();
+        let Ok(read) = time::timeout(BODY_TIMEOUT, reading).await else {
+            let why = "the body did not come in time";
+            let problem = Problem::new(StatusCode::REQUEST_TIMEOUT, "slow", "too slow", why);
+            return Err(problem.with_header(header::CONNECTION, HeaderValue::from_static("close")));
+        };
+        let bytes = match read {
+            Ok(body) => body.to_bytes(),
+            Err(error) if error.is::<LengthLimitError>() => return Err(large()),
+            Err(error) => {
+                return Err(Problem::bad_request("body", "broken body", error.to_string()));
+            }
+        };
+        let message = match route.ty {
+            Some(ty) => Message::new(ty, bytes),
+            None => Message::from_plain(&bytes, &bytes),
+        };
+        message.map_err(|error| {
+            let status = match error {
+                MessageError::Shape(_) => StatusCode::BAD_REQUEST,
+                MessageError::UnknownType(_) | MessageError::Unfit { .. } => {
+                    StatusCode::UNPROCESSABLE_ENTITY
+                }
+            };
+            Problem::new(status, "bad-message", "bad message", error.to_string())
+        })
+    }
+}
+
+/// A body must say that it is JSON: a page cannot send that to another host unasked.
+fn is_json(request: &Request<Incoming>) -> Result<(), Problem> {
+    let value = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let essence = value.unwrap_or_default().split(';').next().unwrap_or_default().trim();
+    if essence.eq_ignore_ascii_case("application/json") {
+        return Ok(());
+    }
+    let why = "send a body of type application/json";
+    let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+    Err(Problem::new(status, "content-type", "unknown content type", why))
+}
+
+fn not_taken(error: OfferError) -> Problem {
+    let why = error.to_string();
+    let later = |kind, title| Problem::new(StatusCode::TOO_MANY_REQUESTS, kind, title, &*why);
+    match error {
+        OfferError::Full(actor) => {
+            later("mailbox-full", "the mailbox is full").with("actor", actor.as_str())
+        }
+        OfferError::OverBudget { .. } => later("over-budget", "the daemon's queues are full"),
+        OfferError::Unwired(_) | OfferError::Paused(_) | OfferError::Leaving(_) => {
+            unavailable(&why)
+        }
+    }
+}
+
+fn unavailable(why: &str) -> Problem {
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", "not available", why)
+}
