@@ -24,6 +24,7 @@ mod systemd;
 mod trace;
 mod saved;
 mod dead;
+mod connectors;
 mod refusal;
 mod command;
 mod hostile;

@@ -2,14 +2,23 @@
 //!
 //! The file is read in pieces as the flow takes them, never ahead by more than
 //! one piece. What comes after its end is the `mode`: nothing, the file again, or
-//! whatever is appended to it. It begins at the first line, and, where a stop of the
-//! daemon has saved how far it had come in this very file, at the one after that; a file
-//! that is repeated begins anew.
+//! whatever is appended to it.
+//!
+//! How far it has come is noted with each line, in one step with putting it out: the file, by
+//! its number and not its name, and the byte after the line. From there it goes on after an
+//! edit of the actor, after a failure, and after a stop of the daemon, with no line lost or
+//! doubled. A file that was rotated meanwhile is found beside its old name and read to its end
+//! before the one in its place. After a crash nothing is known, and it begins at the first
+//! line of the file that is there: lines come again rather than be lost. A file that is
+//! repeated always begins anew.
 
 use std::{
     fs,
     io::{self, SeekFrom},
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{MetadataExt, OpenOptionsExt},
+    },
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -27,7 +36,7 @@ use tokio::{
     task::coop,
     time::{self, Instant},
 };
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::{
     Builtin, Prepared, error_port,
@@ -41,6 +50,10 @@ const PIECE: usize = 64 << 10;
 
 /// How often a followed file is looked at for more.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
+/// How long nothing must have come to a file that was renamed before the one in its place is
+/// read: whoever writes may still have the old one open.
+const LET_GO: Duration = Duration::from_secs(1);
 
 /// The pause after a repeated file had nothing in it: it must not be read in circles.
 const EMPTY_PAUSE: Duration = Duration::from_secs(1);
@@ -205,8 +218,7 @@ struct Lines<'a> {
 }
 
 impl Lines<'_> {
-    /// Opens the file to go on where the last stop of the daemon has left it, if that is
-    /// known.
+    /// Opens the file to go on where it was left, if that is known.
     async fn take_up(&mut self) -> io::Result<(File, LineSplitter)> {
         let mut file = open(self.path).await?;
         let metadata = file.metadata().await?;
@@ -244,21 +256,51 @@ impl Lines<'_> {
         Ok(count)
     }
 
+    /// Opens the file that was followed last, by whatever name it goes since it was rotated,
+    /// or else the one that is there.
+    async fn take_up_rotated(&mut self) -> io::Result<(File, LineSplitter)> {
+        let Some(come) = self.out.resume() else { return self.take_up().await };
+        let (path, of, at) = (self.path.to_path_buf(), come.of, come.at);
+        let searched = tokio::task::spawn_blocking(move || rotated(&path, of, at)).await;
+        let Some(path) = searched.expect("looking at names does not panic") else {
+            return self.take_up().await;
+        };
+        let mut file = open(&path).await?;
+        self.file = Some(of);
+        file.seek(SeekFrom::Start(at)).await?;
+        Ok((file, LineSplitter::after(at, come.count)))
+    }
+
     /// Puts out the file and what is appended to it, for ever.
     async fn follow(&mut self) -> io::Result<()> {
-        let (mut file, mut splitter) = self.take_up().await?;
+        let (mut file, mut splitter) = self.take_up_rotated().await?;
+        // Since when nothing has come to a file that has lost its name.
+        let mut silent: Option<Instant> = None;
         loop {
+            let before = file.stream_position().await?;
             self.read_on(&mut file, &mut splitter).await?;
+            let came = file.stream_position().await? > before;
             match look(&mut file, self.path).await? {
-                Sight::Same => time::sleep(LOOK_AGAIN).await,
+                Sight::Same => {
+                    silent = None;
+                    time::sleep(LOOK_AGAIN).await;
+                }
                 Sight::Truncated => {
+                    info!(path = %self.path.display(), "the followed file was cut, and is read from its beginning");
                     file.seek(SeekFrom::Start(0)).await?;
                     splitter = LineSplitter::default();
                 }
                 Sight::Replaced => {
-                    // Nothing more is written to the old file once it has lost its
-                    // name and its writer has let go; until then this is its end.
-                    self.read_on(&mut file, &mut splitter).await?;
+                    // Whoever writes may not have noticed yet.
+                    let now = Instant::now();
+                    let since = *silent.get_or_insert(now);
+                    if came {
+                        silent = Some(now);
+                    }
+                    if came || now - since < LET_GO {
+                        time::sleep(LOOK_AGAIN).await;
+                        continue;
+                    }
                     if let Some(line) = splitter.rest() {
                         self.put(line).await;
                     }
@@ -266,7 +308,7 @@ impl Lines<'_> {
                         Ok(new) => {
                             let metadata = new.metadata().await?;
                             self.file = Some([metadata.dev(), metadata.ino()]);
-                            file = new;
+                            (file, silent) = (new, None);
                         }
                         // It has gone again: there will be another.
                         Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
@@ -350,6 +392,19 @@ async fn look(file: &mut File, path: &Path) -> io::Result<Sight> {
         _ if here.len() < at => Ok(Sight::Truncated),
         _ => Ok(Sight::Same),
     }
+}
+
+/// The name that the file `of` has beside `path`, if it is at least `at` long and its name
+/// is that of `path` with something added: so files are called when they are rotated.
+fn rotated(path: &Path, of: [u64; 2], at: u64) -> Option<PathBuf> {
+    let own = path.file_name()?.as_bytes();
+    let names = fs::read_dir(path.parent()?).ok()?.flatten();
+    let mut rotated = names.filter(|entry| entry.file_name().as_bytes().starts_with(own));
+    rotated.find_map(|entry| {
+        let there = entry.metadata().ok()?;
+        let same = [there.dev(), there.ino()] == of && there.is_file() && there.len() >= at;
+        same.then(|| entry.path())
+    })
 }
 
 /// Opens a regular file; anything else could make a reader wait for ever.

@@ -1,0 +1,351 @@
+//! `std:http-in`: what is sent to an address.
+
+use std::{fs, io::Write as _, net::TcpListener, thread};
+
+use super::{Client, HEAD, address, header};
+use crate::rig::{Daemon, World, guest, shaky};
+
+/// A door with routes to a relay that ends on the screen.
+fn config(door: &str) -> String {
+    format!(
+        r#"{HEAD}
+        [actors.door]
+        module = "std:http-in"
+        {door}
+        [actors.a]
+        module = "relay"
+        [actors.screen]
+        module = "std:stdout"
+        [[wires]]
+        from = "door.orders"
+        to = "a.in"
+        [[wires]]
+        from = "a.out"
+        to = "screen.in"
+        "#
+    )
+}
+
+fn start(door: &str) -> Daemon {
+    let world = World::new(&config(door));
+    world.module("relay", &guest("relay"));
+    world.start()
+}
+
+/// One route, without an answer.
+const ORDERS: &str =
+    r#"config = { listen = "127.0.0.1:0", routes = [{ path = "/orders", port = "orders" }] }"#;
+
+#[test]
+fn what_is_sent_to_a_route_comes_out_of_its_port() {
+    let mut daemon = start(ORDERS);
+    let mut client = Client::new(address(&daemon, "door"));
+    let data = r#"{"b":1.0, "a":1e2,"n":123456789012345678901234567890}"#;
+    let reply = client.post("/orders?from=here", data);
+    assert_eq!(reply.status, 202, "{reply:?}");
+    assert_eq!(reply.json()["id"].as_str().unwrap().len(), 32);
+    assert_eq!(daemon.line().unwrap(), data);
+    // And again on the same connection.
+    assert_eq!(client.post("/orders", "7").status, 202);
+    assert_eq!(daemon.line().unwrap(), "7");
+}
+
+#[test]
+fn a_sender_can_wait_for_what_becomes_of_a_message() {
+    let door = r#"config = { listen = "127.0.0.1:0", routes = [
+        { path = "/data", port = "orders", wait = "a.out" },
+        { path = "/message", port = "orders", wait = "a.out", what = "message", type = "Object" },
+        { path = "/none", port = "orders", wait = "a.error" },
+        { path = "/late", port = "orders", wait = "a.out", timeout = "20ms" },
+    ] }"#;
+    let mut daemon = start(door);
+    let mut client = Client::new(address(&daemon, "door"));
+    let reply = client.post("/data", r#"{"n": 1}"#);
+    assert_eq!((reply.status, &*reply.body), (200, r#"{"n": 1}"#), "{reply:?}");
+    assert_eq!(reply.header("reflowd-message-id").unwrap().len(), 32);
+    let reply = client.post("/message", r#"{"n": 2}"#);
+    assert_eq!((reply.status, &*reply.body), (200, r#"{"type":"Object","data":{"n": 2}}"#));
+    let reply = client.post("/none", "3");
+    assert_eq!((reply.status, &*reply.body), (204, ""));
+    for expected in [r#"{"n": 1}"#, r#"{"n": 2}"#, "3"] {
+        assert_eq!(daemon.line().unwrap(), expected);
+    }
+    daemon.post("/v1/actors/a/pause", "");
+    let reply = client.post("/late", "4");
+    assert_eq!((reply.status, &reply.json()["title"]), (504, &"no answer yet".into()));
+    assert_eq!(reply.json()["id"].as_str().unwrap().len(), 32);
+    // It stays accepted.
+    daemon.post("/v1/actors/a/resume", "");
+    assert_eq!(daemon.line().unwrap(), "4");
+}
+
+#[test]
+fn a_sender_hears_at_once_of_a_dead_letter() {
+    let door = r#"config = { listen = "127.0.0.1:0", routes = [{ path = "/orders", port = "orders", wait = "screen.in", timeout = "1h" }] }"#;
+    let world = World::new(&config(door).replace("\"relay\"", "\"relay\"\nretries = 0"));
+    world.module("relay", &shaky("v1", "steady"));
+    let daemon = world.start();
+    let mut client = Client::new(address(&daemon, "door"));
+    let reply = client.post("/orders", r#"{"sender":0,"seq":1,"poison":true}"#);
+    assert_eq!((reply.status, &reply.json()["title"]), (502, &"dead letter".into()), "{reply:?}");
+    assert_eq!(daemon.sum("reflowd_messages_dead_lettered_total"), 1.0);
+}
+
+#[test]
+fn what_cannot_be_taken_is_refused_by_name() {
+    let door = r#"config = { listen = "127.0.0.1:0", max_body = 100, routes = [
+        { path = "/orders", port = "orders", type = "Object" },
+        { path = "/orders", port = "orders", method = "PUT" },
+        { path = "/nowhere", port = "nowhere" },
+    ] }"#;
+    let daemon = start(door);
+    let at = address(&daemon, "door");
+    let json = "Content-Type: application/json\r\n";
+    let long = "x".repeat(101);
+    for (method, path, headers, body, status) in [
+        ("POST", "/orders", json, "{", 400),
+        ("POST", "/orders", json, "", 400),
+        ("POST", "/orders", json, "7", 422),
+        ("POST", "/other", json, "{}", 404),
+        ("POST", "/orders/", json, "{}", 404),
+        ("GET", "/orders", json, "", 405),
+        ("DELETE", "/orders", json, "", 405),
+        ("POST", "/orders", json, &*long, 413),
+        ("POST", "/orders", "", "{}", 415),
+        ("POST", "/orders", "Content-Type: text/plain\r\n", "{}", 415),
+        ("POST", "/nowhere", json, "{}", 503),
+        (
+            "POST",
+            "/orders",
+            "Content-Type: application/json\r\nOrigin: http://example.com\r\n",
+            "{}",
+            403,
+        ),
+        ("POST", "/v1/reload", json, "{}", 404),
+    ] {
+        let mut client = Client::new(at);
+        client.write(method, path, headers, body);
+        let reply = client.read();
+        assert_eq!(reply.status, status, "{method} {path} {body}: {reply:?}");
+        assert_eq!(reply.header("content-type"), Some("application/problem+json"));
+        assert_eq!(reply.json()["status"], status);
+        match status {
+            405 => assert_eq!(reply.header("allow"), Some("POST, PUT")),
+            503 => assert!(reply.header("retry-after").is_some()),
+            _ => {}
+        }
+    }
+    // A body that does not say how long it is.
+    let mut client = Client::new(at);
+    let head = "POST /orders HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let stream = client.0.get_mut();
+    stream.write_all(format!("{head}65\r\n{long}\r\n0\r\n\r\n").as_bytes()).unwrap();
+    assert_eq!(client.read().status, 413);
+    // A name that somebody lets lead here.
+    let stream = Client::new(at);
+    let mut client = stream;
+    let request = "POST /orders HTTP/1.1\r\nHost: evil.example\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}";
+    client.0.get_mut().write_all(request.as_bytes()).unwrap();
+    assert_eq!(client.read().status, 403);
+    assert_eq!(daemon.sum("reflowd_messages_accepted_total"), 0.0);
+}
+
+#[test]
+fn who_shows_no_token_learns_nothing_and_who_does_may_only_send() {
+    let token = "a token that nobody guesses";
+    let door = r#"env = { TOKEN = { file = "token" } }
+        config = { listen = "127.0.0.1:0", token = "TOKEN", routes = [{ path = "/orders", port = "orders" }] }"#;
+    let world = World::new(&config(door));
+    world.module("relay", &guest("relay"));
+    fs::write(world.path("config/token"), format!("{token}\n")).unwrap();
+    let mut daemon = world.start();
+    let at = address(&daemon, "door");
+    let json = "Content-Type: application/json\r\n";
+    for (path, authorization) in [
+        ("/orders", ""),
+        ("/nothing-there", ""),
+        ("/orders", "Authorization: Bearer a token\r\n"),
+        ("/orders", "Authorization: Basic a token that nobody guesses\r\n"),
+        ("/orders", "Authorization: Bearer\r\n"),
+    ] {
+        let mut client = Client::new(at);
+        client.write("POST", path, &format!("{json}{authorization}"), "1");
+        let reply = client.read();
+        assert_eq!((reply.status, reply.header("www-authenticate")), (401, Some("Bearer")));
+        assert!(!reply.body.contains("orders"), "{reply:?}");
+    }
+    let mut client = Client::new(at);
+    client.write("POST", "/orders", &format!("{json}Authorization: Bearer {token}\r\n"), "1");
+    assert_eq!(client.read().status, 202);
+    assert_eq!(daemon.line().unwrap(), "1");
+    for path in ["/v1/actors", "/v1/reload", "/metrics", "/livez"] {
+        client.write("GET", path, &format!("{json}Authorization: Bearer {token}\r\n"), "");
+        assert_eq!(client.read().status, 404, "{path}");
+    }
+    let shown = format!("{}{}", daemon.log_text(), daemon.get("/v1/actors").body);
+    assert!(!shown.contains(token), "{shown}");
+}
+
+#[test]
+fn a_full_mailbox_is_an_answer_and_nothing_is_half_accepted() {
+    let both = r#"
+        [actors.b]
+        module = "relay"
+        mailbox = 3
+        [[wires]]
+        from = "door.orders"
+        to = "b.in"
+    "#;
+    let world = World::new(&format!("{}{both}", config(ORDERS)));
+    world.module("relay", &guest("relay"));
+    let mut daemon = world.start();
+    daemon.post("/v1/actors/b/pause", "");
+    daemon.until("b is paused", |d| d.actor("b")["state"] == "paused");
+    let mut client = Client::new(address(&daemon, "door"));
+    for n in 0..10 {
+        let reply = client.post("/orders", &n.to_string());
+        if n < 3 {
+            assert_eq!(reply.status, 202, "{n}: {reply:?}");
+            assert_eq!(daemon.line().unwrap(), n.to_string());
+        } else {
+            assert_eq!(reply.status, 429, "{n}: {reply:?}");
+            assert_eq!(reply.header("retry-after"), Some("1"));
+            assert_eq!(reply.json()["actor"], "b");
+        }
+    }
+    daemon.post("/v1/actors/b/resume", "");
+    daemon.until("b has all", |d| d.actor("b")["queued"] == 0);
+    // What `b` had no room for, `a` was not given.
+    assert_eq!(client.post("/orders", "10").status, 202);
+    assert_eq!(daemon.line().unwrap(), "10");
+}
+
+#[test]
+fn many_senders_lose_and_double_nothing() {
+    const SENDERS: usize = 8;
+    const EACH: usize = 300;
+    let narrow = config(ORDERS).replace("module = \"relay\"", "module = \"relay\"\nmailbox = 4");
+    let world = World::new(&narrow);
+    world.module("relay", &guest("relay"));
+    let mut daemon = world.start();
+    let at = address(&daemon, "door");
+    let senders: Vec<_> = (0..SENDERS)
+        .map(|sender| {
+            thread::spawn(move || {
+                let mut client = Client::new(at);
+                let mut refused = 0;
+                for n in 0..EACH {
+                    let body = (sender * EACH + n).to_string();
+                    loop {
+                        match client.post("/orders", &body).status {
+                            202 => break,
+                            429 => refused += 1,
+                            other => panic!("{other}"),
+                        }
+                    }
+                }
+                refused
+            })
+        })
+        .collect();
+    let mut lines: Vec<usize> =
+        (0..SENDERS * EACH).map(|_| daemon.line().unwrap().parse().unwrap()).collect();
+    let refused: usize = senders.into_iter().map(|sender| sender.join().unwrap()).sum();
+    println!("{} taken, {refused} told to come again", lines.len());
+    // Each sender's are in its order.
+    for sender in 0..SENDERS {
+        let own = lines.iter().filter(|n| **n / EACH == sender);
+        assert!(own.is_sorted(), "of {sender}");
+    }
+    lines.sort_unstable();
+    assert_eq!(lines, (0..SENDERS * EACH).collect::<Vec<_>>());
+}
+
+#[test]
+fn what_comes_too_fast_is_told_to_come_again() {
+    let door = r#"config = { listen = "127.0.0.1:0", rate = 0.1, routes = [{ path = "/orders", port = "orders" }] }"#;
+    let daemon = start(door);
+    let mut client = Client::new(address(&daemon, "door"));
+    assert_eq!(client.post("/orders", "1").status, 202);
+    let reply = client.post("/orders", "2");
+    assert_eq!((reply.status, reply.header("retry-after")), (429, Some("10")), "{reply:?}");
+}
+
+#[test]
+fn routes_are_edited_while_connections_stay_open() {
+    let mut daemon = start(ORDERS);
+    let at = address(&daemon, "door");
+    let mut client = Client::new(at);
+    assert_eq!(client.post("/orders", "1").status, 202);
+    assert_eq!(daemon.line().unwrap(), "1");
+    let edited = ORDERS.replace("routes = [", r#"routes = [{ path = "/new", port = "orders" }, "#);
+    daemon.world.config(&config(&edited));
+    daemon.reload();
+    assert_eq!(daemon.actor("door")["generation"], 2);
+    // The same connection, and a new one to the same address.
+    assert_eq!(client.post("/new", "2").status, 202);
+    assert_eq!(Client::new(at).post("/orders", "3").status, 202);
+    assert_eq!([daemon.line().unwrap(), daemon.line().unwrap()], ["2", "3"]);
+    // Another actor's edit does not touch it.
+    let other = config(&edited).replace("module = \"relay\"", "module = \"relay\"\nmailbox = 7");
+    daemon.world.config(&other);
+    daemon.reload();
+    assert_eq!(client.post("/new", "4").status, 202);
+    assert_eq!(daemon.line().unwrap(), "4");
+    assert_eq!(daemon.actor("door")["generation"], 2);
+    assert_eq!(address(&daemon, "door"), at);
+    // Without the actor, nobody is there.
+    daemon.world.config(HEAD);
+    daemon.post("/v1/reload?allow_removal=true", "");
+    daemon.until("it is gone", |d| d.actor("door").is_null());
+    assert!(std::net::TcpStream::connect(at).is_err());
+    assert!(client.try_read().is_none());
+}
+
+#[test]
+fn a_port_that_is_taken_is_said_and_tried_again() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = taken.local_addr().unwrap();
+    let mut daemon = start(&ORDERS.replace("127.0.0.1:0", &at.to_string()));
+    daemon.until("it says so", |d| d.actor("door")["state"] == "failed");
+    let why = daemon.actor("door")["why"].as_str().unwrap().to_owned();
+    assert!(why.contains(&format!("cannot listen on {at}")) && why.contains("stop what"), "{why}");
+    drop(taken);
+    daemon.post("/v1/actors/door/retry", "");
+    assert_eq!(address(&daemon, "door"), at);
+    assert_eq!(Client::new(at).post("/orders", "1").status, 202);
+    assert_eq!(daemon.line().unwrap(), "1");
+}
+
+#[test]
+fn a_stop_answers_who_waits_and_keeps_what_was_taken() {
+    let door = r#"config = { listen = "127.0.0.1:0", routes = [{ path = "/orders", port = "orders", wait = "a.out", timeout = "1h" }] }"#;
+    let daemon = start(door);
+    daemon.post("/v1/actors/a/pause", "");
+    daemon.until("a is paused", |d| d.actor("a")["state"] == "paused");
+    let mut client = Client::new(address(&daemon, "door"));
+    client.write("POST", "/orders", "Content-Type: application/json\r\n", "1");
+    daemon.until("it is taken", |d| d.sum("reflowd_messages_queued") == 1.0);
+    let waiting = thread::spawn(move || client.read());
+    let (status, last, world) = daemon.stop();
+    assert!(status.success(), "{last}");
+    let reply = waiting.join().unwrap();
+    assert_eq!((reply.status, &reply.json()["title"]), (503, &"stopping".into()), "{reply:?}");
+    assert!(header(&reply.head, "retry-after").is_some());
+    let mut daemon = world.start();
+    assert_eq!(daemon.line().unwrap(), "1");
+}
+
+#[test]
+fn a_door_without_a_token_is_for_this_machine_alone() {
+    let world = World::new(&config(&ORDERS.replace("127.0.0.1:0", "0.0.0.0:0")));
+    world.module("relay", &guest("relay"));
+    let output = world.run(&["check"]);
+    assert_eq!(output.status.code(), Some(78));
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.contains("set a `token`"), "{said}");
+    // The ports are those of the routes, for `check` as well.
+    world.config(&config(ORDERS).replace("door.orders", "door.others"));
+    let said = String::from_utf8(world.run(&["check"]).stdout).unwrap();
+    assert!(said.contains("its outport is `orders`"), "{said}");
+}

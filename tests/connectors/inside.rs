@@ -1,0 +1,223 @@
+//! Connectors whose other end is the machine: its clock, its files, and the daemon itself.
+
+use std::{fs, io::Write as _};
+
+use serde_json::Value;
+
+use super::HEAD;
+use crate::rig::{Daemon, World, guest, shaky};
+
+#[test]
+fn a_calendar_ticks_at_its_moments() {
+    let world = World::new(&format!(
+        r#"{HEAD}
+        [actors.every-second]
+        module = "std:cron"
+        config = {{ schedule = "* * * * * *", zone = "Asia/Kolkata" }}
+        [actors.screen]
+        module = "std:stdout"
+        [[wires]]
+        from = "every-second.out"
+        to = "screen.in"
+        "#
+    ));
+    let mut daemon = world.start();
+    let ticks: Vec<Value> =
+        (0..3).map(|_| serde_json::from_str(&daemon.line().unwrap()).unwrap()).collect();
+    let time = |tick: &Value| tick["time"].as_u64().unwrap();
+    for tick in &ticks {
+        assert_eq!(time(tick) % 1000, 0);
+        assert!(tick["scheduled"].as_str().unwrap().ends_with("+05:30"), "{tick}");
+    }
+    let missed = |tick: &Value| tick["missed"].as_u64().unwrap_or(0);
+    for pair in ticks.windows(2) {
+        assert_eq!(time(&pair[1]) - time(&pair[0]), 1000 * (1 + missed(&pair[1])));
+    }
+}
+
+#[test]
+fn a_message_is_a_line_of_the_log() {
+    let world = World::new(&format!(
+        r#"{HEAD}
+        [actors.note]
+        module = "std:log"
+        log_rate = 2
+        env = {{ KEY = {{ file = "key" }} }}
+        config = {{ level = "warn" }}
+        "#
+    ));
+    fs::write(world.path("config/key"), "planted-key").unwrap();
+    let daemon = world.start();
+    daemon.send("note.in", r#"{"what":"a planted-key\n"}"#);
+    let said = |d: &Daemon| {
+        let log = d.log_text();
+        let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let mut own = lines.filter(|line| line["actor"] == "note" && line["target"] == "guest");
+        own.next()
+    };
+    daemon.until("it is said", |d| said(d).is_some());
+    let line = said(&daemon).unwrap();
+    assert_eq!(
+        (line["level"].as_str(), line["message"].as_str()),
+        (Some("WARN"), Some(r#"{"what":"a ***\n"}"#))
+    );
+    // What is over the rate is done all the same.
+    (0..50).for_each(|_| daemon.send("note.in", "1"));
+    daemon.until("all are done", |d| d.sum("reflowd_messages_completed_total") == 51.0);
+}
+
+/// A flow in which `step` may fail, and whose events are watched.
+fn watched(only: &str, to: &str) -> String {
+    format!(
+        r#"{HEAD}
+        [actors.step]
+        module = "step"
+        retries = 0
+        trial = {{ max_failures = 1 }}
+        [actors.watch]
+        module = "std:events"
+        config = {{ {only} }}
+        [actors.alarm]
+        module = "alarm"
+        retries = 0
+        trial = false
+        [actors.file]
+        module = "std:file-out"
+        config = {{ path = "../out" }}
+        [[wires]]
+        from = "watch.out"
+        to = "{to}"
+        [[wires]]
+        from = "alarm.out"
+        to = "file.in"
+        "#
+    )
+}
+
+fn lines(world: &World) -> Vec<Value> {
+    let text = fs::read_to_string(world.path("out")).unwrap_or_default();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn a_rollback_raises_an_alarm() {
+    let world = World::new(&watched(r#"only = ["rolled-back"]"#, "alarm.in"));
+    world.module("alarm", &guest("relay"));
+    world.module("step", &shaky("v1", "steady"));
+    let daemon = world.start();
+    daemon.send("step.in", r#"{"sender":0,"seq":0}"#);
+    daemon.world.module("step", &shaky("v2", "third"));
+    daemon.wait_event("swapped", "step");
+    daemon.send("step.in", r#"{"sender":0,"seq":2}"#);
+    daemon.until("the alarm is written", |d| !lines(&d.world).is_empty());
+    let alarm = &lines(&daemon.world)[0];
+    assert_eq!((&alarm["event"], &alarm["actors"][0]), (&"rolled-back".into(), &"step".into()));
+    assert!(alarm["why"].is_string() && alarm["number"].is_u64(), "{alarm}");
+}
+
+#[test]
+fn what_events_cause_is_no_event_of_theirs() {
+    // The alarm fails on every event, and each failure is an event.
+    let world = World::new(&watched("", "alarm.in"));
+    world.module("alarm", &shaky("v1", "steady"));
+    world.module("step", &guest("relay"));
+    let daemon = world.start();
+    daemon.until("the alarm has failed", |d| {
+        d.sum("reflowd_restarts_total") + d.sum("reflowd_dead_letters_total") > 0.0
+    });
+    daemon.post("/v1/actors/step/pause", "");
+    daemon.wait_event("paused", "step");
+    // All that there was is put out, and it comes to an end.
+    let mut events = daemon.events(0);
+    let paused = events.find(|event| event["event"] == "paused");
+    let number = paused["number"].as_u64().unwrap();
+    daemon.until("it has come so far", |d| d.actor("watch")["turns"].as_u64() >= Some(1));
+    daemon.until("it is still", |d| {
+        let put = d.sum("reflowd_wire_messages_total");
+        let at = |d: &Daemon| {
+            d.sum("reflowd_messages_dead_lettered_total")
+                + d.sum("reflowd_messages_completed_total")
+        };
+        put > 0.0 && at(d) == put && d.sum("reflowd_wire_messages_total") == put
+    });
+    assert!(daemon.sum("reflowd_wire_messages_total") <= number as f64);
+}
+
+#[test]
+fn an_edit_of_the_source_neither_repeats_nor_loses_an_event() {
+    let world = World::new(&watched(r#"only = ["paused", "resumed"]"#, "alarm.in"));
+    world.module("alarm", &guest("relay"));
+    world.module("step", &guest("relay"));
+    let daemon = world.start();
+    daemon.post("/v1/actors/step/pause", "");
+    daemon.until("it is told", |d| lines(&d.world).len() == 1);
+    let edited = watched(r#"only = ["resumed", "paused", "failed"]"#, "alarm.in");
+    daemon.world.config(&edited);
+    daemon.reload();
+    assert_eq!(daemon.actor("watch")["generation"], 2);
+    daemon.post("/v1/actors/step/resume", "");
+    daemon.until("it is told", |d| lines(&d.world).len() == 2);
+    let told: Vec<_> = lines(&daemon.world).iter().map(|line| line["event"].clone()).collect();
+    assert_eq!(told, ["paused", "resumed"]);
+}
+
+/// A file that is followed into another.
+fn followed(more: &str) -> String {
+    format!(
+        r#"{HEAD}
+        [actors.lines]
+        module = "std:file-in"
+        config = {{ path = "../in.log", mode = "follow"{more} }}
+        [actors.file]
+        module = "std:file-out"
+        config = {{ path = "../out" }}
+        [[wires]]
+        from = "lines.out"
+        to = "file.in"
+        "#
+    )
+}
+
+fn append(world: &World, name: &str, text: &str) {
+    let path = world.path(name);
+    let mut file = fs::File::options().append(true).create(true).open(path).unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+}
+
+fn wait_for(daemon: &Daemon, expected: &[u64]) {
+    let numbers =
+        |d: &Daemon| lines(&d.world).iter().map(|line| line.as_u64().unwrap()).collect::<Vec<_>>();
+    daemon.until("the lines have come", |d| numbers(d).len() >= expected.len());
+    assert_eq!(numbers(daemon), expected);
+}
+
+#[test]
+fn a_followed_file_goes_on_through_edits_stops_and_rotations() {
+    let world = World::new(&followed(""));
+    append(&world, "in.log", "1\n2\n");
+    let daemon = world.start();
+    wait_for(&daemon, &[1, 2]);
+    // An edit of the source begins no file anew.
+    daemon.world.config(&followed(", rate = 5000"));
+    daemon.reload();
+    assert_eq!(daemon.actor("lines")["generation"], 2);
+    append(&daemon.world, "in.log", "3\n");
+    wait_for(&daemon, &[1, 2, 3]);
+    // Rotated while it is read; whoever writes has not noticed yet.
+    fs::rename(daemon.world.path("in.log"), daemon.world.path("in.log.1")).unwrap();
+    append(&daemon.world, "in.log", "5\n");
+    append(&daemon.world, "in.log.1", "4\n");
+    wait_for(&daemon, &[1, 2, 3, 4, 5]);
+    // Copied and cut.
+    fs::write(daemon.world.path("in.log"), "").unwrap();
+    daemon.until("it has seen that", |d| d.log_text().contains("followed file was cut, and"));
+    append(&daemon.world, "in.log", "6\n");
+    wait_for(&daemon, &[1, 2, 3, 4, 5, 6]);
+    // Rotated while nobody reads: what is left in the old file comes first.
+    let (_, _, world) = daemon.stop();
+    append(&world, "in.log", "7\n");
+    fs::rename(world.path("in.log"), world.path("in.log.1")).unwrap();
+    append(&world, "in.log", "8\n");
+    let daemon = world.start();
+    wait_for(&daemon, &[1, 2, 3, 4, 5, 6, 7, 8]);
+}
