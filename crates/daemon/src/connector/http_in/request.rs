@@ -14,6 +14,7 @@ use axum::{
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::{Body as _, Incoming};
 use reflowd_runtime::{Message, MessageError, MessageId, OfferError};
+use serde::de::IgnoredAny;
 use tokio::time::{self, Instant};
 
 use super::{Door, Route, What, place::Behind};
@@ -146,15 +147,16 @@ impl Door {
             }
         };
         let message = match route.ty {
-            Some(ty) => Message::new(ty, bytes),
+            Some(ty) => Message::new(ty, bytes.clone()),
             None => Message::from_plain(&bytes, &bytes),
         };
         message.map_err(|error| {
+            let is_json = serde_json::from_slice::<IgnoredAny>(&bytes).is_ok();
             let status = match error {
-                MessageError::Shape(_) => StatusCode::BAD_REQUEST,
-                MessageError::UnknownType(_) | MessageError::Unfit { .. } => {
+                MessageError::UnknownType(_) | MessageError::Unfit { .. } if is_json => {
                     StatusCode::UNPROCESSABLE_ENTITY
                 }
+                _ => StatusCode::BAD_REQUEST,
             };
             Problem::new(status, "bad-message", "bad message", error.to_string())
         })
