@@ -13,9 +13,7 @@ use reflowd_hot_reload::{
     ActorSpec, Depth, Kept, Look, ModuleRef, Moment, ScanOptions, Scanner, Sight, Snapshot,
 };
 use reflowd_loader::{Limits, LoadError, LoadErrorKind, LoadedModule, Loader, ModuleUrl, Source};
-use reflowd_runtime::{
-    ActorLog, ActorName, Digest, Metadata, Module as _, ProgramSpec, System,
-};
+use reflowd_runtime::{ActorLog, ActorName, Digest, Metadata, Module as _, ProgramSpec, System};
 use tokio::runtime::Handle;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
