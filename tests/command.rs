@@ -1,8 +1,9 @@
-//! `check`, `inspect`, `ps`, `send`, `events`, `reload`: what they print and how they exit.
+//! The commands: what they print and how they exit.
 
 use std::{
     fs,
     io::Write,
+    os::unix::{fs::PermissionsExt, process::CommandExt},
     process::{Command, Stdio},
 };
 
@@ -217,4 +218,176 @@ fn ps_send_events_and_reload_talk_to_the_daemon() {
     assert!(answer.status.success(), "{}", text(&answer.stderr));
     assert!(text(&answer.stdout).contains('7'));
     assert_eq!(daemon.line().unwrap(), "7");
+}
+
+#[test]
+fn pause_resume_and_retry_say_what_they_did() {
+    let daemon = world(GOOD).start();
+    let run = |args: &[&str]| {
+        let output = daemon.world.run(args);
+        assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    assert_eq!(run(&["pause", "a"]), "a: paused; it was active\n");
+    assert_eq!(run(&["pause", "a"]), "a: was paused already\n");
+    let told: serde_json::Value = serde_json::from_str(&run(&["resume", "a", "--json"])).unwrap();
+    assert_eq!(
+        told,
+        serde_json::json!({"actor": "a", "was": "paused", "state": "active", "done": true, "why": null})
+    );
+    assert_eq!(run(&["resume", "a"]), "a: was not paused, and is active\n");
+    assert_eq!(run(&["retry", "a"]), "a: has nothing to try again, and is active\n");
+    let one: serde_json::Value = serde_json::from_str(&run(&["ps", "b", "--json"])).unwrap();
+    assert_eq!((one.as_array().unwrap().len(), &one[0]["name"]), (1, &"b".into()));
+}
+
+#[test]
+fn a_bad_line_is_named_however_much_comes_after_it() {
+    let daemon = world(GOOD).start();
+    let rest = vec![b'1'; 16 << 20];
+    for _ in 0..10 {
+        let mut command = daemon.world.command(&["send", "a.in", "-"]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut input = child.stdin.take().unwrap();
+        // It may end before it has read everything.
+        _ = input.write_all(b"{bad\n").and_then(|()| input.write_all(&rest));
+        drop(input);
+        let output = child.wait_with_output().unwrap();
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(65), "{said}");
+        assert!(said.starts_with("error: line 1: "), "{said}");
+    }
+}
+
+/// Two versions of a configuration of the same module.
+fn configured(n: u64) -> String {
+    GOOD.replace(
+        "module = \"relay\"",
+        &format!("module = \"relay\"\ntrial = false\nconfig = {{ n = {n} }}"),
+    )
+}
+
+#[test]
+fn a_rollback_between_keys_says_so() {
+    let daemon = world(&configured(1)).start();
+    daemon.world.config(&configured(2));
+    daemon.reload();
+    let refused = daemon.world.run(&["rollback", "a", "--to", "2"]);
+    let said = text(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("generation 2, which is the one that runs; it can go back to 1 ("),
+        "{said}"
+    );
+    let back = daemon.world.run(&["rollback", "a", "--to", "1"]);
+    let said = text(&back.stdout);
+    assert_eq!(back.status.code(), Some(0), "{}", text(&back.stderr));
+    assert!(
+        said.contains("with the keys of generation 1 again; generation 2, the same module with other keys, is banned"),
+        "{said}"
+    );
+}
+
+#[test]
+fn the_exit_code_says_what_went_wrong() {
+    let bad = world("[actors.a]\n");
+    fs::write(bad.path("x.wasm"), b"no module").unwrap();
+    for (args, code) in [
+        (&["nonsense"][..], 2),
+        (&["ps"], 69),
+        (&["tap", "a"], 69),
+        (&["state", "get", "a"], 69),
+        (&["--socket", "nowhere", "graph"], 69),
+        (&["check"], 78),
+        (&["graph"], 78),
+        (&[], 78),
+        (&["inspect", "x.wasm"], 65),
+        (&["inspect", "nowhere.wasm"], 1),
+        (&["schema"], 0),
+        (&["completions", "bash"], 0),
+        (&["completions", "tcsh"], 2),
+        (&["man", "pages"], 0),
+        (&["man", "x.wasm"], 1),
+        (&["help"], 0),
+    ] {
+        let output = bad.run(args);
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {}", text(&output.stderr));
+        // What `check` and `inspect` have found is their data, good or bad.
+        let data = code == 0 || matches!(args, ["check" | "inspect", ..]);
+        assert!(data || output.stdout.is_empty(), "{args:?}: {}", text(&output.stdout));
+    }
+    let page = fs::read_to_string(bad.path("pages/reflowd-tap.1")).unwrap();
+    assert!(page.contains("skipped"), "{page}");
+
+    let small = GOOD.replace("module = \"relay\"", "module = \"relay\"\nmailbox = 1");
+    let daemon = world(&small).start();
+    daemon.post("/v1/actors/a/pause", "");
+    daemon.send("a.in", "1");
+    for (args, code) in [
+        (&["send", "a.in", "2"][..], 75),
+        (&["send", "a.in", "{"], 65),
+        (&["send", "a.in", "1", "--type", "Boolean"], 65),
+        (&["send", "a.in", "-", "--wait", "out"], 2),
+        (&["send", "c.in", "1"], 1),
+        (&["ps", "c"], 1),
+        (&["pause", "c"], 1),
+        (&["tap", "c"], 1),
+        (&["logs", "c"], 1),
+        (&["logs", "a", "--no-follow"], 0),
+        (&["rollback", "a"], 1),
+        (&["dead", "show", "1"], 1),
+        (&["dead", "purge"], 2),
+        (&["graph", "--json"], 0),
+        (&["tap", "a", "--for", "10ms"], 0),
+        (&["tap", "a", "--limit", "0"], 2),
+        (&["reload"], 0),
+    ] {
+        let output = daemon.world.run(args);
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {}", text(&output.stderr));
+    }
+
+    // Somebody else may not, whoever runs the test.
+    let mut other = daemon.world.command(&["ps"]);
+    if rustix::process::geteuid().is_root() {
+        other.uid(65_534).gid(65_534);
+    } else {
+        fs::set_permissions(daemon.world.socket(), fs::Permissions::from_mode(0o000)).unwrap();
+    }
+    let output = other.output().unwrap();
+    if !rustix::process::geteuid().is_root() {
+        fs::set_permissions(daemon.world.socket(), fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    assert_eq!(output.status.code(), Some(77), "{}", text(&output.stderr));
+    daemon.post("/v1/actors/a/resume", "");
+}
+
+#[test]
+fn a_shell_is_offered_the_actors_of_the_daemon_that_runs() {
+    let daemon = world(GOOD).start();
+    let offered = |words: &[&str]| {
+        let mut command = daemon.world.command(&["--", "reflowd"]);
+        command.args(words).env("REFLOWD_COMPLETE", "fish");
+        let output = command.output().unwrap();
+        let offers = text(&output.stdout);
+        let names = offers.lines().map(|line| line.split('\t').next().unwrap().to_owned());
+        names.collect::<Vec<_>>()
+    };
+    assert_eq!(offered(&["pause", ""])[..2], ["a", "b"]);
+    assert_eq!(offered(&["send", "b"]), ["b.in"]);
+    assert_eq!(offered(&["tap", "a."]), ["a.in", "a.out"]);
+    assert_eq!(offered(&["state", "get", "a"]), ["a"]);
+    assert_eq!(offered(&["--socket", "nowhere", "pause", "a"]), [""; 0]);
+    assert_eq!(offered(&["compl"]), ["completions"]);
+}
+
+#[test]
+fn nothing_is_coloured_that_goes_into_a_pipe() {
+    let daemon = world(GOOD).start();
+    daemon.world.config(&format!("{GOOD}[actors.c]\nmodule = \"std:stdout\"\n"));
+    for args in [&["ps"][..], &["events"], &["graph"], &["check"], &["reload"], &["help"]] {
+        let output = daemon.world.run(args);
+        assert!(!output.stdout.contains(&0x1b), "{args:?}: {}", text(&output.stdout));
+        assert!(!output.stderr.contains(&0x1b), "{args:?}: {}", text(&output.stderr));
+    }
 }

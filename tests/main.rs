@@ -27,5 +27,7 @@ mod dead;
 mod connectors;
 mod refusal;
 mod command;
+mod live;
+mod state;
 mod hostile;
 mod storm;

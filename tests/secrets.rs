@@ -68,6 +68,8 @@ fn outputs(daemon: &Daemon) -> Vec<(String, String)> {
     }
     for way in WAYS {
         found.push((way.to_owned(), daemon.get(&format!("/v1/actors/{way}")).body));
+        let logs = format!("/v1/actors/{way}/logs");
+        found.push((logs.clone(), daemon.get(&logs).body));
     }
     let commands: [&[&str]; 9] = [
         &["ps"],

@@ -10,6 +10,11 @@ mod answer;
 mod lines;
 mod reload;
 mod events;
+mod live;
+mod tap;
+mod logs;
+mod graph;
+mod state;
 mod dead_letters;
 mod health;
 mod guard;
@@ -31,13 +36,16 @@ use serde::{Deserialize, Deserializer, Serialize};
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub(crate) use actors::ActorSummary;
+pub(crate) use actors::{ActorSummary, Told};
 pub(crate) use answer::{Answered, answered};
 pub(crate) use dead_letters::moment;
+pub(crate) use graph::{Edge, Graph, LiveEdge, LiveNode, Node};
 pub(crate) use guard::{Via, admit as guard};
 pub(crate) use intake::traceparent;
 pub(crate) use listen::{bind_loopback, bind_socket, serve};
 pub(crate) use problem::Problem;
+
+use crate::snapshot::Snapshots;
 
 /// What the handlers work on. Clones are the same.
 #[derive(Clone)]
@@ -46,6 +54,8 @@ pub(crate) struct Admin {
     pub(crate) system: System,
     /// Looks at disk.
     pub(crate) reloader: Arc<dyn Reload>,
+    /// Where states are written.
+    pub(crate) states: Arc<Snapshots>,
     /// How far the daemon is.
     pub(crate) phase: watch::Receiver<Phase>,
     /// Ends streams that would go on for ever, so that the server can stop.
@@ -114,6 +124,11 @@ pub(crate) fn router(admin: Admin, via: Via) -> Router {
         .route("/v1/actors/{actor}/retry", post(actors::retry))
         .route("/v1/actors/{actor}/rollback", post(actors::roll_back))
         .route("/v1/actors/{actor}/ports/{port}", post(intake::take))
+        .route("/v1/actors/{actor}/ports/{port}/tap", get(tap::port))
+        .route("/v1/actors/{actor}/tap", get(tap::actor))
+        .route("/v1/actors/{actor}/logs", get(logs::logs))
+        .route("/v1/actors/{actor}/state", get(state::show).put(state::set).delete(state::reset))
+        .route("/v1/graph", get(graph::graph))
         .route("/v1/modules", get(reload::modules))
         .route("/v1/reload", post(reload::reload))
         .route("/v1/events", get(events::events))

@@ -6,8 +6,15 @@ mod inspect;
 mod actors;
 mod send;
 mod events;
+mod tap;
+mod logs;
+mod graph;
+mod state;
 mod dead;
 mod reload;
+mod complete;
+mod manual;
+mod progress;
 mod table;
 
 use std::{
@@ -18,9 +25,15 @@ use std::{
 
 use anyhow::Context as _;
 use clap::{Arg, Args, Parser, Subcommand, value_parser};
+use clap_complete::ArgValueCandidates;
 use tokio::runtime;
 
 pub(crate) use client::Client;
+pub(crate) use complete::answer_shell;
+
+use actors::Word;
+
+use crate::config::schema;
 
 /// Runs WebAssembly actors from a folder.
 #[derive(Debug, Parser)]
@@ -28,6 +41,9 @@ pub(crate) use client::Client;
 #[command(mut_subcommand("run", |run| without(run, &["socket"])))]
 #[command(mut_subcommand("check", |check| without(check, &["socket"])))]
 #[command(mut_subcommand("inspect", |inspect| without(inspect, &["socket"])))]
+#[command(mut_subcommand("schema", |schema| without(schema, &["config", "socket"])))]
+#[command(mut_subcommand("completions", |shell| without(shell, &["config", "socket"])))]
+#[command(mut_subcommand("man", |man| without(man, &["config", "socket"])))]
 pub(crate) struct Cli {
     /// The configuration file
     #[arg(long, global = true, env = "REFLOWD_CONFIG", value_name = "FILE")]
@@ -47,6 +63,8 @@ Examples:
   reflowd ps                             the actors of the running daemon
   reflowd send counter.increment 5       send one message
   reflowd send filter.in - <FILE         send JSON lines, as fast as the actor takes them
+  reflowd tap counter                    watch an actor's messages
+  reflowd logs counter                   watch what an actor logs
   reflowd events --follow                watch loads, swaps and refusals
   reflowd dead replay --actor counter    try an actor's dead letters again
 
@@ -72,11 +90,20 @@ pub(crate) enum Tool {
     /// Tell what is in a module, and whether it would be taken
     Inspect(inspect::Inspect),
     /// List the actors
-    Ps(Json),
+    Ps(actors::List),
     /// Send a message, or many, to an actor
     Send(send::Send),
+    /// Watch an actor's messages, without slowing it down
+    Tap(tap::Tap),
+    /// Show what an actor logs, and go on
+    Logs(logs::Logs),
     /// Tell what has happened
     Events(events::Events),
+    /// Draw the flow, with the figures of the daemon that runs
+    Graph(graph::Draw),
+    /// Get, set, export, import or reset an actor's state
+    #[command(subcommand)]
+    State(state::State),
     /// List, show, replay or purge messages that could not be delivered or processed
     #[command(subcommand)]
     Dead(dead::Dead),
@@ -90,6 +117,12 @@ pub(crate) enum Tool {
     Retry(Actor),
     /// Have an actor run what it ran before, and not take up again what it leaves
     Rollback(actors::Rollback),
+    /// Print a JSON Schema of the configuration, for editors
+    Schema(Json),
+    /// Print what makes a shell complete commands and actors
+    Completions(complete::Completions),
+    /// Write the manual's pages
+    Man(manual::Manual),
 }
 
 /// A command that does not show flags of all commands for which it has no use.
@@ -104,8 +137,8 @@ fn without(command: clap::Command, flags: &[&'static str]) -> clap::Command {
 /// How to print.
 #[derive(Debug, Args)]
 pub(crate) struct Json {
-    /// Print JSON
-    #[arg(long)]
+    /// Print JSON, as it does anyway
+    #[arg(long, hide = true)]
     pub(crate) json: bool,
 }
 
@@ -113,7 +146,11 @@ pub(crate) struct Json {
 #[derive(Debug, Args)]
 pub(crate) struct Actor {
     /// The actor's name
+    #[arg(add = ArgValueCandidates::new(complete::actors))]
     pub(crate) actor: String,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// What the end of a command tells the shell.
@@ -181,6 +218,15 @@ pub(crate) fn dispatch(tool: Tool, socket: Option<PathBuf>, config: Option<&Path
         match tool {
             Tool::Check(wanted) => check::check(wanted, config).await,
             Tool::Inspect(wanted) => inspect::inspect(wanted, config).await,
+            Tool::Schema(Json { json: _ }) => {
+                print_data(format!("{:#}\n", schema()).as_bytes())?;
+                Ok(Exit::Done)
+            }
+            Tool::Completions(wanted) => complete::script(&wanted),
+            Tool::Man(wanted) => manual::write(&wanted),
+            Tool::Graph(wanted) => {
+                graph::graph(&client::Places::new(socket, config), config, wanted).await
+            }
             tool => {
                 let places = client::Places::new(socket, config);
                 ask(&mut Client::connect(&places).await?, tool).await
@@ -195,15 +241,23 @@ pub(crate) fn dispatch(tool: Tool, socket: Option<PathBuf>, config: Option<&Path
 /// Asks something of a daemon.
 async fn ask(client: &mut Client, tool: Tool) -> Outcome {
     match tool {
-        Tool::Check(_) | Tool::Inspect(_) => unreachable!("these need no daemon"),
-        Tool::Ps(json) => actors::list(client, json.json).await,
+        Tool::Check(_)
+        | Tool::Inspect(_)
+        | Tool::Schema(_)
+        | Tool::Completions(_)
+        | Tool::Man(_)
+        | Tool::Graph(_) => unreachable!("these need no daemon"),
+        Tool::Ps(wanted) => actors::list(client, wanted).await,
+        Tool::Tap(wanted) => tap::tap(client, wanted).await,
+        Tool::Logs(wanted) => logs::logs(client, wanted).await,
+        Tool::State(wanted) => state::state(client, wanted).await,
         Tool::Send(send) => send::send(client, send).await,
         Tool::Events(events) => events::events(client, events).await,
         Tool::Dead(dead) => dead::dead(client, dead).await,
         Tool::Reload(reload) => reload::reload(client, reload).await,
-        Tool::Pause(Actor { actor }) => actors::tell(client, &actor, "pause").await,
-        Tool::Resume(Actor { actor }) => actors::tell(client, &actor, "resume").await,
-        Tool::Retry(Actor { actor }) => actors::tell(client, &actor, "retry").await,
+        Tool::Pause(actor) => actors::tell(client, actor, Word::Pause).await,
+        Tool::Resume(actor) => actors::tell(client, actor, Word::Resume).await,
+        Tool::Retry(actor) => actors::tell(client, actor, Word::Retry).await,
         Tool::Rollback(rollback) => actors::roll_back(client, rollback).await,
     }
 }
@@ -214,7 +268,20 @@ async fn ask(client: &mut Client, tool: Tool) -> Outcome {
 /// [`Exit::Done`] without words when nobody reads any more, as after `| head -1`.
 pub(crate) fn print(text: &str) -> Result<(), Stop> {
     let mut out = anstream::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+    written(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
+}
+
+/// Writes data to standard output as it is.
+///
+/// # Errors
+/// As of [`print`].
+pub(crate) fn print_data(data: &[u8]) -> Result<(), Stop> {
+    let mut out = io::stdout().lock();
+    written(out.write_all(data).and_then(|()| out.flush()))
+}
+
+fn written(outcome: io::Result<()>) -> Result<(), Stop> {
+    match outcome {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
             Err(Stop { exit: Exit::Done, error: None })

@@ -13,6 +13,7 @@ mod names;
 mod reader;
 mod report;
 mod restart;
+mod schema;
 mod sources;
 mod wire;
 
@@ -35,6 +36,7 @@ pub(crate) use daemon::{AdminConfig, DaemonConfig};
 pub(crate) use environment::Environment;
 pub(crate) use report::{Diagnostic, Place, Report};
 pub(crate) use restart::restart_only;
+pub(crate) use schema::schema;
 pub(crate) use sources::Sources;
 
 use reader::{Item, Problems, Table};

@@ -192,6 +192,9 @@ fn actors(page: &mut Page, ledger: &Ledger) {
     let name = "reflowd_rollbacks_total";
     let help = "Swaps that put a former generation back";
     each(&mut page.counter(name, help), &[], |meters| meters.rollbacks.get());
+    let name = "reflowd_tap_skipped_total";
+    let help = "Messages that did not fit a tap whose reader was slow";
+    each(&mut page.counter(name, help), &[], |meters| meters.tap_skipped.get());
     let name = "reflowd_blocked_seconds_total";
     let mut family = page.counter(name, "Time that an actor waited for full mailboxes");
     for (name, meters) in &metered {

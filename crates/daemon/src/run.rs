@@ -176,6 +176,7 @@ impl Daemon {
         let admin = Admin {
             system: daemon.system.clone(),
             reloader: Arc::new(Disk(daemon.reloader.clone())),
+            states: Arc::clone(&daemon.snapshots),
             phase: phase_seen,
             stopping: daemon.stopping.clone(),
             tasks: daemon.tasks.clone(),

@@ -17,7 +17,7 @@ use std::{
 
 use parking_lot::Mutex;
 use reflowd_hot_reload::read_own_file;
-use reflowd_runtime::{ActorName, Persistence, State, System};
+use reflowd_runtime::{Actor, ActorName, Persistence, State, System};
 use tokio::time::{self, Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -59,6 +59,17 @@ pub(crate) struct Round {
     pub(crate) failed: usize,
 }
 
+/// What became of one actor's state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Written {
+    /// It is on disk as it is.
+    Same,
+    /// It is on disk now.
+    New,
+    /// It cannot be written; the log says why.
+    Failed,
+}
+
 impl Snapshots {
     /// The snapshots in a folder, which exists.
     pub(crate) fn open(folder: impl Into<PathBuf>) -> Self {
@@ -97,31 +108,11 @@ impl Snapshots {
             if actor.is_source() || actor.settings().state != Persistence::Snapshot {
                 continue;
             }
-            let (name, state) = (actor.name(), actor.state());
-            live.insert(name.clone());
-            let same = match past.written.get(name) {
-                Some(written) => *written == state,
-                // Most actors never have a state, and need no file to say so.
-                None => state == State::default(),
-            };
-            if same {
-                continue;
-            }
-            match replace(&self.folder, &self.path(name), state.text()) {
-                Ok(()) => {
-                    round.written += 1;
-                    past.written.insert(name.clone(), state);
-                    if past.failing.remove(name) {
-                        info!(actor = %name, "the state is written again");
-                    }
-                }
-                Err(error) => {
-                    round.failed += 1;
-                    if past.failing.insert(name.clone()) {
-                        let folder = self.folder.display();
-                        warn!(actor = %name, %folder, %error, "the state cannot be written; tried again every round");
-                    }
-                }
+            live.insert(actor.name().clone());
+            match self.write_state(&mut past, &actor) {
+                Written::Same => {}
+                Written::New => round.written += 1,
+                Written::Failed => round.failed += 1,
             }
         }
         past.written.retain(|name, _| live.contains(name));
@@ -132,6 +123,47 @@ impl Snapshots {
             self.sweep(&live, SystemTime::now());
         }
         round
+    }
+
+    /// Writes one actor's state now: whether what is on disk is what it has. Blocks.
+    pub(crate) fn write(&self, actor: &Actor) -> bool {
+        let mut past = self.past.lock();
+        // The file may be from before the actor went and came back.
+        if !past.written.contains_key(actor.name()) && self.path(actor.name()).exists() {
+            return self.replace_state(&mut past, actor) != Written::Failed;
+        }
+        self.write_state(&mut past, actor) != Written::Failed
+    }
+
+    /// Writes a state that is another than what is on disk.
+    fn write_state(&self, past: &mut Past, actor: &Actor) -> Written {
+        let state = actor.state();
+        let same = match past.written.get(actor.name()) {
+            Some(written) => *written == state,
+            // Most actors never have a state, and need no file to say so.
+            None => state == State::default(),
+        };
+        if same { Written::Same } else { self.replace_state(past, actor) }
+    }
+
+    fn replace_state(&self, past: &mut Past, actor: &Actor) -> Written {
+        let (name, state) = (actor.name(), actor.state());
+        match replace(&self.folder, &self.path(name), state.text()) {
+            Ok(()) => {
+                past.written.insert(name.clone(), state);
+                if past.failing.remove(name) {
+                    info!(actor = %name, "the state is written again");
+                }
+                Written::New
+            }
+            Err(error) => {
+                if past.failing.insert(name.clone()) {
+                    let folder = self.folder.display();
+                    warn!(actor = %name, %folder, %error, "the state cannot be written; tried again every round");
+                }
+                Written::Failed
+            }
+        }
     }
 
     /// Does a round every [`EVERY`] until it is stopped. The last round, after the

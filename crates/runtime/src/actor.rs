@@ -18,6 +18,7 @@ use std::{
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use serde::Serialize;
+use thiserror::Error;
 use tokio::{
     sync::{Notify, mpsc, oneshot, watch},
     time::Instant,
@@ -26,14 +27,17 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 pub(crate) use task::ActorTask;
+use task::NewState;
 
 use crate::{
-    ActorLog, ActorName, Bounds, Digest, Engine, EventKind, Events, FailureKind, Mailbox, Message,
-    Metadata, Meters, PortName, PortRef, Program, Ran, Ready, Routes, Secrets, Settings, State,
-    TrialView, Trialing,
+    ActorLog, ActorName, Bounds, Digest, Direction, Engine, EventKind, Events, FailureKind,
+    Journal, Mailbox, Message, Metadata, Meters, PortName, PortRef, Program, Ran, Ready, Routes,
+    Secrets, Settings, Sighting, State, Tap, TapFilter, TooManyTaps, TrialView, Trialing,
     dead_letter::Reason,
     envelope::{Origin, unix_millis},
+    onlookers::Onlookers,
     source::{Position, SourceSwap},
+    tap::Offer,
     wire::{Sinks, Wire},
 };
 
@@ -265,6 +269,42 @@ impl Actor {
         _ = self.commands.send(Command::Retry).await;
     }
 
+    /// Gives it another state between two turns, and returns when that is done. The turn in
+    /// hand, if there is one, ends first, and what it makes of the state is replaced.
+    ///
+    /// # Errors
+    /// The state is what it was, and why.
+    pub async fn set_state(&self, state: State) -> Result<StateSet, SetStateError> {
+        if self.is_source() {
+            return Err(SetStateError::Source);
+        }
+        let (done, set) = oneshot::channel();
+        let new = Box::new(NewState { state, done });
+        let sent = self.commands.send(Command::SetState(new)).await;
+        sent.map_err(|_| SetStateError::Stopped)?;
+        set.await.unwrap_or(Err(SetStateError::Stopped))
+    }
+
+    /// Sees its messages from now on, without slowing it down.
+    ///
+    /// # Errors
+    /// There are too many who do.
+    pub fn tap(&self, filter: TapFilter) -> Result<Tap, TooManyTaps> {
+        self.shared.onlookers.taps.open(filter)
+    }
+
+    /// How many taps are open.
+    #[must_use]
+    pub fn taps(&self) -> usize {
+        self.shared.onlookers.taps.len()
+    }
+
+    /// The last lines that it has logged, and those to come.
+    #[must_use]
+    pub fn journal(&self) -> &Arc<Journal> {
+        &self.shared.onlookers.journal
+    }
+
     /// Returns when its task has ended.
     pub(crate) async fn stopped(&self) {
         self.ended.cancelled().await;
@@ -326,9 +366,43 @@ impl Actor {
     }
 }
 
+/// An operator has given an actor another state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct StateSet {
+    /// The generation that has it.
+    pub generation: u64,
+    /// Bytes of the state.
+    pub bytes: u64,
+    /// Bytes of the one that it replaced.
+    pub before: u64,
+    /// Whether that generation is on trial. A rollback then keeps the new state, unless the
+    /// generation has migrated its state.
+    pub on_trial: bool,
+}
+
+/// The actor keeps the state that it has.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum SetStateError {
+    /// It is over the actor's limit.
+    #[error("the state has {bytes} bytes, and `state_size` allows {limit}; raise it, or set less")]
+    TooLarge {
+        /// What it has.
+        bytes: u64,
+        /// What it may have.
+        limit: u64,
+    },
+    /// It is no actor that has a state.
+    #[error("a source has no state")]
+    Source,
+    /// Its task takes nothing any more.
+    #[error("the actor has stopped, or is being stopped; try again when it runs")]
+    Stopped,
+}
+
 /// What an actor's task shares with those who look at the actor and send to it.
 pub(crate) struct Shared {
     pub(crate) name: ActorName,
+    pub(crate) onlookers: Onlookers,
     pub(crate) mailbox: Arc<Mailbox>,
     pub(crate) routes: ArcSwap<Routes>,
     /// Wires on which outputs wait of a task that has ended, or of a source. Whoever
@@ -453,12 +527,19 @@ impl Shared {
             let from = || PortRef { actor: self.name.clone(), port: port.clone() };
             self.sinks.waits.left_by(from, lineage.correlation, &message);
         }
+        let mut sighting = None;
+        if self.onlookers.taps.any() {
+            sighting = self.sighting(origin, port, &message);
+        }
         let Some((last, others)) = routes.of(port).split_last() else {
             self.meters.unrouted.add(1);
-            return;
+            return self.show(sighting);
         };
         let mut put = |wire: &Arc<Wire>, message| {
             let envelope = origin.envelope(wire.to().port.clone(), message);
+            if let Some(sighting) = &mut sighting {
+                sighting.to.push((wire.to().clone(), envelope.id));
+            }
             if wire.emit(envelope, origin.at.instant)
                 && !waiting.iter().any(|w| Arc::ptr_eq(w, wire))
             {
@@ -467,6 +548,37 @@ impl Shared {
         };
         others.iter().for_each(|wire| put(wire, message.clone()));
         put(last, message);
+        self.show(sighting);
+    }
+
+    /// What those who tap are to see of a message that leaves, if any has room for it.
+    #[cold]
+    fn sighting(&self, origin: &Origin, port: &PortName, message: &Message) -> Option<Sighting> {
+        match self.onlookers.taps.offer(Direction::Out, port, message.encoded_len()) {
+            Offer::Skipped(taps) => {
+                self.meters.tap_skipped.add(taps);
+                None
+            }
+            Offer::Wanted => Some(Sighting {
+                direction: Direction::Out,
+                port: port.clone(),
+                generation: self.status.borrow().generation.number(),
+                time: origin.at.unix_millis(),
+                id: None,
+                correlation: origin.lineage.as_ref().map(|lineage| lineage.correlation),
+                attempt: 0,
+                replayed: false,
+                judged: origin.judged,
+                to: Vec::new(),
+                message: message.clone(),
+            }),
+        }
+    }
+
+    fn show(&self, sighting: Option<Sighting>) {
+        if let Some(sighting) = sighting {
+            self.meters.tap_skipped.add(self.onlookers.taps.show(&sighting));
+        }
     }
 
     /// What it runs, for the dead letters.
@@ -515,6 +627,8 @@ pub(crate) enum Command {
     Retry,
     /// What runs stays, whatever a trial would have said.
     EndTrial,
+    /// Have another state.
+    SetState(Box<NewState>),
     /// Work off the mailbox and stop, at the latest then.
     Drain {
         until: Instant,

@@ -94,6 +94,17 @@ pub enum EventKind {
     Paused { actor: ActorName },
     /// An operator resumed an actor.
     Resumed { actor: ActorName },
+    /// An operator gave an actor another state.
+    StateSet {
+        actor: ActorName,
+        generation: u64,
+        /// Bytes of the state.
+        bytes: u64,
+        /// Bytes of the one that it replaced.
+        before: u64,
+        /// Whether the generation is on trial.
+        on_trial: bool,
+    },
     /// An actor was removed and works off its mailbox.
     Draining { actor: ActorName },
     /// An actor is gone.
@@ -130,7 +141,7 @@ pub enum EventKind {
 
 impl EventKind {
     /// The words that stand for events.
-    pub const NAMES: [&str; 30] = [
+    pub const NAMES: [&str; 31] = [
         "started",
         "swapped",
         "applied",
@@ -145,6 +156,7 @@ impl EventKind {
         "stalled",
         "paused",
         "resumed",
+        "state-set",
         "draining",
         "stopped",
         "module-refused",
@@ -181,6 +193,7 @@ impl EventKind {
             Self::Stalled { .. } => "stalled",
             Self::Paused { .. } => "paused",
             Self::Resumed { .. } => "resumed",
+            Self::StateSet { .. } => "state-set",
             Self::Draining { .. } => "draining",
             Self::Stopped { .. } => "stopped",
             Self::ModuleRefused { .. } => "module-refused",
@@ -216,6 +229,7 @@ impl EventKind {
             | Self::Stalled { actor, .. }
             | Self::Paused { actor }
             | Self::Resumed { actor }
+            | Self::StateSet { actor, .. }
             | Self::Draining { actor }
             | Self::Stopped { actor, .. } => Some(actor),
             _ => None,
@@ -236,6 +250,10 @@ pub struct GoneBack {
     pub generation: u64,
     /// The module that it runs now.
     pub digest: Digest,
+    /// The generation whose module and keys these are.
+    pub former: u64,
+    /// Whether what it has left is not run again by itself: it was another module, or had other keys.
+    pub banned: bool,
 }
 
 /// The history of events, and a way to follow it.

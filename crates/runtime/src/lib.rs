@@ -23,9 +23,12 @@ mod event;
 mod meter;
 mod log;
 mod secrets;
+mod journal;
+mod tap;
+mod onlookers;
 mod panic;
 
-pub use actor::{Actor, ActorState, ERROR_PORT, Generation, Status};
+pub use actor::{Actor, ActorState, ERROR_PORT, Generation, SetStateError, StateSet, Status};
 pub use budget::Budget;
 pub use dead_letter::{
     DeadLetter, DeadLetters, Filter, Keeper, Letters, Loss, Losses, Lost, Ran, Reason, Stock,
@@ -33,6 +36,7 @@ pub use dead_letter::{
 };
 pub use envelope::{Envelope, MessageId, MessageIdError, unix_millis};
 pub use event::{Event, EventKind, Events, GoneBack};
+pub use journal::{Journal, LogLine};
 pub use log::ActorLog;
 pub use mailbox::{Bounds, Counts, Entry, Mailbox};
 pub use message::{EXCERPT, Message, MessageError, Type, excerpt};
@@ -51,6 +55,7 @@ pub use system::{
     Books, Change, Changed, Halted, Ledger, PutBack, Ready, Remains, Replayed, SendError,
     SpawnError, Start, Stayed, Staying, System, Trialing, WireDef,
 };
+pub use tap::{Direction, Seen, Sighting, Tap, TapFilter, TooManyTaps};
 pub use trial::{Fall, GuestErrors, TrialOutcome, TrialRules, TrialView};
 pub use waits::Answer;
 pub use wire::{Routes, Wire, WireCounts};

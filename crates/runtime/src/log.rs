@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use tracing::Level;
 
-use crate::{ActorName, Secrets};
+use crate::{ActorName, Journal, Secrets};
 
 /// The longest log line of a guest, in bytes; the rest is cut.
 const MAX_LINE: usize = 8 << 10;
@@ -19,6 +19,8 @@ struct Inner {
     actor: ActorName,
     secrets: Secrets,
     bucket: Mutex<Bucket>,
+    /// Its own until the actor runs, and then that of the actor's name.
+    journal: Mutex<Arc<Journal>>,
 }
 
 /// What one second allows. Pure: it is told the time.
@@ -43,12 +45,22 @@ impl ActorLog {
     #[must_use]
     pub fn masked(actor: ActorName, rate: u32, secrets: Secrets) -> Self {
         let bucket = Bucket { rate, second: None, left: rate, missed: 0, suppressed: 0 };
-        Self(Arc::new(Inner { actor, secrets, bucket: Mutex::new(bucket) }))
+        let bucket = Mutex::new(bucket);
+        Self(Arc::new(Inner { actor, secrets, bucket, journal: Mutex::default() }))
     }
 
     /// Changes the rate from the next second on.
     pub fn set_rate(&self, rate: u32) {
         self.0.bucket.lock().rate = rate;
+    }
+
+    /// Keeps the last lines in `journal` from now on, with those that there are already.
+    pub(crate) fn keep_in(&self, journal: &Arc<Journal>) {
+        let mut own = self.0.journal.lock();
+        if !Arc::ptr_eq(&own, journal) {
+            journal.take_over(&own);
+            *own = Arc::clone(journal);
+        }
     }
 
     /// Writes one line, unless the actor has had its share of this second.
@@ -61,6 +73,8 @@ impl ActorLog {
         let actor = &self.0.actor;
         if suppressed > 0 {
             tracing::warn!(target: "guest", %actor, suppressed, "log lines over the rate were left out");
+            let text = format!("({suppressed} lines over the rate were left out)");
+            self.0.journal.lock().add(Level::WARN, text);
         }
         if !allowed {
             return;
@@ -73,6 +87,7 @@ impl ActorLog {
             Level::DEBUG => tracing::debug!(target: "guest", %actor, "{text}"),
             Level::TRACE => tracing::trace!(target: "guest", %actor, "{text}"),
         }
+        self.0.journal.lock().add(level, text);
     }
 
     /// Lines left out since the actor started.

@@ -126,6 +126,8 @@ pub struct Meters {
     pub unrouted: Counter,
     /// Milliseconds spent waiting for full mailboxes.
     pub blocked_millis: Counter,
+    /// Messages that did not fit a tap whose reader was slow.
+    pub tap_skipped: Counter,
 }
 
 impl Meters {
@@ -148,6 +150,7 @@ impl Meters {
             rollbacks,
             unrouted,
             blocked_millis,
+            tap_skipped,
         } = other;
         self.turns_ok.add(turns_ok.get());
         self.turns_trap.add(turns_trap.get());
@@ -165,6 +168,7 @@ impl Meters {
         self.rollbacks.add(rollbacks.get());
         self.unrouted.add(unrouted.get());
         self.blocked_millis.add(blocked_millis.get());
+        self.tap_skipped.add(tap_skipped.get());
     }
 
     /// Turns that did not succeed.

@@ -423,7 +423,11 @@ impl SourceTask {
             // Whoever asked may have given up; then nobody misses the answer.
             Command::Hold(held) => _ = held.send(()),
             Command::Release => self.wired.cancel(),
-            Command::Retry | Command::EndTrial | Command::Swap(_) | Command::Drain { .. } => {}
+            Command::Retry
+            | Command::EndTrial
+            | Command::SetState(_)
+            | Command::Swap(_)
+            | Command::Drain { .. } => {}
         }
     }
 

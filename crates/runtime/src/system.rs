@@ -41,6 +41,7 @@ use crate::{
     Actor, ActorName, ActorState, Budget, DeadLetters, EventKind, Events, Generation, Meters,
     Secrets, SpanSink, Wire,
     actor::{Command, Kind},
+    onlookers::Gallery,
     system::past::Past,
     waits::Waits,
     wire::Sinks,
@@ -75,6 +76,7 @@ struct Inner {
     held_back: Mutex<Option<Vec<Arc<Actor>>>>,
     /// Told when a trial has ended.
     trials: Arc<Notify>,
+    gallery: Gallery,
     /// One change at a time.
     changes: tokio::sync::Mutex<()>,
 }
@@ -108,6 +110,7 @@ impl System {
             past: Mutex::default(),
             held_back: Mutex::default(),
             trials: Arc::default(),
+            gallery: Gallery::default(),
             changes: tokio::sync::Mutex::new(()),
         }))
     }

@@ -182,6 +182,11 @@ impl Trial {
         *self = Self { moved: self.moved, ..Self::new(now) };
     }
 
+    /// An operator set the state, and that is the one put aside from now on.
+    pub(crate) fn state_given(&mut self) {
+        self.moved = 0;
+    }
+
     /// A turn succeeded.
     pub(crate) fn succeeded(&mut self, rules: &TrialRules, now: Instant) -> Step {
         self.turns += 1;

@@ -1,6 +1,6 @@
 //! Actors as they are now, and the words that an operator has for them.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use axum::{
     Json,
@@ -9,7 +9,8 @@ use axum::{
 };
 use reflowd_hot_reload::{ActorView, RollBackError};
 use reflowd_runtime::{
-    Actor, ActorName, Counts, GoneBack, Metadata, Settings, TrialOutcome, TrialView, WireCounts,
+    Actor, ActorName, ActorState, Counts, GoneBack, Metadata, Settings, Status, TrialOutcome,
+    TrialView, WireCounts,
 };
 use serde::{Deserialize, Serialize};
 
@@ -64,6 +65,8 @@ pub(super) struct ActorDetail {
     books: Option<Counts>,
     queued_by_port: BTreeMap<String, usize>,
     trial: Option<TrialView>,
+    /// How many look at its messages.
+    taps: usize,
     wires: Vec<WireSummary>,
 }
 
@@ -105,6 +108,7 @@ pub(super) async fn show(
             books: None,
             queued_by_port: BTreeMap::new(),
             trial: None,
+            taps: 0,
             wires: Vec::new(),
         }));
     };
@@ -126,6 +130,7 @@ pub(super) async fn show(
         books: Some(actor.mailbox().counts()),
         queued_by_port: queued.into_iter().map(|(port, n)| (port.to_string(), n)).collect(),
         trial: actor.trial(),
+        taps: actor.taps(),
         wires: wires.collect(),
     }))
 }
@@ -134,27 +139,69 @@ pub(super) async fn show(
 pub(super) async fn pause(
     State(admin): State<Admin>,
     Path(name): Path<String>,
-) -> Result<StatusCode, Problem> {
-    running(&admin, &name)?.pause().await;
-    Ok(StatusCode::NO_CONTENT)
+) -> Result<Json<Told>, Problem> {
+    let actor = running(&admin, &name)?;
+    let was = actor.status();
+    actor.pause().await;
+    Ok(Json(told(&actor, was, |status| status.state == ActorState::Paused).await))
 }
 
 /// `POST /v1/actors/{actor}/resume`.
 pub(super) async fn resume(
     State(admin): State<Admin>,
     Path(name): Path<String>,
-) -> Result<StatusCode, Problem> {
-    running(&admin, &name)?.resume().await;
-    Ok(StatusCode::NO_CONTENT)
+) -> Result<Json<Told>, Problem> {
+    let actor = running(&admin, &name)?;
+    let was = actor.status();
+    actor.resume().await;
+    Ok(Json(told(&actor, was, |status| status.state != ActorState::Paused).await))
 }
 
 /// `POST /v1/actors/{actor}/retry`.
 pub(super) async fn retry(
     State(admin): State<Admin>,
     Path(name): Path<String>,
-) -> Result<StatusCode, Problem> {
-    running(&admin, &name)?.retry().await;
-    Ok(StatusCode::NO_CONTENT)
+) -> Result<Json<Told>, Problem> {
+    let actor = running(&admin, &name)?;
+    let was = actor.status();
+    actor.retry().await;
+    let idle = |state| matches!(state, ActorState::Resting | ActorState::Failed);
+    let since = was.since;
+    let again = |status: &Status| !idle(status.state) || status.since > since;
+    Ok(Json(told(&actor, was, again).await))
+}
+
+/// How long an answer waits for what was asked to show: an actor does what it is told
+/// after the turn in hand.
+const SHOWS_WITHIN: Duration = Duration::from_secs(1);
+
+/// What an actor has made of a word.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Told {
+    pub(crate) actor: String,
+    /// The state before.
+    pub(crate) was: String,
+    /// The state now, or after a second where the turn in hand takes longer.
+    pub(crate) state: String,
+    /// Whether it has done what it was told; otherwise it will after the turn in hand.
+    pub(crate) done: bool,
+    pub(crate) why: Option<String>,
+}
+
+/// What became of an actor that was told something, once it shows.
+async fn told(actor: &Actor, was: Status, shows: impl Fn(&Status) -> bool) -> Told {
+    let mut watch = actor.watch();
+    let shown = tokio::time::timeout(SHOWS_WITHIN, watch.wait_for(|status| shows(status))).await;
+    let done = matches!(shown, Ok(Ok(_)));
+    drop(shown);
+    let now = actor.status();
+    Told {
+        actor: actor.name().to_string(),
+        was: was.state.name().into(),
+        state: now.state.name().into(),
+        done,
+        why: now.why,
+    }
 }
 
 #[derive(Default, Deserialize)]

@@ -201,6 +201,7 @@ impl Rig {
         let admin = Admin {
             system: system.clone(),
             reloader: Arc::new(Disk),
+            states: Arc::new(Snapshots::open(folder.path())),
             phase: watched,
             stopping: stopping.clone(),
             tasks: tasks.clone(),
@@ -255,6 +256,17 @@ impl Rig {
     async fn settled(&self) {
         let until = Instant::now() + Duration::from_secs(60);
         assert_eq!(self.system.drained(until).await, 0);
+    }
+
+    /// Waits until the actor's turn has begun.
+    async fn in_hand(&self, actor: &str) {
+        let actor = self.system.actor(actor).unwrap();
+        soon(async {
+            while actor.mailbox().counts().in_flight == 0 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
     }
 
     fn completed(&self, actor: &str) -> u64 {
@@ -514,22 +526,65 @@ async fn actors_are_listed_with_what_they_run() {
 #[tokio::test]
 async fn an_actor_is_paused_and_resumed() {
     let rig = Rig::start(&[("a", Does::Echo)]).await;
-    let mut status = rig.system.actor("a").unwrap().watch();
-    let mut is = async |state| {
-        soon(status.wait_for(|status| status.state.name() == state)).await.unwrap();
-    };
     let word = async |word| {
         let path = format!("/v1/actors/a/{word}");
-        rig.request(Method::POST, &path, &[], whole("")).await.status
+        let answer = rig.request(Method::POST, &path, &[], whole("")).await;
+        assert_eq!(answer.status, StatusCode::OK);
+        let told = answer.json();
+        assert_eq!((&told["actor"], &told["done"]), (&json!("a"), &json!(true)), "{told}");
+        format!("{} {}", told["was"].as_str().unwrap(), told["state"].as_str().unwrap())
     };
-    assert_eq!(word("pause").await, StatusCode::NO_CONTENT);
-    is("paused").await;
+    assert_eq!(word("pause").await, "active paused");
     rig.post(IN, JSON, ONE).await;
     assert_eq!(rig.completed("a"), 0);
-    assert_eq!(word("resume").await, StatusCode::NO_CONTENT);
-    assert_eq!(word("retry").await, StatusCode::NO_CONTENT);
+    assert_eq!(word("resume").await, "paused active");
+    assert_eq!(word("retry").await, "active active");
     rig.settled().await;
     assert_eq!(rig.completed("a"), 1);
+}
+
+#[tokio::test]
+async fn a_word_in_the_middle_of_a_turn_is_answered_before_its_end() {
+    let lets = Arc::new(Semaphore::new(0));
+    let rig = Rig::start(&[("a", Does::EchoWhenLet(Arc::clone(&lets)))]).await;
+    rig.post(IN, JSON, ONE).await;
+    rig.in_hand("a").await;
+    let told = rig.request(Method::POST, "/v1/actors/a/pause", &[], whole("")).await.json();
+    assert_eq!((&told["done"], &told["state"]), (&json!(false), &json!("active")), "{told}");
+    lets.add_permits(1);
+    let mut status = rig.system.actor("a").unwrap().watch();
+    soon(status.wait_for(|status| status.state.name() == "paused")).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_state_is_set_after_the_turn_in_hand_and_is_on_disk_with_the_answer() {
+    let lets = Arc::new(Semaphore::new(0));
+    let rig = Rig::start(&[("a", Does::EchoWhenLet(Arc::clone(&lets)))]).await;
+    rig.post(IN, JSON, ONE).await;
+    rig.in_hand("a").await;
+    let path = "/v1/actors/a/state";
+    let set = rig.request(Method::PUT, path, &[JSON], whole(" {\"n\": 1}\n"));
+    let let_go = async {
+        // Nothing but the end of the turn can let the answer come.
+        tokio::task::yield_now().await;
+        assert_eq!(rig.get(path).await.json()["state"], json!({}));
+        lets.add_permits(1);
+    };
+    let (set, ()) = soon(futures_util::future::join(set, let_go)).await;
+    assert_eq!(set.status, StatusCode::OK);
+    let set = set.json();
+    assert_eq!((&set["bytes"], &set["written"]), (&json!(8), &json!(true)), "{set}");
+    assert_eq!(rig.get(path).await.json()["state"], json!({"n": 1}));
+    let file = rig.socket.parent().unwrap().join("a.json");
+    assert_eq!(std::fs::read_to_string(file).unwrap(), "{\"n\": 1}");
+    let plain = rig.request(Method::PUT, path, &[("content-type", "text/plain")], whole("{}"));
+    assert_eq!(plain.await.problem(), "content-type");
+    rig.phase.send_replace(Phase::Starting);
+    let early = rig.request(Method::DELETE, path, &[], whole("")).await;
+    assert_eq!(
+        (early.status, early.problem()),
+        (StatusCode::SERVICE_UNAVAILABLE, "not-ready".into())
+    );
 }
 
 #[tokio::test]

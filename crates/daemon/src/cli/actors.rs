@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use clap::Args;
+use clap_complete::ArgValueCandidates;
 use reflowd_loader::ModuleUrl;
 use reflowd_runtime::unix_millis;
 use serde::Deserialize;
@@ -10,22 +11,42 @@ use serde::Deserialize;
 use super::{
     Client, Exit, Outcome,
     client::{self, escaped},
-    note, print,
+    complete, note, print, progress,
     table::{Cell, Style, Table},
 };
-use crate::admin::ActorSummary;
+use crate::admin::{ActorSummary, Told};
 
 /// How much of a digest people are shown.
 const DIGEST_SHOWN: usize = 12;
 
+/// Which actors, and how.
+#[derive(Debug, Args)]
+pub(crate) struct List {
+    /// Only these
+    #[arg(value_name = "ACTOR", add = ArgValueCandidates::new(complete::actors))]
+    actors: Vec<String>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
 /// Lists the actors.
-pub(super) async fn list(client: &mut Client, json: bool) -> Outcome {
-    if json {
-        let actors: serde_json::Value = client.get("/v1/actors").await?;
+pub(super) async fn list(client: &mut Client, wanted: List) -> Outcome {
+    let mut actors: Vec<ActorSummary> = client.get("/v1/actors").await?;
+    for name in &wanted.actors {
+        if !actors.iter().any(|actor| actor.name == *name) {
+            // It knows what may have been meant.
+            client.get::<serde_json::Value>(&format!("/v1/actors/{}", escaped(name))).await?;
+        }
+    }
+    if !wanted.actors.is_empty() {
+        actors.retain(|actor| wanted.actors.contains(&actor.name));
+    }
+    if wanted.json {
+        let actors = serde_json::to_value(&actors).map_err(anyhow::Error::from)?;
         print(&format!("{actors:#}\n"))?;
         return Ok(Exit::Done);
     }
-    let actors: Vec<ActorSummary> = client.get("/v1/actors").await?;
     if actors.is_empty() {
         note("no actors: drop a .wasm file into the modules folder, or configure one");
         return Ok(Exit::Done);
@@ -39,16 +60,57 @@ pub(super) async fn list(client: &mut Client, json: bool) -> Outcome {
     Ok(Exit::Done)
 }
 
-/// Has an actor told `word`.
-pub(super) async fn tell(client: &mut Client, actor: &str, word: &str) -> Outcome {
-    client.post(&format!("/v1/actors/{}/{word}", escaped(actor)), None).await?;
+/// What an operator tells an actor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Word {
+    Pause,
+    Resume,
+    Retry,
+}
+
+/// Has an actor told something, and says what it made of it.
+pub(super) async fn tell(client: &mut Client, wanted: super::Actor, word: Word) -> Outcome {
+    let route = match word {
+        Word::Pause => "pause",
+        Word::Resume => "resume",
+        Word::Retry => "retry",
+    };
+    let path = format!("/v1/actors/{}/{route}", escaped(&wanted.actor));
+    let told: Told = client::json(client.post(&path, None).await?).await?;
+    let text = match wanted.json {
+        true => {
+            let told = serde_json::to_value(&told).map_err(anyhow::Error::from)?;
+            format!("{told:#}\n")
+        }
+        false => format!("{}\n", made_of(&told, word)),
+    };
+    print(&text)?;
     Ok(Exit::Done)
+}
+
+/// What an actor has made of a word, for people.
+fn made_of(told: &Told, word: Word) -> String {
+    let Told { actor, was, state, done, why } = told;
+    let why = why.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+    let idle = |state: &str| matches!(state, "resting" | "failed");
+    match word {
+        Word::Pause if was == "paused" => format!("{actor}: was paused already"),
+        Word::Resume if was != "paused" => format!("{actor}: was not paused, and is {state}{why}"),
+        Word::Retry if !idle(was) => {
+            format!("{actor}: has nothing to try again, and is {state}{why}")
+        }
+        _ if !done => format!("{actor}: is {state}; it will be done after the turn in hand{why}"),
+        Word::Pause => format!("{actor}: paused; it was {was}"),
+        Word::Resume => format!("{actor}: goes on, and is {state}{why}"),
+        Word::Retry => format!("{actor}: has tried again, and is {state}{why}"),
+    }
 }
 
 /// `reflowd rollback`.
 #[derive(Debug, Args)]
 pub(crate) struct Rollback {
     /// The actor's name
+    #[arg(add = ArgValueCandidates::new(complete::actors))]
     actor: String,
     /// The generation to go back to; the last that passed its trial, where it is not given
     #[arg(long, value_name = "GENERATION")]
@@ -66,6 +128,28 @@ struct GoneBack {
     left_digest: String,
     generation: u64,
     digest: String,
+    former: u64,
+    banned: bool,
+}
+
+impl GoneBack {
+    /// What has happened, for people. Generations may run the same module with other keys.
+    fn text(&self) -> String {
+        let short = |digest: &str| digest.chars().take(DIGEST_SHOWN).collect::<String>();
+        let Self { actor, left, left_digest, generation, digest, former, banned } = self;
+        let (digest, left_digest) = (short(digest), short(left_digest));
+        match (digest == left_digest, banned) {
+            (false, _) => format!(
+                "~ {actor}: generation {generation} runs {digest} again, as generation {former} did; generation {left}, {left_digest}, is banned"
+            ),
+            (true, true) => format!(
+                "~ {actor}: generation {generation} runs {digest} with the keys of generation {former} again; generation {left}, the same module with other keys, is banned"
+            ),
+            (true, false) => format!(
+                "~ {actor}: generation {generation} runs {digest} as generation {former} did; generation {left} was the same, and is not banned"
+            ),
+        }
+    }
 }
 
 /// Has an actor run what it ran before.
@@ -73,19 +157,16 @@ pub(super) async fn roll_back(client: &mut Client, rollback: Rollback) -> Outcom
     let Rollback { actor, to, json } = rollback;
     let query = to.map_or_else(String::new, |to| format!("?to={to}"));
     let path = format!("/v1/actors/{}/rollback{query}", escaped(&actor));
-    let response = client.post(&path, None).await?;
+    let post = client.post(&path, None);
+    let response = progress::watched("going back", post).await?;
     if json {
         let answer: serde_json::Value = client::json(response).await?;
         print(&format!("{answer:#}\n"))?;
         return Ok(Exit::Done);
     }
     let back: Vec<GoneBack> = client::json(response).await?;
-    let short = |digest: &str| digest.chars().take(DIGEST_SHOWN).collect::<String>();
-    for GoneBack { actor, left, left_digest, generation, digest } in &back {
-        let (digest, left_digest) = (short(digest), short(left_digest));
-        print(&format!(
-            "~ {actor}: generation {generation} runs {digest}; generation {left}, {left_digest}, is banned\n"
-        ))?;
+    for one in &back {
+        print(&format!("{}\n", one.text()))?;
     }
     Ok(Exit::Done)
 }
@@ -186,6 +267,65 @@ mod tests {
         assert_eq!(short("https://example.com/v1/counter.wasm?…"), "counter.wasm");
         assert_eq!(short("counter"), "counter");
         assert_eq!(short("std:interval"), "std:interval");
+    }
+
+    #[test]
+    fn an_actor_says_what_it_made_of_a_word() {
+        let told = |was: &str, state: &str, done, why: Option<&str>| Told {
+            actor: "a".into(),
+            was: was.into(),
+            state: state.into(),
+            done,
+            why: why.map(ToOwned::to_owned),
+        };
+        for (word, told, expected) in [
+            (Word::Pause, told("active", "paused", true, None), "a: paused; it was active"),
+            (Word::Pause, told("paused", "paused", true, None), "a: was paused already"),
+            (
+                Word::Pause,
+                told("active", "active", false, None),
+                "a: is active; it will be done after the turn in hand",
+            ),
+            (Word::Resume, told("paused", "active", true, None), "a: goes on, and is active"),
+            (
+                Word::Resume,
+                told("active", "active", true, None),
+                "a: was not paused, and is active",
+            ),
+            (
+                Word::Retry,
+                told("active", "active", true, None),
+                "a: has nothing to try again, and is active",
+            ),
+            (
+                Word::Retry,
+                told("failed", "failed", true, Some("trapped")),
+                "a: has tried again, and is failed: trapped",
+            ),
+        ] {
+            assert_eq!(made_of(&told, word), expected);
+        }
+    }
+
+    #[test]
+    fn a_rollback_between_equal_modules_speaks_of_their_keys() {
+        let back = |left_digest: &str, banned| GoneBack {
+            actor: "a".into(),
+            left: 2,
+            left_digest: left_digest.into(),
+            generation: 3,
+            digest: "0123456789abcdef".into(),
+            former: 1,
+            banned,
+        };
+        let same = back("0123456789abcdef", true).text();
+        assert!(
+            same.contains("with the keys of generation 1") && same.contains("banned"),
+            "{same}"
+        );
+        let other = back("fedcba9876543210", true).text();
+        assert!(other.contains("generation 2, fedcba987654, is banned"), "{other}");
+        assert!(back("0123456789abcdef", false).text().ends_with("is not banned"));
     }
 
     #[test]

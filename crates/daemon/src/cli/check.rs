@@ -17,7 +17,7 @@ use reflowd_runtime::{ActorLog, ActorName, Digest, Metadata, Module as _, Progra
 use tokio::runtime::Handle;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Exit, Outcome, print};
+use super::{Exit, Outcome, print, progress};
 use crate::{
     config::{self, Config, Diagnostic, Environment, Lookup, Report, Sources},
     connector::{self, Listeners, Services, Setting},
@@ -39,7 +39,7 @@ pub(super) async fn check(wanted: Check, flag: Option<&Path>) -> Outcome {
     let environment = Environment::of_process();
     let flag = wanted.path.as_deref().or(flag);
     let (actors, wires, report) = match config::locate(flag, &environment) {
-        Ok(path) => examine(&path, &environment).await,
+        Ok(path) => progress::watched("compiling modules", examine(&path, &environment)).await,
         Err(report) => (0, 0, report),
     };
     if wanted.json {

@@ -4,6 +4,8 @@ use std::{
     convert::Infallible,
     io,
     path::{Path, PathBuf},
+    pin::Pin,
+    task::{Context, Poll},
 };
 
 use anyhow::{Context as _, anyhow};
@@ -18,7 +20,11 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use tokio::{net::UnixStream, task::JoinSet};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::UnixStream,
+    task::JoinSet,
+};
 
 use super::{Exit, Stop};
 use crate::config::{self, Environment, Sources};
@@ -31,7 +37,11 @@ pub(super) type Body = UnsyncBoxBody<Bytes, io::Error>;
 
 /// Where a daemon's socket may be, in the order in which it is looked for.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Places(Vec<PathBuf>);
+pub(crate) struct Places {
+    places: Vec<PathBuf>,
+    /// Whether the caller has named one.
+    given: bool,
+}
 
 impl Places {
     /// Where the caller says, or else where the configuration and the system say.
@@ -44,16 +54,21 @@ impl Places {
         Self::of(given, configured)
     }
 
+    /// Whether the caller has named one.
+    pub(super) fn is_given(&self) -> bool {
+        self.given
+    }
+
     fn of(given: Option<PathBuf>, configured: Option<PathBuf>) -> Self {
         if let Some(given) = given {
             // Whoever names a daemon does not mean another one.
-            return Self(vec![given]);
+            return Self { places: vec![given], given: true };
         }
         let mut places: Vec<_> = configured.into_iter().collect();
         if !places.iter().any(|place| place == Path::new(SYSTEM_SOCKET)) {
             places.push(SYSTEM_SOCKET.into());
         }
-        Self(places)
+        Self { places, given: false }
     }
 }
 
@@ -72,7 +87,7 @@ impl Client {
     /// socket is there and not ours to open.
     pub(crate) async fn connect(places: &Places) -> Result<Self, Stop> {
         let mut tried = Vec::new();
-        for place in &places.0 {
+        for place in &places.places {
             match UnixStream::connect(place).await {
                 Ok(stream) => return Self::over(stream).await,
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
@@ -91,8 +106,9 @@ impl Client {
     }
 
     async fn over(stream: UnixStream) -> Result<Self, Stop> {
-        let (sender, connection) =
-            http1::handshake(TokioIo::new(stream)).await.context("cannot talk to the daemon")?;
+        let (sender, connection) = http1::handshake(TokioIo::new(Patient(stream)))
+            .await
+            .context("cannot talk to the daemon")?;
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             // Whoever waits for an answer learns of a broken connection from there.
@@ -134,6 +150,19 @@ impl Client {
         self.request(Method::POST, path, content, body).await
     }
 
+    /// Puts something in the place of what there is.
+    ///
+    /// # Errors
+    /// The daemon's problem, in its words.
+    pub(crate) async fn put(
+        &mut self,
+        path: &str,
+        content: &'static str,
+        body: Body,
+    ) -> Result<Response<Incoming>, Stop> {
+        self.request(Method::PUT, path, Some(content), body).await
+    }
+
     /// Asks for something to be taken away.
     ///
     /// # Errors
@@ -154,6 +183,8 @@ impl Client {
             .method(method)
             .uri(path)
             .header(header::HOST, "reflowd")
+            // What goes on for long comes as lines, the rest as one value.
+            .header(header::ACCEPT, "application/json, application/x-ndjson")
             .header(header::USER_AGENT, concat!("reflowd/", env!("CARGO_PKG_VERSION")));
         if let Some(content) = content {
             request = request.header(header::CONTENT_TYPE, content);
@@ -176,6 +207,77 @@ pub(super) async fn json<T: DeserializeOwned>(response: Response<Incoming>) -> R
 /// The whole of an answer.
 pub(super) async fn text(body: Incoming) -> Result<Bytes, Stop> {
     Ok(body.collect().await.context("the daemon hung up in the middle of its answer")?.to_bytes())
+}
+
+/// A connection that goes on reading when the other side takes nothing more.
+///
+/// A daemon that refuses a request in the middle says why and hangs up. Its answer is there
+/// to be read, whatever becomes of the rest of the request.
+struct Patient(UnixStream);
+
+impl Patient {
+    /// What is not taken any more counts as written.
+    fn passed_over(wrote: Poll<io::Result<usize>>, length: usize) -> Poll<io::Result<usize>> {
+        wrote.map(|wrote| match wrote {
+            Err(error) if hung_up(&error) => Ok(length),
+            wrote => wrote,
+        })
+    }
+
+    fn ended(ended: Poll<io::Result<()>>) -> Poll<io::Result<()>> {
+        ended.map(|ended| match ended {
+            Err(error) if hung_up(&error) => Ok(()),
+            ended => ended,
+        })
+    }
+}
+
+fn hung_up(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset | io::ErrorKind::NotConnected
+    )
+}
+
+impl AsyncRead for Patient {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Patient {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Self::passed_over(Pin::new(&mut self.0).poll_write(context, bytes), bytes.len())
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let length = bytes.iter().map(|bytes| bytes.len()).sum();
+        Self::passed_over(Pin::new(&mut self.0).poll_write_vectored(context, bytes), length)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.0.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Self::ended(Pin::new(&mut self.0).poll_flush(context))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Self::ended(Pin::new(&mut self.0).poll_shutdown(context))
+    }
 }
 
 /// What the daemon says is the matter.
@@ -276,9 +378,7 @@ mod tests {
     #[test]
     fn whoever_names_a_socket_means_that_one() {
         let places = |given: Option<&str>, configured: Option<&str>| {
-            let Places(places) =
-                Places::of(given.map(PathBuf::from), configured.map(PathBuf::from));
-            places
+            Places::of(given.map(PathBuf::from), configured.map(PathBuf::from)).places
         };
         assert_eq!(places(Some("/a"), Some("/b")), [Path::new("/a")]);
         assert_eq!(places(None, Some("/b")), [Path::new("/b"), Path::new(SYSTEM_SOCKET)]);

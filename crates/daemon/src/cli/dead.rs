@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, anyhow};
 use clap::{Args, Subcommand};
+use clap_complete::ArgValueCandidates;
 use http_body_util::BodyExt as _;
 use reflowd_runtime::{ActorName, unix_millis};
 use serde::Deserialize;
@@ -12,7 +13,7 @@ use serde_json::Value;
 use super::{
     Client, Exit, Outcome, Stop,
     client::{LineBuffer, escaped, json, text},
-    note, print,
+    complete, note, print,
     table::{Cell, Style, Table},
 };
 use crate::admin::moment;
@@ -43,7 +44,7 @@ pub(crate) enum Dead {
 #[derive(Debug, Args)]
 pub(crate) struct Which {
     /// Only those for this actor
-    #[arg(long)]
+    #[arg(long, add = ArgValueCandidates::new(complete::actors))]
     actor: Option<ActorName>,
     /// Only those of this class of reason, such as `trap` or `timeout`
     #[arg(long, value_name = "CLASS")]

@@ -4,10 +4,11 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use clap::Args;
+use clap_complete::ArgValueCandidates;
 use http_body_util::BodyExt as _;
 use serde_json::{Map, Value};
 
-use super::{Client, Exit, Outcome, client::LineBuffer, print, table::Style};
+use super::{Client, Exit, Outcome, client::LineBuffer, complete, print, table::Style};
 
 /// Which events, and how.
 #[derive(Debug, Args)]
@@ -16,7 +17,7 @@ pub(crate) struct Events {
     #[arg(long, short)]
     follow: bool,
     /// Only what concerns one actor
-    #[arg(long, value_name = "ACTOR")]
+    #[arg(long, value_name = "ACTOR", add = ArgValueCandidates::new(complete::actors))]
     actor: Option<String>,
     /// Only events with greater numbers
     #[arg(long, default_value_t = 0, value_name = "NUMBER")]

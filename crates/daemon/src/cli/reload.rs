@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::{
     Client, Exit, Outcome, Stop,
     client::{json, text},
-    note, print,
+    note, print, progress,
     table::Style,
 };
 use crate::admin::ActorSummary;
@@ -61,7 +61,8 @@ struct Refusal {
 pub(super) async fn reload(client: &mut Client, wanted: Reload) -> Outcome {
     let Reload { dry_run, force, allow_removal, .. } = wanted;
     let path = format!("/v1/reload?dry_run={dry_run}&force={force}&allow_removal={allow_removal}");
-    let response = client.post(&path, None).await?;
+    let post = client.post(&path, None);
+    let response = progress::watched("looking at disk", post).await?;
     let report: Report = if wanted.json {
         let body = text(response.into_body()).await?;
         let value: Value = serde_json::from_slice(&body).unwrap_or_default();
@@ -76,7 +77,13 @@ pub(super) async fn reload(client: &mut Client, wanted: Reload) -> Outcome {
         report.warnings.iter().for_each(|warning| note(&format!("warning: {warning}")));
     }
     let clean = report.refused.is_empty() && report.held.is_none();
-    let passed = clean && (!wanted.wait_trial || passes(client).await?);
+    let trials = async {
+        match wanted.wait_trial {
+            true => progress::watched("waiting for trials to end", passes(client)).await,
+            false => Ok(true),
+        }
+    };
+    let passed = clean && trials.await?;
     Ok(if passed { Exit::Done } else { Exit::Failed })
 }
 

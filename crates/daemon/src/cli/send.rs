@@ -5,6 +5,7 @@ use std::{io, path::Path, time::Duration};
 use anyhow::{Context as _, anyhow};
 use bytes::{Bytes, BytesMut};
 use clap::Args;
+use clap_complete::ArgValueCandidates;
 use futures_util::stream;
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::{StatusCode, body::Frame};
@@ -18,7 +19,7 @@ use tokio::{
 use super::{
     Client, Exit, Outcome, Stop,
     client::{Body, escaped, json, text, whole},
-    note, print,
+    complete, note, print, progress,
 };
 
 /// How much of a stream leaves in one piece.
@@ -29,7 +30,7 @@ const PIECE: usize = 64 << 10;
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Send {
     /// The inport: `ACTOR.PORT`
-    #[arg(value_name = "ACTOR.PORT")]
+    #[arg(value_name = "ACTOR.PORT", add = ArgValueCandidates::new(complete::inports))]
     to: PortRef,
     /// JSON; `@FILE` for a file's content (`.jsonl` and `.ndjson`: one message a line);
     /// `-` for JSON lines from standard input; nothing for a signal without data
@@ -105,7 +106,12 @@ pub(super) async fn send(client: &mut Client, send: Send) -> Outcome {
         let timeout = humantime::format_duration(send.timeout).to_string();
         path.push_str(&format!("&wait={}&timeout={}", escaped(port), escaped(&timeout)));
     }
-    let response = client.post(&path, Some((content, body))).await?;
+    let what = match &send.wait {
+        Some(port) => format!("waiting for what comes out of {port}"),
+        None => format!("sending to {}", send.to),
+    };
+    let post = client.post(&path, Some((content, body)));
+    let response = progress::watched(&what, post).await?;
     if response.status() == StatusCode::NO_CONTENT {
         note("nothing came of it: all that the message led to is done");
         return Ok(Exit::Failed);

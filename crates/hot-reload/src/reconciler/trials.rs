@@ -39,14 +39,20 @@ pub enum RollBackError {
         actor: ActorName,
     },
     /// It is not known.
-    #[error("`{actor}` cannot go back to generation {wanted}; it can go back to {}", list(known))]
+    #[error(
+        "`{actor}` cannot go back to generation {wanted}, {}; it can go back to {}",
+        why_not(*wanted, *runs),
+        list(known)
+    )]
     NoSuchGeneration {
         /// The actor.
         actor: ActorName,
         /// The generation that was asked for.
         wanted: u64,
-        /// Those that there are.
-        known: Vec<u64>,
+        /// The generation that runs.
+        runs: u64,
+        /// Those that there are, with their modules. Several may have the same and other keys.
+        known: Vec<(u64, Digest)>,
     },
     /// It can no longer run.
     #[error("cannot go back: {why}")]
@@ -59,8 +65,17 @@ pub enum RollBackError {
     Stopping,
 }
 
-fn list(numbers: &[u64]) -> String {
-    numbers.iter().map(u64::to_string).collect::<Vec<_>>().join(", ")
+fn list(known: &[(u64, Digest)]) -> String {
+    let name = |(number, digest): &(u64, Digest)| format!("{number} ({})", digest.short());
+    known.iter().map(name).collect::<Vec<_>>().join(", ")
+}
+
+fn why_not(wanted: u64, runs: u64) -> &'static str {
+    match wanted.cmp(&runs) {
+        std::cmp::Ordering::Equal => "which is the one that runs",
+        std::cmp::Ordering::Greater => "which has not been yet",
+        std::cmp::Ordering::Less => "which never passed a trial or is no longer kept",
+    }
 }
 
 /// What a change means for trials.
@@ -245,11 +260,13 @@ impl Reconciler {
             return Err(RollBackError::NothingBefore { actor: actor.clone() });
         };
         let Some(wanted) = to else { return Ok(last) };
-        let known = || former.iter().map(|former| former.generation.number());
+        let known = || former.iter().map(|former| (former.generation.number(), former.digest));
+        let running = self.running.actors.get(actor);
         let found = former.iter().find(|former| former.generation.number() == wanted);
         found.ok_or_else(|| RollBackError::NoSuchGeneration {
             actor: actor.clone(),
             wanted,
+            runs: running.map_or(0, |running| running.generation.number()),
             known: known().collect(),
         })
     }
@@ -291,14 +308,18 @@ impl Reconciler {
         let mut bans = Vec::new();
         for (actor, left) in left {
             let Some(now) = self.running.actors.get(&actor) else { continue };
+            let former = back.iter().find(|(name, _)| *name == actor);
+            let banned = left.digest != now.digest || left.spec.keys != now.spec.keys;
             gone_back.push(GoneBack {
                 actor: actor.clone(),
                 left: left.generation.number(),
                 left_digest: left.digest,
                 generation: now.generation.number(),
                 digest: now.digest,
+                former: former.map_or(0, |(_, former)| former.generation.number()),
+                banned,
             });
-            if left.digest != now.digest || left.spec.keys != now.spec.keys {
+            if banned {
                 let (generation, digest) = (left.generation.number(), left.digest);
                 bans.push(EventKind::Banned { actor: actor.clone(), generation, digest });
                 let ban = Ban { digest, keys: left.spec.keys, why: why.clone() };

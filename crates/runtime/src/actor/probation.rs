@@ -53,6 +53,12 @@ impl Probation {
         self.since = unix_millis();
     }
 
+    /// An operator has set the state: that is what a rollback restores.
+    pub(super) fn state_given(&mut self, state: State) {
+        self.state = state;
+        self.trial.state_given();
+    }
+
     /// How it stands, for the generation that it is about.
     pub(super) fn view(&self, generation: Generation) -> TrialView {
         let outcome = match self.trial.fell() {

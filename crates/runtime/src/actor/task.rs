@@ -9,6 +9,7 @@
 //! commands are taken.
 
 mod on_trial;
+mod set_state;
 
 use std::{
     collections::HashSet,
@@ -26,21 +27,24 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
+pub(super) use self::set_state::NewState;
+
 use self::on_trial::{Consulted, Unmigrated};
 use super::{
     ActorState, Command, ERROR_PORT, Identity, Replaced, Shared, Swap,
     probation::{Judge, Probation},
 };
 use crate::{
-    ActorLog, Context, Effects, Engine, EventKind, Failure, FailureKind, InstantiateError, Message,
-    MessageId, Metadata, PortName, Program, Routes, SendMode, SendNow, Settings, Turn, TurnLimits,
-    TurnSpan,
+    ActorLog, Context, Direction, Effects, Engine, EventKind, Failure, FailureKind,
+    InstantiateError, Message, MessageId, Metadata, PortName, Program, Routes, SendMode, SendNow,
+    Settings, Sighting, Turn, TurnLimits, TurnSpan,
     dead_letter::Reason,
-    envelope::{Calendar, Lineage, Moment, Origin},
+    envelope::{Calendar, Lineage, Moment, Origin, unix_millis},
     mailbox::{Outcome, Taken},
     panic::said,
     span::Spanned,
     supervisor::{FRUITLESS, Supervisor, Verdict},
+    tap::Offer,
     wire::Wire,
 };
 
@@ -287,6 +291,7 @@ impl ActorTask {
                 self.end_rest();
             }
             Command::EndTrial => self.end_trial(),
+            Command::SetState(new) => self.set_state(*new),
             Command::Drain { until } => {
                 self.draining = Some(until);
                 // It will not be put back, so somebody has to do the work.
@@ -306,6 +311,7 @@ impl ActorTask {
         let queued = self.shared.mailbox.len() as u64;
         let old = self.engine.replace(engine);
         let program = mem::replace(&mut self.program, program);
+        log.keep_in(&self.shared.onlookers.journal);
         self.log = log;
         self.supervisor.forgive();
         self.end_rest();
@@ -346,6 +352,9 @@ impl ActorTask {
         let routes = self.shared.routes.load_full();
         let settings = self.shared.settings.load();
         let (timeout, mode) = (settings.timeout, settings.send);
+        if self.shared.onlookers.taps.any() {
+            self.show_to_taps(&taken.payload);
+        }
         let Taken { payload, first, lineage, arrived, complete } = taken;
         let spans = self.shared.sinks.spans.clone();
         let span = spans.as_deref().and_then(|spans| Spanned::begin(spans, &lineage));
@@ -420,6 +429,43 @@ impl ActorTask {
         if mode == SendMode::Now {
             let waiting = routes.all().filter(|wire| wire.pending() > 0).cloned();
             self.outbox = waiting.collect();
+        }
+    }
+
+    /// Shows what is in hand to those who tap.
+    #[cold]
+    fn show_to_taps(&self, payload: &[(PortName, Message)]) {
+        let shared = &self.shared;
+        let wanted = payload.iter().filter(|(port, message)| {
+            match shared.onlookers.taps.offer(Direction::In, port, message.encoded_len()) {
+                Offer::Wanted => true,
+                Offer::Skipped(taps) => {
+                    shared.meters.tap_skipped.add(taps);
+                    false
+                }
+            }
+        });
+        let wanted: Vec<_> = wanted.map(|(port, _)| port).collect();
+        if wanted.is_empty() {
+            return;
+        }
+        let generation = shared.status.borrow().generation.number();
+        let in_hand = shared.mailbox.in_hand().into_iter();
+        for envelope in in_hand.filter(|envelope| wanted.contains(&&envelope.port)) {
+            let sighting = Sighting {
+                direction: Direction::In,
+                generation,
+                time: unix_millis(),
+                id: Some(envelope.id),
+                correlation: Some(envelope.correlation),
+                attempt: self.supervisor.attempts() + 1,
+                replayed: envelope.replayed,
+                judged: envelope.judged,
+                to: Vec::new(),
+                port: envelope.port,
+                message: envelope.message,
+            };
+            shared.meters.tap_skipped.add(shared.onlookers.taps.show(&sighting));
         }
     }
 

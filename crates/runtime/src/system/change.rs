@@ -431,8 +431,10 @@ impl System {
             version,
             component: metadata.component.clone(),
         };
+        let onlookers = self.0.gallery.of(&name);
         let shared = Arc::new(Shared {
             name,
+            onlookers,
             mailbox,
             routes: ArcSwap::default(),
             left_on_wires: Mutex::default(),
@@ -455,6 +457,7 @@ impl System {
         let ended = CancellationToken::new();
         let kind = match ready {
             Ready::Engine { program, engine, log, .. } => {
+                log.keep_in(&shared.onlookers.journal);
                 let task =
                     ActorTask::new(Arc::clone(&shared), receiver, program, engine, log, outbox);
                 self.track(&shared, &ended, task.run());

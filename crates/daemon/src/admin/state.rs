@@ -1,0 +1,138 @@
+//! An actor's state, looked at and set.
+//!
+//! What is set takes effect between two turns and is on disk before the answer, so neither
+//! a turn nor a crash can undo what a caller was told is done.
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    body::Body,
+    extract::{Path, State as Of},
+    http::{HeaderMap, StatusCode, header},
+};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use reflowd_runtime::{Actor, Persistence, SetStateError, State, StateSet, TrialOutcome};
+use serde::Serialize;
+use serde_json::value::RawValue;
+use tokio::task::spawn_blocking;
+
+use super::{Admin, Phase, Problem, actors};
+
+/// A state with what it belongs to, so that it can be told where it fits.
+#[derive(Serialize)]
+pub(super) struct Shown {
+    actor: String,
+    component: String,
+    version: Option<String>,
+    digest: String,
+    generation: u64,
+    on_trial: bool,
+    bytes: usize,
+    state: Box<RawValue>,
+}
+
+/// What came of setting a state.
+#[derive(Serialize)]
+pub(super) struct Answer {
+    actor: String,
+    #[serde(flatten)]
+    set: StateSet,
+    /// Whether it is on disk; nothing where the actor's state is not to be written.
+    written: Option<bool>,
+}
+
+/// `GET /v1/actors/{actor}/state`.
+pub(super) async fn show(
+    Of(admin): Of<Admin>,
+    Path(name): Path<String>,
+) -> Result<Json<Shown>, Problem> {
+    let actor = actors::running(&admin, &name)?;
+    if actor.is_source() {
+        return Err(refused(&actor, SetStateError::Source));
+    }
+    let (status, state) = (actor.status(), actor.state());
+    let on_trial = actor.trial().is_some_and(|trial| trial.outcome != TrialOutcome::Passed);
+    let text = String::from_utf8_lossy(state.text()).into_owned();
+    Ok(Json(Shown {
+        actor: actor.name().to_string(),
+        component: status.component,
+        version: status.version,
+        digest: status.digest.to_string(),
+        generation: status.generation.number(),
+        on_trial,
+        bytes: text.len(),
+        state: RawValue::from_string(text).expect("a state is JSON text"),
+    }))
+}
+
+/// `PUT /v1/actors/{actor}/state`: the body is the state, one JSON object.
+pub(super) async fn set(
+    Of(admin): Of<Admin>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<Answer>, Problem> {
+    let actor = actors::running(&admin, &name)?;
+    let content = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    if content.and_then(|value| value.split(';').next()) != Some("application/json") {
+        let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+        let why = "send the state as application/json";
+        return Err(Problem::new(status, "content-type", "unknown content type", why));
+    }
+    let limit = actor.settings().state_size;
+    let body = Limited::new(body, usize::try_from(limit).unwrap_or(usize::MAX)).collect().await;
+    let bytes = body.map_err(|error| {
+        if error.is::<LengthLimitError>() {
+            let detail = format!("`state_size` of `{}` allows {limit} bytes", actor.name());
+            let status = StatusCode::PAYLOAD_TOO_LARGE;
+            return Problem::new(status, "too-large", "too large", detail).with("max", limit);
+        }
+        Problem::bad_request("body", "broken body", error.to_string())
+    })?;
+    let bytes = bytes.to_bytes();
+    let state = State::new(bytes.slice_ref(bytes.trim_ascii())).map_err(|error| {
+        let status = StatusCode::UNPROCESSABLE_ENTITY;
+        Problem::new(status, "bad-state", "bad state", error.to_string())
+    })?;
+    change(&admin, actor, state).await
+}
+
+/// `DELETE /v1/actors/{actor}/state`: an empty state, as an actor has at its first start.
+pub(super) async fn reset(
+    Of(admin): Of<Admin>,
+    Path(name): Path<String>,
+) -> Result<Json<Answer>, Problem> {
+    let actor = actors::running(&admin, &name)?;
+    change(&admin, actor, State::default()).await
+}
+
+async fn change(admin: &Admin, actor: Arc<Actor>, state: State) -> Result<Json<Answer>, Problem> {
+    // What the last stop has saved may still come back, with its own state.
+    if *admin.phase.borrow() == Phase::Starting {
+        let why = "the actors are being started; try again";
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        return Err(Problem::new(status, "not-ready", "not ready", why));
+    }
+    let set = tokio::select! {
+        set = actor.set_state(state) => set.map_err(|error| refused(&actor, error))?,
+        () = admin.stopping.cancelled() => return Err(refused(&actor, SetStateError::Stopped)),
+    };
+    let mut written = None;
+    if actor.settings().state == Persistence::Snapshot {
+        let (states, of) = (Arc::clone(&admin.states), Arc::clone(&actor));
+        let write = spawn_blocking(move || states.write(&of));
+        written = Some(write.await.expect("writing a state does not panic"));
+    }
+    Ok(Json(Answer { actor: actor.name().to_string(), set, written }))
+}
+
+fn refused(actor: &Actor, error: SetStateError) -> Problem {
+    let (status, kind, title) = match error {
+        SetStateError::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "too-large", "too large"),
+        SetStateError::Source => (StatusCode::CONFLICT, "no-state", "no state"),
+        SetStateError::Stopped => (StatusCode::SERVICE_UNAVAILABLE, "draining", "stopping"),
+    };
+    Problem::new(status, kind, title, format!("`{}`: {error}", actor.name()))
+        .with("actor", actor.name().as_str())
+}
