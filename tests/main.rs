@@ -19,6 +19,7 @@ mod secrets;
 mod budget;
 mod health;
 mod metrics;
+mod languages;
 mod stop;
 mod systemd;
 mod trace;
