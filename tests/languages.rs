@@ -22,10 +22,8 @@ fn world(language: &str) -> World {
 
 /// Sends a number and gives what the actor makes of it.
 fn add(daemon: &Daemon, n: i64) -> serde_json::Value {
-    let answer = daemon.post(
-        "/v1/actors/sum/ports/add?type=Integer&wait=sum&timeout=60s",
-        &n.to_string(),
-    );
+    let answer =
+        daemon.post("/v1/actors/sum/ports/add?type=Integer&wait=sum&timeout=60s", &n.to_string());
     assert_eq!(answer.status, 200, "{answer:?}");
     answer.json()
 }

@@ -20,6 +20,7 @@ mod budget;
 mod health;
 mod metrics;
 mod languages;
+mod admin;
 mod stop;
 mod systemd;
 mod trace;

@@ -17,15 +17,18 @@ mod graph;
 mod state;
 mod dead_letters;
 mod health;
+mod version;
 mod guard;
+mod access;
 mod problem;
 mod listen;
+mod connections;
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use axum::{
     Router,
-    http::{Method, StatusCode, Uri},
+    http::{Method, StatusCode, Uri, header},
     middleware,
     routing::{get, post},
 };
@@ -36,13 +39,14 @@ use serde::{Deserialize, Deserializer, Serialize};
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub(crate) use access::{Role, Tokens};
 pub(crate) use actors::{ActorSummary, Told};
 pub(crate) use answer::{Answered, answered};
 pub(crate) use dead_letters::moment;
 pub(crate) use graph::{Edge, Graph, LiveEdge, LiveNode, Node};
 pub(crate) use guard::{Via, admit as guard};
 pub(crate) use intake::traceparent;
-pub(crate) use listen::{bind_loopback, bind_socket, serve};
+pub(crate) use listen::{bind_address, bind_socket, serve};
 pub(crate) use problem::Problem;
 
 use crate::snapshot::Snapshots;
@@ -114,8 +118,9 @@ pub(crate) struct ModuleView {
     pub(crate) actors: Vec<ActorName>,
 }
 
-/// All routes, as they are served to callers that come `via` that way.
-pub(crate) fn router(admin: Admin, via: Via) -> Router {
+/// All routes, as they are served to callers that come `via` that way and have to show one of
+/// `tokens`, where there are any.
+pub(crate) fn router(admin: Admin, via: Via, tokens: Tokens) -> Router {
     Router::new()
         .route("/v1/actors", get(actors::list))
         .route("/v1/actors/{actor}", get(actors::show))
@@ -136,13 +141,24 @@ pub(crate) fn router(admin: Admin, via: Via) -> Router {
         .route("/v1/dead-letters/stock", get(dead_letters::stock))
         .route("/v1/dead-letters/replay", post(dead_letters::replay))
         .route("/v1/dead-letters/{number}", get(dead_letters::show))
+        .route("/v1/openapi.json", get(open_api))
         .route("/livez", get(health::live))
         .route("/readyz", get(health::ready))
         .route("/metrics", get(health::metrics))
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
+        .layer(middleware::from_fn_with_state(admin.clone(), version::hold))
+        .layer(middleware::from_fn_with_state(Arc::new(tokens), access::control))
         .layer(middleware::from_fn_with_state(via, guard::guard))
         .with_state(admin)
+}
+
+/// All that can be asked, for programs.
+const OPEN_API: &str = include_str!("admin/openapi.json");
+
+/// `GET /v1/openapi.json`.
+async fn open_api() -> ([(header::HeaderName, &'static str); 1], &'static str) {
+    ([(header::CONTENT_TYPE, "application/json")], OPEN_API)
 }
 
 async fn no_route(uri: Uri) -> Problem {

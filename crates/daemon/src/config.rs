@@ -234,8 +234,9 @@ impl Parsing<'_> {
                 self.remember(&table);
                 self.config.daemon.read(table, self.sources.base(), self.environment);
             }
-            if let Some(table) = top.table("admin") {
+            if let Some(mut table) = top.table("admin") {
                 self.remember(&table);
+                self.config.admin.tokens = self.tokens(&mut table);
                 self.config.admin.read(table, self.sources.base());
             }
             if let Some(table) = top.table("defaults") {

@@ -190,6 +190,11 @@ impl Builtin {
         }
     }
 
+    /// Whether its ports follow from the configuration.
+    pub(crate) fn has_ports_by_config(self) -> bool {
+        matches!(self, Self::HttpIn)
+    }
+
     /// The same with the ports that this configuration names; nothing, where it does not fit.
     pub(crate) fn metadata_with(
         self,

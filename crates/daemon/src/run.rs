@@ -24,6 +24,7 @@ use reflowd_loader::{Limits, Loader};
 use reflowd_runtime::{
     ActorName, ActorState, EventKind, GoneBack, Keeper, State, System, Unwritten,
 };
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     runtime::{Builder, Runtime},
     signal::unix::{Signal, SignalKind, signal},
@@ -35,7 +36,7 @@ use tracing::{info, warn};
 #[cfg(feature = "otlp")]
 use crate::otlp;
 use crate::{
-    admin::{self, Admin, ModuleView, Phase, Reload, Via},
+    admin::{self, Admin, ModuleView, Phase, Reload, Tokens, Via},
     blueprint::TomlBlueprint,
     cli::{Exit, Outcome, Stop},
     config::{self, Config, Environment},
@@ -74,6 +75,7 @@ pub(crate) fn run(flag: Option<&Path>) -> Outcome {
         warn!("configuration:\n{}", warnings.render(false));
     }
     warn_of_backtraces();
+    raise_open_files();
     let control = Builder::new_multi_thread()
         .worker_threads(CONTROL_THREADS)
         .thread_name("control")
@@ -92,6 +94,14 @@ pub(crate) fn run(flag: Option<&Path>) -> Outcome {
     end(turns);
     end(control);
     outcome
+}
+
+/// Lets the daemon have as many files open as it may. What the soft limit is for, programs that
+/// cannot bear high numbers, does not concern it.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    // Where it cannot be had, connections wait for others to end.
+    _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
 /// The stock engine makes a backtrace in every call where backtraces are on.
@@ -158,7 +168,10 @@ impl Daemon {
         ));
         let socket = admin::bind_socket(&config.admin.socket).map_err(anyhow::Error::from)?;
         let tcp = match config.admin.listen {
-            Some(listen) => Some(admin::bind_loopback(listen).await.map_err(anyhow::Error::from)?),
+            Some(listen) => {
+                let open = config.admin.tokens.is_empty();
+                Some(admin::bind_address(listen, open).await.map_err(anyhow::Error::from)?)
+            }
             None => None,
         };
         let (phase, phase_seen) = watch::channel(Phase::Starting);
@@ -186,10 +199,12 @@ impl Daemon {
         if let Some(exporter) = exporter {
             daemon.tasks.spawn(exporter.run(stopping.clone()));
         }
-        let router = admin::router(admin.clone(), Via::Socket);
+        let router = admin::router(admin.clone(), Via::Socket, Tokens::default());
         daemon.tasks.spawn(admin::serve(socket, router, stopping.clone()));
         if let Some(tcp) = tcp {
-            let router = admin::router(admin, Via::Tcp);
+            let tokens = daemon.config.admin.tokens.clone();
+            let via = if tokens.is_empty() { Via::Tcp } else { Via::Guarded };
+            let router = admin::router(admin, via, tokens);
             daemon.tasks.spawn(admin::serve(tcp, router, stopping.clone()));
         }
 

@@ -20,6 +20,9 @@ pub(crate) enum Via {
     Socket,
     /// A loopback address.
     Tcp,
+    /// Any address, where a token is asked for: a page that gets there under a name of its
+    /// own has none to show.
+    Guarded,
 }
 
 /// Lets a request pass if its `Host` and `Origin` are ours.
@@ -41,19 +44,22 @@ fn check(via: Via, headers: &HeaderMap) -> Result<(), String> {
         None => Ok(""),
         Some(value) => value.to_str().map_err(|_| format!("`{name}` is no text")),
     };
-    let host = text(&header::HOST)?;
+    // Names are the same in capitals.
+    let host = text(&header::HOST)?.to_ascii_lowercase();
+    let host = host.as_str();
     let name = without_port(host);
     let ours = match via {
         Via::Socket => matches!(name, "" | "localhost" | "reflowd"),
         // A tunnel may end at another port of ours; what counts is that the name
         // cannot be somebody else's.
         Via::Tcp => matches!(name, "localhost" | "127.0.0.1" | "[::1]"),
+        Via::Guarded => true,
     };
     if !ours {
         return Err(format!("the host `{host}` is not this daemon; call it `localhost`"));
     }
     if headers.contains_key(header::ORIGIN) {
-        let origin = text(&header::ORIGIN)?;
+        let origin = text(&header::ORIGIN)?.to_ascii_lowercase();
         if host.is_empty() || origin.strip_prefix("http://") != Some(host) {
             return Err(format!("requests from pages of `{origin}` are refused"));
         }
@@ -97,6 +103,9 @@ mod tests {
         check(Via::Tcp, Some("127.0.0.1:9670"), None, true);
         check(Via::Tcp, Some("[::1]:9670"), None, true);
         check(Via::Tcp, Some("[::1]"), None, true);
+        check(Via::Tcp, Some("LocalHost:9670"), None, true);
+        check(Via::Socket, Some("LOCALHOST"), None, true);
+        check(Via::Guarded, Some("reflowd.example.com"), None, true);
         check(Via::Tcp, Some("localhost.example.com:9670"), None, false);
         check(Via::Tcp, Some("reflowd"), None, false);
         check(Via::Tcp, None, None, false);
@@ -109,6 +118,8 @@ mod tests {
         check(Via::Tcp, Some("localhost:9670"), Some("https://example.com"), false);
         check(Via::Tcp, Some("localhost:9670"), Some("null"), false);
         check(Via::Socket, Some("localhost"), Some("http://localhost"), true);
+        check(Via::Tcp, Some("localhost:9670"), Some("http://LOCALHOST:9670"), true);
+        check(Via::Guarded, Some("one.example"), Some("http://two.example"), false);
         check(Via::Socket, Some("localhost"), Some("https://example.com"), false);
         check(Via::Socket, None, Some("http://"), false);
     }

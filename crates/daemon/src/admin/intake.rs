@@ -22,7 +22,10 @@ use reflowd_runtime::{
 };
 use serde::Deserialize;
 use serde_json::json;
-use tokio::task::coop;
+use tokio::{
+    task::coop,
+    time::{self, Instant},
+};
 
 use super::{
     Admin, Answered, Phase, Problem, actors, answered, flag,
@@ -32,6 +35,9 @@ use super::{
 
 /// The largest message, in bytes: as much as one turn may put out.
 const MAX_MESSAGE: usize = 16 << 20;
+
+/// How long a caller may take for a message that it has begun to send.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long a caller waits for an answer unless it says otherwise.
 const DEFAULT_WAIT: Duration = Duration::from_secs(30);
@@ -120,7 +126,8 @@ impl Intake {
 
     /// The body as one message.
     async fn one(&self, body: Body) -> Result<Message, Problem> {
-        let bytes = Limited::new(body, MAX_MESSAGE).collect().await.map_err(|error| {
+        let reading = time::timeout(BODY_TIMEOUT, Limited::new(body, MAX_MESSAGE).collect());
+        let bytes = reading.await.map_err(|_| too_slow())?.map_err(|error| {
             if error.is::<LengthLimitError>() {
                 too_large("the message")
             } else {
@@ -135,7 +142,16 @@ impl Intake {
     async fn lines(&self, mut body: Body) -> Result<Response, Problem> {
         let mut lines = Lines::new(MAX_MESSAGE);
         let mut accepted = 0u64;
-        while let Some(frame) = body.frame().await {
+        // Until when a line that has begun may end. The next one may begin whenever it likes.
+        let mut until = None;
+        loop {
+            let frame = match until {
+                None => body.frame().await,
+                Some(until) => time::timeout_at(until, body.frame())
+                    .await
+                    .map_err(|_| too_slow().with("accepted", accepted))?,
+            };
+            let Some(frame) = frame else { break };
             let broken = |error: axum::Error| {
                 Problem::bad_request("body", "broken body", error.to_string())
                     .with("accepted", accepted)
@@ -147,7 +163,9 @@ impl Intake {
             };
             while let Some(line) = lines.next().map_err(|error| long(error, accepted))? {
                 accepted += self.line(&line, accepted).await?;
+                until = None;
             }
+            until = lines.has_begun().then(|| until.unwrap_or(Instant::now() + BODY_TIMEOUT));
             // A sender whose lines never run out must not keep the thread to itself.
             coop::consume_budget().await;
         }
@@ -330,6 +348,12 @@ pub(crate) fn traceparent(headers: &HeaderMap) -> Option<Arc<str>> {
 
 fn cannot(why: &str) -> Problem {
     Problem::bad_request("query", "bad query", why)
+}
+
+/// The caller does not send what it has begun.
+fn too_slow() -> Problem {
+    let why = format!("nothing more came within {BODY_TIMEOUT:?}");
+    Problem::new(StatusCode::REQUEST_TIMEOUT, "too-slow", "too slow", why)
 }
 
 fn too_large(what: &str) -> Problem {

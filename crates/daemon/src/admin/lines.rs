@@ -44,6 +44,11 @@ impl Lines {
         Self { max, begun: BytesMut::new(), piece: Bytes::new(), from: 0, number: 0 }
     }
 
+    /// Whether there is the beginning of a line whose end has not come yet.
+    pub(super) fn has_begun(&self) -> bool {
+        !self.begun.is_empty()
+    }
+
     /// The next piece of the body. All lines of the one before must have been taken.
     pub(super) fn feed(&mut self, piece: Bytes) {
         debug_assert_eq!(self.from, self.piece.len(), "lines were left in the last piece");

@@ -14,18 +14,21 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, serve::Listener};
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    service::TowerToHyperService,
-};
+use axum::{Router, body::Body, serve::Listener};
+use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use thiserror::Error;
 use tokio::{
     net::{TcpListener, UnixListener, UnixSocket},
-    sync::Semaphore,
     time,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower::ServiceExt as _;
+
+use super::{
+    access::Caller,
+    connections::{Connections, InHand},
+};
 
 /// The longest path of a socket in bytes, without the final zero: `sun_path` has 108.
 const MAX_PATH: usize = 107;
@@ -33,11 +36,11 @@ const MAX_PATH: usize = 107;
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 128;
 
-/// Connections that are served at once on one listener.
-const MAX_CONNECTIONS: usize = 256;
-
 /// How long a caller may take to send a request's headers.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The largest head of a request, in bytes.
+const MAX_HEAD: usize = 64 << 10;
 
 /// How long answers in hand may take when the daemon stops.
 const GRACE: Duration = Duration::from_secs(2);
@@ -77,7 +80,7 @@ pub(crate) enum ListenError {
     },
     /// Anybody could come.
     #[error(
-        "the address {listen} can be reached from elsewhere; [admin] listen takes loopback addresses only, such as 127.0.0.1:9670"
+        "the address {listen} can be reached from elsewhere; without [admin] tokens, listen on a loopback address, such as 127.0.0.1:9670"
     )]
     NotLoopback {
         /// The address.
@@ -182,12 +185,15 @@ fn remove_stale(path: &Path) -> Result<(), ListenError> {
     }
 }
 
-/// Listens on a loopback address.
+/// Listens on an address; where the API is `open` to whoever comes, on a loopback address only.
 ///
 /// # Errors
-/// The address is no loopback address, or cannot be had.
-pub(crate) async fn bind_loopback(listen: SocketAddr) -> Result<TcpListener, ListenError> {
-    if !listen.ip().is_loopback() {
+/// The address can be reached by others and must not, or cannot be had.
+pub(crate) async fn bind_address(
+    listen: SocketAddr,
+    open: bool,
+) -> Result<TcpListener, ListenError> {
+    if open && !listen.ip().is_loopback() {
         return Err(ListenError::NotLoopback { listen });
     }
     TcpListener::bind(listen).await.map_err(|source| ListenError::Address { listen, source })
@@ -206,33 +212,58 @@ impl Listener for Socket {
     }
 }
 
+/// A listener that knows who comes.
+pub(crate) trait Door: Listener {
+    /// Who has come, for the audit log.
+    fn caller(io: &Self::Io, address: &Self::Addr) -> Caller;
+}
+
+impl Door for Socket {
+    fn caller(io: &Self::Io, _: &Self::Addr) -> Caller {
+        // A caller that has gone already is nobody any more.
+        let uid = io.peer_cred().map_or_else(|_| "?".into(), |peer| peer.uid().to_string());
+        Caller(format!("uid {uid}").into())
+    }
+}
+
+impl Door for TcpListener {
+    fn caller(_: &Self::Io, address: &Self::Addr) -> Caller {
+        Caller(address.to_string().into())
+    }
+}
+
 /// Serves until `stopping`, and then lets answers in hand go out.
-pub(crate) async fn serve<L: Listener>(
-    mut listener: L,
-    router: Router,
-    stopping: CancellationToken,
-) {
-    let connections = TaskTracker::new();
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+pub(crate) async fn serve<D: Door>(mut door: D, router: Router, stopping: CancellationToken) {
+    let tasks = TaskTracker::new();
+    let connections = Arc::<Connections>::default();
     let abandon = CancellationToken::new();
     loop {
-        let place = Arc::clone(&places).acquire_owned().await;
-        let place = place.expect("nobody closes the semaphore");
-        let (io, _) = tokio::select! {
-            accepted = listener.accept() => accepted,
+        let (io, address) = tokio::select! {
+            accepted = door.accept() => accepted,
             () = stopping.cancelled() => break,
         };
-        let service = TowerToHyperService::new(router.clone());
-        let mut http = hyper::server::conn::http1::Builder::new();
-        http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+        let guest = tokio::select! {
+            guest = connections.enter() => Arc::new(guest),
+            () = stopping.cancelled() => break,
+        };
+        let (caller, router, of) = (D::caller(&io, &address), router.clone(), Arc::clone(&guest));
+        let service = service_fn(move |request: Request<Incoming>| {
+            let in_hand = InHand::begin(&of);
+            let mut request = request.map(|body| in_hand.watch(Body::new(body)));
+            request.extensions_mut().insert(caller.clone());
+            let answer = router.clone().oneshot(request);
+            async move { answer.await.map(|answer| answer.map(|body| in_hand.watch(body))) }
+        });
+        let mut http = http1::Builder::new();
+        http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(MAX_HEAD);
         let connection = http.serve_connection(TokioIo::new(io), service);
         let (stopping, abandon) = (stopping.clone(), abandon.clone());
-        connections.spawn(async move {
-            let _place = place;
+        tasks.spawn(async move {
             tokio::pin!(connection);
             tokio::select! {
                 // A connection that broke is its caller's to notice.
                 _ = &mut connection => return,
+                () = guest.close.cancelled() => return,
                 () = stopping.cancelled() => connection.as_mut().graceful_shutdown(),
             }
             tokio::select! {
@@ -242,10 +273,10 @@ pub(crate) async fn serve<L: Listener>(
         });
     }
     // The file goes before the last answers do: nobody new should come.
-    drop(listener);
-    connections.close();
-    if time::timeout(GRACE, connections.wait()).await.is_err() {
+    drop(door);
+    tasks.close();
+    if time::timeout(GRACE, tasks.wait()).await.is_err() {
         abandon.cancel();
-        connections.wait().await;
+        tasks.wait().await;
     }
 }

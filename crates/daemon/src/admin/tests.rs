@@ -1,7 +1,10 @@
 //! The API as its callers have it: real requests over a real socket, to actors
 //! whose code is a few lines here.
 
-use std::{os::unix::fs::PermissionsExt as _, path::PathBuf, sync::OnceLock, time::Duration};
+use std::{
+    collections::BTreeSet, os::unix::fs::PermissionsExt as _, path::PathBuf, sync::OnceLock,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -208,7 +211,11 @@ impl Rig {
         };
         let socket = folder.path().join("s");
         let listener = bind_socket(&socket).unwrap();
-        tasks.spawn(serve(listener, router(admin, Via::Socket), stopping.clone()));
+        tasks.spawn(serve(
+            listener,
+            router(admin, Via::Socket, Tokens::default()),
+            stopping.clone(),
+        ));
         Self { system, socket, phase, stopping, tasks, _folder: folder }
     }
 
@@ -763,9 +770,67 @@ async fn what_is_no_socket_is_left_alone() {
 
 #[tokio::test]
 async fn only_loopback_addresses_are_served() {
-    let error = bind_loopback("0.0.0.0:0".parse().unwrap()).await.unwrap_err();
+    let error = bind_address("0.0.0.0:0".parse().unwrap(), true).await.unwrap_err();
     assert!(matches!(error, ListenError::NotLoopback { .. }), "{error}");
-    let error = bind_loopback("192.0.2.1:9670".parse().unwrap()).await.unwrap_err();
+    let error = bind_address("192.0.2.1:9670".parse().unwrap(), true).await.unwrap_err();
     assert!(matches!(error, ListenError::NotLoopback { .. }), "{error}");
-    bind_loopback("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    bind_address("127.0.0.1:0".parse().unwrap(), true).await.unwrap();
+}
+
+/// The routes as the source has them, with their methods.
+fn routes() -> BTreeSet<(String, String)> {
+    let source = include_str!("../admin.rs").replace(char::is_whitespace, "");
+    let mut found = BTreeSet::new();
+    for route in source.split(".route(\"").skip(1) {
+        let (path, rest) = route.split_once("\",").unwrap();
+        let methods = rest.split(".route(").next().unwrap();
+        for method in ["get", "post", "put", "delete"] {
+            if methods.starts_with(&format!("{method}("))
+                || methods.contains(&format!(").{method}("))
+            {
+                found.insert((path.to_owned(), method.to_owned()));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn the_open_api_document_has_every_route_and_no_other() {
+    let document: Value = serde_json::from_str(OPEN_API).unwrap();
+    let mut described = BTreeSet::new();
+    let mut names = BTreeSet::new();
+    for (path, operations) in document["paths"].as_object().unwrap() {
+        for (method, operation) in operations.as_object().unwrap() {
+            described.insert((path.clone(), method.clone()));
+            let name = operation["operationId"].as_str().unwrap();
+            assert!(names.insert(name), "{name} is there twice");
+            assert!(operation["responses"].as_object().unwrap().keys().any(|s| s.starts_with('2')));
+            let parameters = operation["parameters"].as_array().cloned().unwrap_or_default();
+            let in_path = parameters.iter().filter(|p| p["$ref"].is_string()).count();
+            assert_eq!(in_path, path.matches('{').count(), "{method} {path}");
+            let role = operation["x-role"].as_str();
+            let method = method.to_uppercase().parse().unwrap();
+            let needed = Role::needed(&method, path).map(Role::name);
+            assert_eq!(role, needed, "{method} {path}");
+        }
+    }
+    assert!(described.len() > 20);
+    assert_eq!(described, routes());
+}
+
+#[tokio::test]
+async fn what_has_changed_meanwhile_is_not_changed_by_who_has_not_seen_it() {
+    let rig = Rig::start(&[("a", Does::Echo)]).await;
+    let seen = rig.get("/v1/actors/a").await.headers[header::ETAG].to_str().unwrap().to_owned();
+    let path = "/v1/actors/a/pause";
+    let headers = [("if-match", "\"another\"")];
+    let refused = rig.request(Method::POST, path, &headers, whole("")).await;
+    assert_eq!(refused.status, StatusCode::PRECONDITION_FAILED);
+    assert_eq!(refused.problem(), "changed");
+    assert_eq!(rig.system.actor("a").unwrap().status().state.name(), "active");
+    let headers = [("if-match", seen.as_str())];
+    let done = rig.request(Method::POST, path, &headers, whole("")).await;
+    assert_eq!(done.status, StatusCode::OK);
+    assert!(rig.get("/v1/actors").await.headers.contains_key(header::ETAG));
 }

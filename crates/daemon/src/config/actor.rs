@@ -264,7 +264,7 @@ impl Parsing<'_> {
     }
 
     /// The value that `{ credential = … }`, `{ file = … }` or `{ env = … }` stands for.
-    fn reference(&mut self, item: &Item<'_>) -> Option<String> {
+    pub(super) fn reference(&mut self, item: &Item<'_>) -> Option<String> {
         let mut table = item.table(item.key.clone(), "a table")?;
         let credential = table.get("credential");
         let file = table.get("file");

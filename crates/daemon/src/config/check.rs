@@ -62,7 +62,8 @@ pub(crate) fn check_flow<'c>(
     let connectors = config.flow.actors.iter().filter_map(|(actor, spec)| {
         let ModuleRef::Builtin { name } = &spec.module else { return None };
         let builtin = connector::find(&format!("std:{name}"))?;
-        Some((actor, builtin.metadata_with(&spec.keys.config)))
+        let own = builtin.has_ports_by_config();
+        own.then(|| (actor, builtin.metadata_with(&spec.keys.config)))
     });
     let connectors = connectors.collect();
     let check = Check { config, modules, connectors, lookup };
@@ -82,8 +83,8 @@ pub(crate) fn check_flow<'c>(
 struct Check<'c> {
     config: &'c Config,
     modules: BTreeMap<&'c ModuleRef, Lookup>,
-    /// What connectors are like with the configuration of each actor; nothing, where that
-    /// does not fit.
+    /// What connectors are like whose ports follow from the configuration of the actor;
+    /// nothing, where that does not fit.
     connectors: BTreeMap<&'c ActorName, Option<Metadata>>,
     lookup: &'c dyn Fn(&ModuleRef) -> Lookup,
 }

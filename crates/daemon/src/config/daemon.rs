@@ -2,17 +2,22 @@
 
 use std::{
     net::SocketAddr,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use reflowd_loader::{Authorities, DownloadRules, EngineKind};
 
+use toml::de::DeValue;
+
 use super::{
+    Parsing,
     actor::host,
     environment::{Environment, normal},
     reader::{Item, Table},
 };
+use crate::admin::{Role, Tokens};
 
 /// The keys of the daemon itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,8 +72,10 @@ impl Default for Keep {
 pub(crate) struct AdminConfig {
     /// The Unix socket. Absolute.
     pub(crate) socket: PathBuf,
-    /// A TCP address on the loopback interface, where one is wanted too.
+    /// A TCP address, where one is wanted too: on the loopback interface, unless there are tokens.
     pub(crate) listen: Option<SocketAddr>,
+    /// What callers there have to show.
+    pub(crate) tokens: Tokens,
 }
 
 impl DaemonConfig {
@@ -125,7 +132,7 @@ impl DaemonConfig {
 impl AdminConfig {
     pub(super) fn read(&mut self, mut table: Table<'_>, base: &Path) {
         set(&mut self.socket, path(&mut table, "socket", base));
-        self.listen = listen(&mut table);
+        self.listen = listen(&mut table, self.tokens.is_empty());
         table.finish();
     }
 }
@@ -190,7 +197,55 @@ fn authorities(
     }
 }
 
-fn listen(table: &mut Table<'_>) -> Option<SocketAddr> {
+/// The shortest token, in bytes: shorter ones can be guessed.
+const SHORTEST_TOKEN: usize = 16;
+
+impl Parsing<'_> {
+    /// The tokens of `[admin]`, by role. Each comes from a credential, a file that nobody
+    /// else can read, or the environment; never from the configuration itself.
+    pub(super) fn tokens(&mut self, admin: &mut Table<'_>) -> Tokens {
+        let mut tokens = Tokens::default();
+        let Some(mut table) = admin.table("tokens") else { return tokens };
+        for role in Role::ALL {
+            let Some(item) = table.get(role.name()) else { continue };
+            if matches!(item.value, DeValue::String(_)) {
+                item.refuse::<()>("E0112", "a token stands in the configuration", |d| {
+                    d.at(&item.place, "whoever can read this file has it").help(
+                        "write `{ credential = \"…\" }`, `{ file = \"…\" }` or `{ env = \"…\" }`",
+                    )
+                });
+                continue;
+            }
+            let Some(token) = self.reference(&item) else { continue };
+            if let Some(file) = self.exposed(&item) {
+                item.refuse::<()>("E0112", format!("others can read the token in `{file}`"), |d| {
+                    d.at(&item.place, "needs a file of mode 0600").help(format!("chmod 600 {file}"))
+                });
+            } else if token.len() < SHORTEST_TOKEN {
+                item.refuse::<()>("E0112", "this token can be guessed", |d| {
+                    d.at(&item.place, format!("must have {SHORTEST_TOKEN} characters or more"))
+                        .help("`openssl rand -hex 32` makes a good one")
+                });
+            } else {
+                tokens.add(role, &token);
+            }
+        }
+        table.finish();
+        tokens
+    }
+
+    /// The file that a `{ file = … }` names, where others than its owner can read it.
+    fn exposed(&self, item: &Item<'_>) -> Option<String> {
+        let DeValue::Table(entries) = item.value else { return None };
+        let DeValue::String(text) = entries.get("file")?.get_ref() else { return None };
+        let folder = item.place.file.parent().unwrap_or(Path::new("/"));
+        let path = normal(&folder.join(&**text));
+        let mode = path.metadata().ok()?.permissions().mode();
+        (mode & 0o077 != 0).then(|| path.display().to_string())
+    }
+}
+
+fn listen(table: &mut Table<'_>, open: bool) -> Option<SocketAddr> {
     let item = table.get("listen")?;
     let text = item.string("an address with a port, such as \"127.0.0.1:9670\"")?;
     let Ok(address) = text.parse::<SocketAddr>() else {
@@ -199,14 +254,12 @@ fn listen(table: &mut Table<'_>) -> Option<SocketAddr> {
                 .help("write numbers, such as \"127.0.0.1:9670\" or \"[::1]:9670\"")
         });
     };
-    if !address.ip().is_loopback() {
+    if open && !address.ip().is_loopback() {
         let message = format!("`listen` would open the daemon to others on {}", address.ip());
         return item.refuse("E0104", message, |d| {
             d.at(&item.place, "not a loopback address")
                 .note("whoever reaches this address may do anything with the daemon")
-                .help(
-                    "listen on 127.0.0.1 or [::1], and put a proxy that asks who is there in front",
-                )
+                .help("listen on 127.0.0.1 or [::1], or ask for tokens: `tokens = { operate = { file = \"…\" } }`")
         });
     }
     Some(address)

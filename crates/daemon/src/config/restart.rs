@@ -25,6 +25,7 @@ pub(crate) fn restart_only(old: &Config, new: &Config) -> Vec<Diagnostic> {
         ("daemon.allow_insecure_dir", was.allow_insecure_dir != is.allow_insecure_dir),
         ("admin.socket", old.admin.socket != new.admin.socket),
         ("admin.listen", old.admin.listen != new.admin.listen),
+        ("admin.tokens", old.admin.tokens != new.admin.tokens),
     ];
     let changed = keys.into_iter().filter(|(_, differs)| *differs);
     changed

@@ -100,7 +100,18 @@ fn admin() -> Value {
             "listen",
             described(
                 text(),
-                "A TCP address for the same API, such as \"127.0.0.1:9670\"; loopback only",
+                "A TCP address for the same API, such as \"127.0.0.1:9670\"; loopback only, unless there are tokens",
+            ),
+        ),
+        (
+            "tokens",
+            described(
+                json!({ "type": "object", "additionalProperties": false, "properties": {
+                    "read": { "type": "object" },
+                    "send": { "type": "object" },
+                    "operate": { "type": "object" },
+                } }),
+                "What callers over TCP have to show, by role: `{ operate = { file = \"…\" } }`",
             ),
         ),
     ])
@@ -341,11 +352,12 @@ mod tests {
     const NO_KEY: &str = "qqqq";
 
     /// Each table, as it is written with that key in it, and where the schema has it.
-    const TABLES: [(&str, &str); 11] = [
+    const TABLES: [(&str, &str); 12] = [
         ("qqqq = 1", ""),
         ("[daemon]\nqqqq = 1", "/properties/daemon"),
         ("[daemon]\nkeep = { qqqq = 1 }", "/properties/daemon/properties/keep"),
         ("[admin]\nqqqq = 1", "/properties/admin"),
+        ("[admin]\ntokens = { qqqq = 1 }", "/properties/admin/properties/tokens"),
         ("[defaults]\nqqqq = 1", "/properties/defaults"),
         ("[defaults]\ntrial = { qqqq = 1 }", "/properties/defaults/properties/trial/oneOf/1"),
         ("[actors.a]\nmodule = \"m\"\nqqqq = 1", "/properties/actors/additionalProperties"),

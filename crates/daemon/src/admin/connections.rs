@@ -1,0 +1,209 @@
+//! The open connections of one listener, and which of them makes room for a new one.
+//!
+//! Anybody who can connect can also hold connections open, and there is a bound to them.
+//! So that those who do nothing keep nobody out, a new caller takes the place of the
+//! connection that has been without a request for longest, or else of one on which
+//! nothing has moved for a while.
+
+use std::{
+    collections::BTreeMap,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use axum::body::Body;
+use bytes::Bytes;
+use hyper::body::{Frame, SizeHint};
+use parking_lot::Mutex;
+use tokio::{sync::Notify, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+/// Connections that are served at once.
+const MAX: usize = 1024;
+
+/// How long nothing may move on a connection with a request in hand, where others wait.
+const STALLED: Duration = Duration::from_secs(10);
+
+/// The connections of one listener.
+#[derive(Default)]
+pub(super) struct Connections {
+    open: Mutex<Open>,
+    /// Told when one has gone or has nothing in hand any more.
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct Open {
+    next: u64,
+    all: BTreeMap<u64, One>,
+}
+
+struct One {
+    /// Requests in hand, those included whose answers are still going out.
+    busy: usize,
+    /// When something last moved.
+    moved: Instant,
+    close: CancellationToken,
+}
+
+impl Connections {
+    /// A place for a connection that has just been taken, once there is one.
+    pub(super) async fn enter(self: &Arc<Self>) -> Guest {
+        loop {
+            // Asked for before the look, so that no change falls between the two.
+            let changed = self.changed.notified();
+            {
+                let mut open = self.open.lock();
+                if open.all.len() < MAX {
+                    let (id, close) = (open.next, CancellationToken::new());
+                    open.next += 1;
+                    let one = One { busy: 0, moved: Instant::now(), close: close.clone() };
+                    open.all.insert(id, one);
+                    return Guest { id, close, of: Arc::clone(self) };
+                }
+                if let Some(id) = open.least_wanted(Instant::now()) {
+                    open.all[&id].close.cancel();
+                }
+            }
+            // A connection that stalls does so without anybody being told.
+            _ = tokio::time::timeout(STALLED / 10, changed).await;
+        }
+    }
+}
+
+impl Open {
+    /// The connection that has been without a request for longest; else the one on which
+    /// nothing has moved for longest, if that is long.
+    fn least_wanted(&self, now: Instant) -> Option<u64> {
+        let standing = self.all.iter().filter(|(_, one)| !one.close.is_cancelled());
+        let (id, one) = standing.min_by_key(|(_, one)| (one.busy > 0, one.moved))?;
+        (one.busy == 0 || now.duration_since(one.moved) >= STALLED).then_some(*id)
+    }
+}
+
+/// One connection's place. Leaving it gives it to the next.
+pub(super) struct Guest {
+    id: u64,
+    /// Told when the place is wanted for another.
+    pub(super) close: CancellationToken,
+    of: Arc<Connections>,
+}
+
+impl Guest {
+    fn note(&self, note: impl FnOnce(&mut One)) {
+        if let Some(one) = self.of.open.lock().all.get_mut(&self.id) {
+            one.moved = Instant::now();
+            note(one);
+        }
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        self.of.open.lock().all.remove(&self.id);
+        self.of.changed.notify_one();
+    }
+}
+
+/// A request in hand, from its head to the end of its answer.
+pub(super) struct InHand(Arc<Guest>);
+
+impl InHand {
+    pub(super) fn begin(guest: &Arc<Guest>) -> Arc<Self> {
+        guest.note(|one| one.busy += 1);
+        Arc::new(Self(Arc::clone(guest)))
+    }
+
+    /// A body of which each piece counts as a move, and that is in hand until it is through.
+    pub(super) fn watch(self: &Arc<Self>, body: Body) -> Body {
+        Body::new(Watched { body, in_hand: Arc::clone(self) })
+    }
+}
+
+impl Drop for InHand {
+    fn drop(&mut self) {
+        self.0.note(|one| one.busy -= 1);
+        self.0.of.changed.notify_one();
+    }
+}
+
+struct Watched {
+    body: Body,
+    in_hand: Arc<InHand>,
+}
+
+impl hyper::body::Body for Watched {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        if frame.is_ready() {
+            self.in_hand.0.note(|_| ());
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::poll;
+
+    use super::*;
+
+    async fn full() -> (Arc<Connections>, Vec<Arc<Guest>>) {
+        let connections = Arc::<Connections>::default();
+        let mut guests = Vec::new();
+        for _ in 0..MAX {
+            guests.push(Arc::new(connections.enter().await));
+            tokio::time::advance(Duration::from_millis(1)).await;
+        }
+        (connections, guests)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_nothing_in_hand_for_longest_makes_room() {
+        let (connections, mut guests) = full().await;
+        let _busy = InHand::begin(&guests[0]);
+        let entering = connections.enter();
+        tokio::pin!(entering);
+        assert!(poll!(&mut entering).is_pending());
+        let closed: Vec<_> = guests.iter().map(|guest| guest.close.is_cancelled()).collect();
+        assert!(!closed[0] && closed[1] && !closed[2]);
+        guests.remove(1);
+        entering.await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_on_which_nothing_moves_makes_room_in_the_end() {
+        let (connections, guests) = full().await;
+        let busy: Vec<_> = guests.iter().map(InHand::begin).collect();
+        let entering = connections.enter();
+        tokio::pin!(entering);
+        assert!(poll!(&mut entering).is_pending());
+        assert!(guests.iter().all(|guest| !guest.close.is_cancelled()));
+        tokio::time::advance(STALLED / 2).await;
+        // All but one go on.
+        guests[1..].iter().for_each(|guest| guest.note(|_| ()));
+        tokio::time::advance(STALLED / 2).await;
+        assert!(poll!(&mut entering).is_pending());
+        tokio::time::advance(STALLED / 10).await;
+        assert!(poll!(&mut entering).is_pending());
+        let closed = guests.iter().filter(|guest| guest.close.is_cancelled()).count();
+        assert_eq!((closed, guests[0].close.is_cancelled()), (1, true));
+        drop(busy);
+    }
+}
