@@ -112,7 +112,7 @@ impl World {
     pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(REFLOWD);
         command.args(args).current_dir(self.dir.path()).env_clear().env("RUST_BACKTRACE", "1");
-        command.env("RUST_LIB_BACKTRACE", "0");
+        command.env("RUST_LIB_BACKTRACE", "0").stdin(Stdio::null());
         command
     }
 
@@ -129,12 +129,7 @@ impl World {
 
     /// The same, for a daemon whose environment is not empty.
     pub(crate) fn start_as(self, mut command: Command) -> Daemon {
-        let mut child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let log = Arc::new(Mutex::new(Vec::new()));
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let lines = Arc::clone(&log);

@@ -136,7 +136,7 @@ fn what_is_saved_for_an_actor_that_is_gone_is_a_dead_letter() {
     let daemon = world.start();
     daemon.until("the rest has gone through", |d| d.sum("reflowd_messages_queued") == 0.0);
     let letters = daemon.metrics();
-    let dead = letters[r#"reflowd_dead_letters_total{actor="step",reason="no-target"}"#];
+    let dead = letters[r#"reflowd_dead_letters_total{actor="(gone)",reason="no-target"}"#];
     // Three in its mailbox, and one on the wire to it.
     assert!(dead == 4.0, "{letters:#?}");
 }

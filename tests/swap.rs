@@ -2,7 +2,7 @@
 //!
 //! `REFLOWD_LOAD=1000000` runs the full size; without it, a size that fits into a test run.
 
-use std::time::Instant;
+use std::{collections::BTreeMap, time::Instant};
 
 use serde_json::Value;
 
@@ -90,6 +90,57 @@ fn versions_alternate_under_load_and_every_message_arrives_once_in_order() {
     println!("seconds                     {seconds:.1}");
     assert!(swaps.len() >= 2, "{} swaps", swaps.len());
     assert_eq!(seen.stamps.len(), 2, "{:?}", seen.stamps);
+}
+
+/// What is left over in the books of one scrape, by mailbox and by wire: nothing, where they balance.
+fn left_over(metrics: &BTreeMap<String, f64>) -> BTreeMap<String, f64> {
+    let mut left: BTreeMap<String, f64> = BTreeMap::new();
+    for (sample, value) in metrics {
+        let Some((name, labels)) = sample.split_once('{') else { continue };
+        let sign = match name {
+            "reflowd_messages_accepted_total" | "reflowd_wire_emitted_total" => 1.0,
+            "reflowd_messages_completed_total"
+            | "reflowd_messages_dead_lettered_total"
+            | "reflowd_messages_dropped_total"
+            | "reflowd_messages_saved_total"
+            | "reflowd_messages_in_flight"
+            | "reflowd_messages_queued"
+            | "reflowd_wire_messages_total"
+            | "reflowd_wire_refused_total"
+            | "reflowd_wire_saved_total"
+            | "reflowd_wire_outbox_messages" => -1.0,
+            _ => continue,
+        };
+        // The way in and the reason are parts of the same account.
+        let of = labels
+            .split(',')
+            .filter(|label| !label.starts_with("by=") && !label.starts_with("reason="));
+        let account = of.collect::<Vec<_>>().join(",").trim_end_matches('}').to_owned();
+        *left.entry(account).or_default() += sign * value;
+    }
+    left.retain(|_, left| *left != 0.0);
+    left
+}
+
+#[test]
+fn the_books_balance_in_every_scrape_under_load() {
+    let mut daemon = chain();
+    let versions = [guest("stamp-b"), guest("stamp-a")];
+    let mut moving = 0;
+    let (seen, scrapes) = meanwhile(&mut daemon, |daemon, n| {
+        if n % 5 == 0 {
+            daemon.world.module("stamp", &versions[n / 5 % 2]);
+        }
+        let metrics = daemon.metrics();
+        assert_eq!(left_over(&metrics), BTreeMap::new());
+        assert_eq!(metrics["reflowd_books_balanced"], 1.0);
+        let queued = |name: &str| name.starts_with("reflowd_messages_queued");
+        moving += usize::from(metrics.iter().any(|(name, n)| queued(name) && *n > 0.0));
+    });
+    seen.check();
+    println!("scrapes / with messages on their way / with books that do not balance");
+    println!("{scrapes} / {moving} / 0");
+    assert!(moving > 0, "of {scrapes}");
 }
 
 #[test]

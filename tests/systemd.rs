@@ -3,14 +3,18 @@
 use std::{
     collections::BTreeMap,
     fs,
-    os::unix::net::UnixDatagram,
+    io::{BufReader, Write},
+    os::{
+        fd::OwnedFd,
+        unix::net::{UnixDatagram, UnixListener, UnixStream},
+    },
     process::{Command, Stdio},
     sync::mpsc,
     thread,
     time::{Duration, Instant},
 };
 
-use crate::rig::{Daemon, PATIENCE, REFLOWD, World, guest, repository};
+use crate::rig::{Daemon, PATIENCE, REFLOWD, World, guest, read_response, repository};
 
 /// What the manager wants to hear of, at least.
 const WATCHDOG: Duration = Duration::from_millis(400);
@@ -157,7 +161,7 @@ fn under_the_journal_the_log_goes_there_as_fields() {
     unshared(&mut command);
     let script = script.replace("echo in >&3", "echo in");
     let mut child = command.args([&script, REFLOWD]).stdout(Stdio::piped()).spawn().unwrap();
-    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().unwrap()));
+    let mut lines = std::io::BufRead::lines(BufReader::new(child.stdout.take().unwrap()));
     assert_eq!(lines.next().unwrap().unwrap(), "in");
     let inside = format!("/proc/{}/root/run/systemd/journal/socket", child.id());
     let journal = UnixDatagram::bind(inside).unwrap();
@@ -183,6 +187,38 @@ fn under_the_journal_the_log_goes_there_as_fields() {
     assert_eq!(fs::read_to_string(world.path("stderr")).unwrap(), "");
     Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
     assert!(child.wait().unwrap().success());
+}
+
+/// Starts the daemon with a socket that somebody else holds, as systemd passes it on.
+fn start_with(world: World, held: &UnixListener) -> Daemon {
+    let mut command = Command::new("sh");
+    let script = "exec 3<&0 </dev/null; LISTEN_FDS=1 LISTEN_PID=$$ exec \"$0\"";
+    command.args(["-c", script, REFLOWD]).current_dir(world.path(""));
+    command.stdin(OwnedFd::from(held.try_clone().unwrap()));
+    world.start_as(command)
+}
+
+#[test]
+fn a_restart_of_a_daemon_whose_socket_is_held_refuses_nobody() {
+    let world = world("[actors.relay]\nmodule = \"relay\"\n");
+    world.module("relay", &guest("relay"));
+    fs::create_dir(world.path("data")).unwrap();
+    let held = UnixListener::bind(world.socket()).unwrap();
+    let daemon = start_with(world, &held);
+    daemon.send("relay.in", "1");
+    let (status, last, world) = daemon.stop();
+    assert!(status.success(), "{last}");
+    // Nobody serves, and who comes waits.
+    let mut waiting = UnixStream::connect(world.socket()).unwrap();
+    let request = "GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    waiting.write_all(request.as_bytes()).unwrap();
+    let daemon = start_with(world, &held);
+    waiting.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert_eq!(read_response(&mut BufReader::new(waiting)).body, "alive\n");
+    daemon.send("relay.in", "2");
+    let (status, last, world) = daemon.stop();
+    assert!(status.success(), "{last}");
+    assert!(world.socket().exists(), "the file belongs to who holds the socket");
 }
 
 /// The fields of a journal entry: `NAME=value`, or the name, eight bytes of length and the value.

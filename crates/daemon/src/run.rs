@@ -166,7 +166,10 @@ impl Daemon {
             (kept, remembered(&system, &data)),
             (&snapshots, left.as_ref().map(Saved::states).unwrap_or_default()),
         ));
-        let socket = admin::bind_socket(&config.admin.socket).map_err(anyhow::Error::from)?;
+        let socket = match admin::passed_socket().map_err(anyhow::Error::from)? {
+            Some(socket) => socket,
+            None => admin::bind_socket(&config.admin.socket).map_err(anyhow::Error::from)?,
+        };
         let tcp = match config.admin.listen {
             Some(listen) => {
                 let open = config.admin.tokens.is_empty();

@@ -57,7 +57,7 @@ const MESSAGES: [(Type, &str); 34] = [
 ];
 
 /// Modules that are committed, by their path in the repository.
-const FILES: [&str; 13] = [
+const FILES: [&str; 18] = [
     "modules/magnitude-filter.wasm",
     "modules/region-count.wasm",
     "modules/versions/magnitude-filter-2.0.0.wasm",
@@ -66,6 +66,11 @@ const FILES: [&str; 13] = [
     "tests/guests/shaky.wasm",
     "tests/guests/stamp-a.wasm",
     "tests/guests/stamp-b.wasm",
+    "tests/guests/sum-assemblyscript.wasm",
+    "tests/guests/sum-c.wasm",
+    "tests/guests/sum-go.wasm",
+    "tests/guests/sum-rust.wasm",
+    "tests/guests/sum-zig.wasm",
     "tests/guests/tally-assemblyscript.wasm",
     "tests/guests/tally-c.wasm",
     "tests/guests/tally-go.wasm",

@@ -17,6 +17,7 @@ use std::{
 use axum::{Router, body::Body, serve::Listener};
 use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use listenfd::ListenFd;
 use thiserror::Error;
 use tokio::{
     net::{TcpListener, UnixListener, UnixSocket},
@@ -70,6 +71,11 @@ pub(crate) enum ListenError {
         /// The path.
         path: PathBuf,
     },
+    /// What the service manager has passed on cannot be used.
+    #[error(
+        "the service manager has passed on something that is no Unix socket; see `ListenStream=` of the socket unit"
+    )]
+    Passed(#[source] io::Error),
     /// The socket cannot be made.
     #[error("cannot listen on the socket `{path}`")]
     Socket {
@@ -118,6 +124,26 @@ impl Drop for SocketFile {
             _ = std::fs::remove_file(&self.path);
         }
     }
+}
+
+/// The socket that the service manager holds and has passed on, if it has. It stays when the
+/// daemon goes, and callers wait in it until the next one comes.
+///
+/// # Errors
+/// What was passed on is no Unix socket.
+///
+/// # Panics
+/// Outside of a Tokio runtime.
+pub(crate) fn passed_socket() -> Result<Option<Socket>, ListenError> {
+    let Some(listener) = ListenFd::from_env().take_unix_listener(0).map_err(ListenError::Passed)?
+    else {
+        return Ok(None);
+    };
+    listener.set_nonblocking(true).map_err(ListenError::Passed)?;
+    let listener = UnixListener::from_std(listener).map_err(ListenError::Passed)?;
+    // Its file belongs to the service manager.
+    let file = SocketFile { path: PathBuf::new(), identity: None };
+    Ok(Some(Socket { listener, _file: file }))
 }
 
 fn identity(path: &Path) -> Option<(u64, u64)> {
