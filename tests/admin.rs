@@ -70,6 +70,7 @@ fn over_tcp_each_token_may_do_what_its_role_is_for() {
     assert_eq!(daemon.get("/v1/actors").status, 200);
     daemon.post("/v1/actors/relay/resume", "");
     daemon.until("both messages are done", |d| d.sum("reflowd_messages_completed_total") == 2.0);
+    daemon.until("the last write is written down", |d| d.log_text().contains("/resume"));
     let log = daemon.log_text();
     let audit: Vec<_> = log.lines().filter(|line| line.contains("\"target\":\"audit\"")).collect();
     let said =

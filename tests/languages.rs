@@ -38,7 +38,7 @@ fn the_same_actor_answers_in_each_language() {
             assert_eq!(answer["type"], "Integer", "{language}");
             assert_eq!(answer["data"], sum, "{language}");
         }
-        assert!(daemon.log_text().contains("the sum is 5"), "{language}: {}", daemon.log_text());
+        daemon.until("it logs", |d| d.log_text().contains("the sum is 5"));
         // What is no number is the turn's error, and changes nothing.
         daemon.send("sum.add", "\"many\"");
         daemon.until("it is a dead letter", |d| d.sum("reflowd_dead_letters_total") == 1.0);

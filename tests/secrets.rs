@@ -127,6 +127,12 @@ fn no_output_shows_a_secret() {
         daemon.sum("reflowd_messages_completed_total") == 2.0
             && daemon.sum("reflowd_messages_dead_lettered_total") == 2.0
     });
+    daemon.until("all is in the log", |d| {
+        WAYS.iter().all(|way| {
+            d.log_text().contains(&format!("\"actor\":\"{way}\",\"target\":\"guest\""))
+                || d.log_text().contains(&format!("\"actor\":\"{way}\",\"error\""))
+        })
+    });
     let mut found = outputs(&daemon);
     // An edit that is refused is shown with its text.
     daemon.world.config(&config(&env, "[actors.more]\nmodule = \"nothing\"\n"));

@@ -122,6 +122,7 @@ fn a_collector_that_is_not_there_costs_nothing_but_the_spans() {
     daemon.until("what is lost is counted", |d| {
         d.metrics().get("reflowd_spans_total{fate=\"not-taken\"}") == Some(&2000.0)
     });
+    daemon.until("it says so", |d| d.log_text().contains("does not take spans"));
     let said = daemon.log_text().matches("does not take spans").count();
     assert_eq!(said, 1, "once, not for each batch: {}", daemon.log_text());
 }
