@@ -274,7 +274,7 @@ pub(crate) fn print(text: &str) -> Result<(), Stop> {
 /// Writes data to standard output as it is.
 ///
 /// # Errors
-/// As of [`print`].
+/// As of [`print()`].
 pub(crate) fn print_data(data: &[u8]) -> Result<(), Stop> {
     let mut out = io::stdout().lock();
     written(out.write_all(data).and_then(|()| out.flush()))
