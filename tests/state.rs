@@ -124,8 +124,7 @@ fn what_is_no_state_changes_nothing() {
         (&["set", "a", "{"], 65, "a state is a JSON object"),
         (&["set", "a", &large], 65, "`state_size` of `a` allows 64 bytes"),
         (&["set", "b", "{}"], 1, "there is no actor `b`"),
-        (&["set", "tick", "{}"], 1, "a source has no state"),
-        (&["get", "tick"], 1, "a source has no state"),
+        (&["set", "tick", "{\"at\":1}"], 65, "a source's state is how far it has come"),
         (&["import", "a", "config/reflowd.toml"], 65, "holds no exported state"),
     ] {
         let (found, _, said) = run(&daemon, &[&["state"], args].concat());

@@ -222,3 +222,39 @@ fn a_followed_file_goes_on_through_edits_stops_and_rotations() {
     let daemon = world.start();
     wait_for(&daemon, &[1, 2, 3, 4, 5, 6, 7, 8]);
 }
+
+#[test]
+fn a_killed_daemon_goes_on_in_a_file_from_where_it_was_written_last() {
+    let world = World::new(&followed(""));
+    append(&world, "in.log", "1\n2\n");
+    let daemon = world.start();
+    wait_for(&daemon, &[1, 2]);
+    let written = |d: &Daemon| fs::read_to_string(d.world.path("data/state/lines.json"));
+    daemon.until("how far it has come is on disk", |d| {
+        written(d).is_ok_and(|text| text.contains(r#""at":4,"count":2"#))
+    });
+    daemon.signal("-KILL");
+    let (_, _, world) = daemon.ended();
+    append(&world, "in.log", "3\n");
+    let daemon = world.start();
+    wait_for(&daemon, &[1, 2, 3]);
+}
+
+#[test]
+fn an_operator_says_where_in_a_file_it_goes_on() {
+    let world = World::new(&followed(""));
+    append(&world, "in.log", "1\n2\n3\n");
+    let daemon = world.start();
+    wait_for(&daemon, &[1, 2, 3]);
+    let state = |args: &[&str]| {
+        let output = daemon.world.run(&[&["state"], args].concat());
+        assert!(output.status.success(), "{args:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let end = state(&["get", "lines"]);
+    assert!(end.contains(r#""at":6,"count":3"#), "{end}");
+    state(&["set", "lines", &end.replace(r#""at":6,"count":3"#, r#""at":4,"count":2"#)]);
+    wait_for(&daemon, &[1, 2, 3, 3]);
+    state(&["reset", "lines"]);
+    wait_for(&daemon, &[1, 2, 3, 3, 1, 2, 3]);
+}

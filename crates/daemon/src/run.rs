@@ -227,12 +227,13 @@ impl Daemon {
         if let Some(left) = left {
             daemon.take_up(left)?;
         }
+        phase.send_replace(Phase::Ready);
+        // Before any turn, so that no actor writes a line to standard output before this one.
+        say_ready();
         daemon.system.go().await;
         daemon.feed_watchdog(turns, reconciler);
         let keep = Arc::clone(&daemon.snapshots).keep(daemon.system.clone(), stopping.clone());
         daemon.tasks.spawn(keep);
-        phase.send_replace(Phase::Ready);
-        say_ready();
         daemon.notifier.ready(&daemon.status());
         daemon.system.open();
         let code = daemon.attend(&mut signals, &phase).await;

@@ -17,7 +17,7 @@ use std::{
 use bytes::Bytes;
 use reflowd_hot_reload::read_own_file;
 use reflowd_runtime::{
-    ActorName, Envelope, Message, Persistence, Position, Remains, State, System, unix_millis,
+    ActorName, Envelope, Message, Persistence, Remains, State, System, unix_millis,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -164,13 +164,13 @@ impl SavedSets {
         }
         let messages = remains.values().map(|of| of.messages.len() as u64).sum();
         let actors = remains.values().filter(|of| !of.messages.is_empty()).count() as u64;
-        if messages == 0 && remains.values().all(|of| of.position.is_none()) {
+        if messages == 0 {
             return Ok(None);
         }
         match self.write(&remains) {
             Ok(bytes) => {
                 system.saved();
-                Ok((messages > 0).then_some(Contents { messages, actors, bytes }))
+                Ok(Some(Contents { messages, actors, bytes }))
             }
             Err(source) => {
                 _ = fs::remove_file(self.unfinished());
@@ -244,15 +244,6 @@ struct ActorText<'a> {
     /// The state, byte for byte.
     #[serde(borrow, skip_serializing_if = "Option::is_none")]
     state: Option<Cow<'a, RawValue>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    position: Option<PositionText>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct PositionText {
-    of: [u64; 2],
-    at: u64,
-    count: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -278,10 +269,9 @@ struct MessageText<'a> {
 /// Writes all of a set but its checksum.
 fn encode(remains: &BTreeMap<ActorName, Remains>, out: &mut impl Write) -> io::Result<()> {
     out.write_all(FIRST_LINE)?;
-    for (name, Remains { state, position, messages }) in remains {
-        let position = position.map(|Position { of, at, count }| PositionText { of, at, count });
+    for (name, Remains { state, messages }) in remains {
         let state = state.as_ref().map(|state| raw(state.text()));
-        let actor = ActorText { name: name.as_str().into(), state, position };
+        let actor = ActorText { name: name.as_str().into(), state };
         put(&Record::Actor(actor), out)?;
         for envelope in messages {
             put(&Record::Message(MessageText::of(envelope)), out)?;
@@ -307,37 +297,33 @@ fn decode(bytes: &[u8]) -> Result<Saved, Unreadable> {
     if bytes.starts_with(TITLE) && !bytes.starts_with(FIRST_LINE) {
         return Err(Unreadable::Version);
     }
-    let whole =
-        || {
-            let (text, sum) = bytes.split_last_chunk::<CHECKSUM>()?;
-            let mut rest = text.strip_prefix(FIRST_LINE)?;
-            if Sha256::digest(text)[..] != sum[..] {
-                return None;
-            }
-            let mut saved = Saved::default();
-            let mut last: Option<&mut Remains> = None;
-            while !rest.is_empty() {
-                let (length, after) = rest.split_first_chunk::<LENGTH>()?;
-                let length = usize::try_from(u32::from_le_bytes(*length)).ok()?;
-                let (record, after) = after.split_at_checked(length)?;
-                rest = after;
-                match serde_json::from_slice(record).ok()? {
-                    Record::Actor(actor) => {
-                        let of = saved.0.entry(actor.name.parse().ok()?).or_default();
-                        if let Some(state) = actor.state {
-                            let text = Bytes::copy_from_slice(state.get().as_bytes());
-                            of.state = Some(State::new(text).ok()?);
-                        }
-                        of.position = actor
-                            .position
-                            .map(|PositionText { of, at, count }| Position { of, at, count });
-                        last = Some(of);
+    let whole = || {
+        let (text, sum) = bytes.split_last_chunk::<CHECKSUM>()?;
+        let mut rest = text.strip_prefix(FIRST_LINE)?;
+        if Sha256::digest(text)[..] != sum[..] {
+            return None;
+        }
+        let mut saved = Saved::default();
+        let mut last: Option<&mut Remains> = None;
+        while !rest.is_empty() {
+            let (length, after) = rest.split_first_chunk::<LENGTH>()?;
+            let length = usize::try_from(u32::from_le_bytes(*length)).ok()?;
+            let (record, after) = after.split_at_checked(length)?;
+            rest = after;
+            match serde_json::from_slice(record).ok()? {
+                Record::Actor(actor) => {
+                    let of = saved.0.entry(actor.name.parse().ok()?).or_default();
+                    if let Some(state) = actor.state {
+                        let text = Bytes::copy_from_slice(state.get().as_bytes());
+                        of.state = Some(State::new(text).ok()?);
                     }
-                    Record::Message(message) => last.as_mut()?.messages.push(message.envelope()?),
+                    last = Some(of);
                 }
+                Record::Message(message) => last.as_mut()?.messages.push(message.envelope()?),
             }
-            Some(saved)
-        };
+        }
+        Some(saved)
+    };
     whole().ok_or(Unreadable::Damaged)
 }
 

@@ -105,7 +105,7 @@ impl Snapshots {
         let mut past = self.past.lock();
         let mut live = BTreeSet::new();
         for actor in system.actors() {
-            if actor.is_source() || actor.settings().state != Persistence::Snapshot {
+            if actor.settings().state != Persistence::Snapshot {
                 continue;
             }
             live.insert(actor.name().clone());

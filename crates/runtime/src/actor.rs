@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 pub(crate) use task::ActorTask;
-use task::NewState;
+pub(crate) use task::NewState;
 
 use crate::{
     ActorLog, ActorName, Bounds, Digest, Direction, Engine, EventKind, Events, FailureKind,
@@ -219,22 +219,16 @@ impl Actor {
         self.shared.memory.load(Ordering::Relaxed)
     }
 
-    /// Its state.
+    /// Its state; of a source, how far it has come, where it says so.
     #[must_use]
     pub fn state(&self) -> State {
-        self.shared.state.lock().clone()
+        self.shared.state()
     }
 
     /// Milliseconds since the Unix epoch at which it started.
     #[must_use]
     pub fn started(&self) -> u64 {
         self.started
-    }
-
-    /// How far it has come, if it is a source that says so.
-    #[must_use]
-    pub fn position(&self) -> Option<Position> {
-        *self.shared.position.lock()
     }
 
     /// Whether it is a connector that puts messages out and has no mailbox.
@@ -270,14 +264,12 @@ impl Actor {
     }
 
     /// Gives it another state between two turns, and returns when that is done. The turn in
-    /// hand, if there is one, ends first, and what it makes of the state is replaced.
+    /// hand, if there is one, ends first, and what it makes of the state is replaced. A source
+    /// goes on from where the state says, or begins anew where that is empty.
     ///
     /// # Errors
     /// The state is what it was, and why.
     pub async fn set_state(&self, state: State) -> Result<StateSet, SetStateError> {
-        if self.is_source() {
-            return Err(SetStateError::Source);
-        }
         let (done, set) = oneshot::channel();
         let new = Box::new(NewState { state, done });
         let sent = self.commands.send(Command::SetState(new)).await;
@@ -391,9 +383,11 @@ pub enum SetStateError {
         /// What it may have.
         limit: u64,
     },
-    /// It is no actor that has a state.
-    #[error("a source has no state")]
-    Source,
+    /// It is for a source, and none that a source can have.
+    #[error(
+        "a source's state is how far it has come, as `state get` shows it; change that, or `reset` it"
+    )]
+    NoPosition,
     /// Its task takes nothing any more.
     #[error("the actor has stopped, or is being stopped; try again when it runs")]
     Stopped,
@@ -411,8 +405,9 @@ pub(crate) struct Shared {
     pub(crate) settings: ArcSwap<Settings>,
     pub(crate) max_hops: Arc<AtomicU32>,
     pub(crate) status: watch::Sender<Status>,
+    /// A source has left it as it was.
     pub(crate) state: Mutex<State>,
-    /// How far a source has come, where it says so.
+    /// How far a source has come, where it says so: its state then.
     pub(crate) position: Mutex<Option<Position>>,
     /// Whether what the actor has is being saved: no turn moves anything any more.
     pub(crate) sealed: Mutex<bool>,
@@ -436,6 +431,21 @@ pub(crate) struct Identity {
 }
 
 impl Shared {
+    /// What the actor is to have again when it comes back.
+    pub(crate) fn state(&self) -> State {
+        let position = *self.position.lock();
+        position.map_or_else(|| self.state.lock().clone(), Position::to_state)
+    }
+
+    /// Tells that an operator has set the state.
+    pub(crate) fn state_was_set(&self, before: &State, now: &State, on_trial: bool) -> StateSet {
+        let (before, bytes) = (before.text().len() as u64, now.text().len() as u64);
+        let (actor, generation) = (self.name.clone(), self.status.borrow().generation.number());
+        info!(%actor, bytes, before, on_trial, "an operator set the state");
+        self.events.record(EventKind::StateSet { actor, generation, bytes, before, on_trial });
+        StateSet { generation, bytes, before, on_trial }
+    }
+
     pub(crate) fn set_status(&self, state: ActorState, why: Option<String>) {
         self.status.send_if_modified(|status| {
             if status.state == state && status.why == why {

@@ -14,6 +14,7 @@ use futures_util::{
     future::{BoxFuture, join_all},
 };
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::{
     sync::{Notify, mpsc, oneshot, watch},
@@ -24,8 +25,8 @@ use tracing::{info, warn};
 
 use crate::{
     ActorName, ActorState, Answer, Digest, Envelope, EventKind, Message, MessageId, Metadata,
-    PortName, PortRef, Ready,
-    actor::{Command, Identity, Replaced, Shared, Swapped},
+    PortName, PortRef, Ready, SetStateError, State,
+    actor::{Command, Identity, NewState, Replaced, Shared, Swapped},
     dead_letter::Reason,
     envelope::{Moment, Origin},
     panic::said,
@@ -58,7 +59,10 @@ pub struct SourceError {
 }
 
 /// How far a source has come in what it reads, in numbers that only it understands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+///
+/// It is the source's [state](Actor::state): kept, shown and set as that of any actor is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Position {
     /// What it reads, so that another thing of the same name is not taken for it.
     pub of: [u64; 2],
@@ -66,6 +70,19 @@ pub struct Position {
     pub at: u64,
     /// How many there were before.
     pub count: u64,
+}
+
+impl Position {
+    /// The position that a state is, if it is one.
+    pub(crate) fn of_state(state: &State) -> Option<Self> {
+        serde_json::from_slice(state.text()).ok()
+    }
+
+    /// The state that the position is.
+    pub(crate) fn to_state(self) -> State {
+        let text = serde_json::to_vec(&self).expect("numbers can be written");
+        State::new(text).expect("a position is an object")
+    }
 }
 
 /// Where a source puts its messages.
@@ -244,8 +261,8 @@ impl Emitter {
         *self.shared.position.lock() = position;
     }
 
-    /// How far the source had come when it last ran: before an edit, a failure or, where
-    /// a stop has saved it, a restart of the daemon.
+    /// How far the source had come when it last ran: before an edit, a failure or a restart
+    /// of the daemon. After a crash, where it was when states were last written.
     #[must_use]
     pub fn resume(&self) -> Option<Position> {
         *self.shared.position.lock()
@@ -351,6 +368,11 @@ impl SourceTask {
                             supervisor.forgive();
                             break Phase::Running;
                         }
+                        Some(Command::SetState(new)) => {
+                            if self.set_state(*new) {
+                                break Phase::Running;
+                            }
+                        }
                         Some(command) => {
                             self.obey(command, &pause);
                             self.show(&phase, &emitter);
@@ -429,6 +451,29 @@ impl SourceTask {
             | Command::Swap(_)
             | Command::Drain { .. } => {}
         }
+    }
+
+    /// Has the source go on from elsewhere: whether it is to run anew for that.
+    fn set_state(&self, new: NewState) -> bool {
+        let NewState { state, done } = new;
+        let position = Position::of_state(&state);
+        if position.is_none() && state != State::default() {
+            // Whoever asked may have given up; nothing has happened.
+            _ = done.send(Err(SetStateError::NoPosition));
+            return false;
+        }
+        let sealed = self.shared.sealed.lock();
+        if *sealed {
+            _ = done.send(Err(SetStateError::Stopped));
+            return false;
+        }
+        let before = self.shared.state();
+        let moved = std::mem::replace(&mut *self.shared.position.lock(), position) != position;
+        *self.shared.state.lock() = State::default();
+        drop(sealed);
+        let set = self.shared.state_was_set(&before, &state, false);
+        _ = done.send(Ok(set));
+        moved
     }
 
     /// Shows what the source is doing. That it is paused hides the rest, and undoes nothing of it.

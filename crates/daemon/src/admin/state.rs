@@ -48,9 +48,6 @@ pub(super) async fn show(
     Path(name): Path<String>,
 ) -> Result<Json<Shown>, Problem> {
     let actor = actors::running(&admin, &name)?;
-    if actor.is_source() {
-        return Err(refused(&actor, SetStateError::Source));
-    }
     let (status, state) = (actor.status(), actor.state());
     let on_trial = actor.trial().is_some_and(|trial| trial.outcome != TrialOutcome::Passed);
     let text = String::from_utf8_lossy(state.text()).into_owned();
@@ -130,7 +127,7 @@ async fn change(admin: &Admin, actor: Arc<Actor>, state: State) -> Result<Json<A
 fn refused(actor: &Actor, error: SetStateError) -> Problem {
     let (status, kind, title) = match error {
         SetStateError::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "too-large", "too large"),
-        SetStateError::Source => (StatusCode::CONFLICT, "no-state", "no state"),
+        SetStateError::NoPosition => (StatusCode::UNPROCESSABLE_ENTITY, "bad-state", "bad state"),
         SetStateError::Stopped => (StatusCode::SERVICE_UNAVAILABLE, "draining", "stopping"),
     };
     Problem::new(status, kind, title, format!("`{}`: {error}", actor.name()))

@@ -8,9 +8,8 @@
 //! its number and not its name, and the byte after the line. From there it goes on after an
 //! edit of the actor, after a failure, and after a stop of the daemon, with no line lost or
 //! doubled. A file that was rotated meanwhile is found beside its old name and read to its end
-//! before the one in its place. After a crash nothing is known, and it begins at the first
-//! line of the file that is there: lines come again rather than be lost. A file that is
-//! repeated always begins anew.
+//! before the one in its place. After a crash it goes on from where it was when states were
+//! last written. A file that is repeated always begins anew.
 
 use std::{
     fs,

@@ -16,14 +16,9 @@ fn remains() -> BTreeMap<ActorName, Remains> {
         judged: true,
         ..Envelope::entering(port, message, None)
     };
-    let a = Remains {
-        state: Some(State::new("{ \"n\": 1.50 }").unwrap()),
-        position: None,
-        messages: vec![one, two],
-    };
-    let position = Some(Position { of: [1, 2], at: 3, count: 4 });
-    let source = Remains { position, ..Remains::default() };
-    [("a".parse().unwrap(), a), ("source".parse().unwrap(), source)].into()
+    let a =
+        Remains { state: Some(State::new("{ \"n\": 1.50 }").unwrap()), messages: vec![one, two] };
+    [("a".parse().unwrap(), a), ("idle".parse().unwrap(), Remains::default())].into()
 }
 
 fn sets() -> (TempDir, SavedSets) {

@@ -27,7 +27,7 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-pub(super) use self::set_state::NewState;
+pub(crate) use self::set_state::NewState;
 
 use self::on_trial::{Consulted, Unmigrated};
 use super::{

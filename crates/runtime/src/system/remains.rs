@@ -10,17 +10,13 @@ use std::{collections::BTreeMap, sync::Arc};
 use tokio::time::Instant;
 
 use super::{System, past::Past};
-use crate::{
-    Actor, ActorName, Envelope, Position, State, Wire, actor::Command, dead_letter::Reason,
-};
+use crate::{Actor, ActorName, Envelope, State, Wire, actor::Command, dead_letter::Reason};
 
 /// What is left of one actor, or for it.
 #[derive(Clone, Debug, Default)]
 pub struct Remains {
-    /// Its state, unless it is a source.
+    /// Its state.
     pub state: Option<State>,
-    /// How far it has come, if it is a source that says so.
-    pub position: Option<Position>,
     /// What its mailbox held, in order, and then what waited on the wires to it.
     pub messages: Vec<Envelope>,
 }
@@ -48,8 +44,7 @@ impl System {
         }
         for actor in &actors {
             let of = remains.entry(actor.name().clone()).or_default();
-            of.state = (!actor.is_source()).then(|| actor.state());
-            of.position = actor.position();
+            of.state = Some(actor.state());
             of.messages = actor.mailbox().seal();
         }
         for wire in self.laid_wires(&past) {
@@ -89,7 +84,7 @@ impl System {
     pub fn put_back(&self, remains: BTreeMap<ActorName, Remains>) -> PutBack {
         let mut done = PutBack::default();
         let now = Instant::now();
-        for (name, Remains { state: _, position, messages }) in remains {
+        for (name, Remains { state: _, messages }) in remains {
             let actor = self.actor(name.as_str());
             let (here, gone): (Vec<_>, Vec<_>) = messages.into_iter().partition(|envelope| {
                 actor
@@ -103,9 +98,6 @@ impl System {
             }
             let Some(actor) = actor else { continue };
             actor.mailbox().restore(here, now);
-            if actor.is_source() {
-                *actor.shared.position.lock() = position;
-            }
         }
         done
     }

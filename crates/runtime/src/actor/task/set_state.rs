@@ -5,10 +5,9 @@
 //! from before a migration stays, because only that is in the form of the generation before.
 
 use tokio::sync::oneshot;
-use tracing::info;
 
 use super::ActorTask;
-use crate::{EventKind, SetStateError, State, StateSet};
+use crate::{SetStateError, State, StateSet};
 
 /// Another state, and whom to tell.
 pub(crate) struct NewState {
@@ -38,11 +37,8 @@ impl ActorTask {
         for probation in [&mut self.probation, &mut self.passed].into_iter().flatten() {
             probation.state_given(state.clone());
         }
-        let (actor, before) = (shared.name.clone(), before.text().len() as u64);
-        let generation = shared.status.borrow().generation.number();
-        info!(%actor, bytes, before, on_trial, "an operator set the state");
-        shared.events.record(EventKind::StateSet { actor, generation, bytes, before, on_trial });
+        let set = shared.state_was_set(&before, &state, on_trial);
         // The state is set whether or not anybody still waits to hear of it.
-        _ = done.send(Ok(StateSet { generation, bytes, before, on_trial }));
+        _ = done.send(Ok(set));
     }
 }
