@@ -78,6 +78,8 @@ fn over_tcp_each_token_may_do_what_its_role_is_for() {
     assert!(said(&["pause", "\"role\":\"operate\"", "\"status\":200", "127.0.0.1"]), "{audit:#?}");
     assert!(said(&["pause", "\"role\":\"refused\"", "\"status\":403"]), "{audit:#?}");
     assert!(said(&["resume", "\"from\":\"uid ", "\"status\":200"]), "{audit:#?}");
+    // Messages are no decisions of anybody.
+    assert!(!said(&["\"status\":202"]), "{audit:#?}");
     for token in [READER, SENDER, OPERATOR] {
         assert!(!log.contains(token), "the log has a token");
     }

@@ -204,12 +204,21 @@ fn a_stop_ends_those_who_look_on() {
     assert_eq!(tap.code(), Some(69));
 }
 
+const TALKATIVE: &str = r#"
+[daemon]
+modules = "../modules"
+data = "../data"
+quiet = "10ms"
+autostart = false
+[actors.a]
+module = "talk"
+entry_point = "log"
+log_rate = 10000
+"#;
+
 /// An actor that logs all that it is told, as a warning.
 fn talkative() -> Daemon {
-    let world = World::new(
-        "[daemon]\nmodules = \"../modules\"\ndata = \"../data\"\nquiet = \"10ms\"\nautostart = false\n\
-         [actors.a]\nmodule = \"talk\"\nentry_point = \"log\"\nlog_rate = 10000\n",
-    );
+    let world = World::new(TALKATIVE);
     let source = std::fs::read(repository().join("tests/guests/telltale.wat")).unwrap();
     world.module("talk", &wat::parse_bytes(&source).unwrap());
     world.start()
@@ -235,6 +244,24 @@ fn logs_tell_the_last_lines_and_go_on() {
     assert_eq!(run(&["--level", "error"]), "");
     let line: Value = serde_json::from_str(run(&["--json", "--lines", "1"]).trim()).unwrap();
     assert_eq!((&line["number"], &line["level"]), (&2.into(), &"warn".into()), "{line}");
+}
+
+#[test]
+fn the_last_lines_are_the_last_of_those_that_are_asked_for() {
+    let daemon = talkative();
+    daemon.send("a.in", "\"a warning\"");
+    daemon.until("it is logged", |daemon| daemon.actor("a")["turns"] == 1);
+    // What it prints is no warning.
+    daemon.world.config(&TALKATIVE.replace("\"log\"", "\"print\""));
+    daemon.reload();
+    daemon.send("a.in", "\"a remark\"");
+    daemon.until("it is printed", |daemon| daemon.actor("a")["turns"] == 2);
+    let last = |level: &str| {
+        let args = ["logs", "a", "--no-follow", "-n", "1", "--level", level];
+        String::from_utf8(daemon.world.run(&args).stdout).unwrap()
+    };
+    assert!(last("info").contains("a remark"), "{}", last("info"));
+    assert!(last("warn").contains("a warning"), "{}", last("warn"));
 }
 
 #[test]
