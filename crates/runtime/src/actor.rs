@@ -44,6 +44,9 @@ use crate::{
 /// Commands that may wait for one actor to finish its turn.
 pub(crate) const MAX_COMMANDS: usize = 16;
 
+/// The longest error of a guest, in bytes; the rest is left out.
+const MAX_ERROR: usize = 64 << 10;
+
 /// The outport that takes a guest's own errors, where it has a wire.
 pub const ERROR_PORT: &str = "error";
 
@@ -462,7 +465,7 @@ impl Shared {
 
     /// The same failure, which nobody is shown a secret by.
     pub(crate) fn masked(&self, kind: FailureKind) -> FailureKind {
-        let mask = |text: String| self.secrets.mask(&text).into_owned();
+        let mask = |text: String| self.secrets.mask_start(&text, MAX_ERROR).into_owned();
         match kind {
             FailureKind::Trap(text) => FailureKind::Trap(mask(text)),
             FailureKind::Timeout(limit) => FailureKind::Timeout(limit),

@@ -79,7 +79,7 @@ impl ActorLog {
         if !allowed {
             return;
         }
-        let text = clean(&self.0.secrets.mask(text));
+        let text = clean(&self.0.secrets.mask_start(text, MAX_LINE));
         match level {
             Level::ERROR => tracing::error!(target: "guest", %actor, "{text}"),
             Level::WARN => tracing::warn!(target: "guest", %actor, "{text}"),

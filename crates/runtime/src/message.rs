@@ -177,7 +177,7 @@ impl Message {
         if !ty.holds(raw.get()) {
             return Err(unfit(&data));
         }
-        let data = data.slice_ref(raw.get().as_bytes());
+        let data = share(&data, raw.get().as_bytes());
         Ok(Self { ty, data })
     }
 

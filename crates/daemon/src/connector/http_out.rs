@@ -13,7 +13,7 @@ use futures_util::future::BoxFuture;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use reflowd_runtime::{
     Context, Digest, Effects, Engine, Failure, FailureKind, InstantiateError, Message, Metadata,
-    PortName, Program, Turn, Type,
+    PortName, Program, Turn, Type, excerpt,
 };
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -30,9 +30,6 @@ const CONNECT: Duration = Duration::from_secs(5);
 
 /// Bytes of an answer that are passed on; the rest is cut.
 const MAX_ANSWER: u64 = 1 << 20;
-
-/// Characters of an answer that are shown in an error.
-const SHOWN: usize = 200;
 
 /// Headers that say how a request is written down, which is not for a configuration to say.
 const RESERVED: [HeaderName; 5] = [
@@ -353,8 +350,7 @@ impl Answer {
         if status.is_success() {
             return Outcome::Done(self.message());
         }
-        let text = String::from_utf8_lossy(&self.body);
-        let shown: String = text.chars().take(SHOWN).collect();
+        let shown = excerpt(&self.body);
         let why = format!("the receiver answered {status}: {}", shown.trim());
         let why = why.trim_end_matches(": ").to_owned();
         Outcome::Said(match status.as_u16() {

@@ -20,7 +20,7 @@ use wasmtime::{Caller, Error, Extern, FuncType, Linker, Result, Trap, Val, ValTy
 
 use crate::signature::{WASI, host_function};
 
-/// Bytes of a line that has no end yet. Beyond that it is cut.
+/// The longest line, in bytes. The rest of it is left out, and a mark says so.
 const LINE: usize = 8 << 10;
 
 /// Bytes that one call writes; the guest is told how many it were and goes on by
@@ -380,20 +380,25 @@ fn write<T: WasiHost>(
 /// Splits what is written into lines for the host.
 fn put(guest: &mut impl WasiHost, stream: Stream, mut bytes: &[u8]) {
     while !bytes.is_empty() {
-        let room = LINE - guest.wasi().partial(stream).len();
-        let window = &bytes[..bytes.len().min(room)];
-        let (part, rest, ends) = match window.iter().position(|b| *b == b'\n') {
+        let (part, rest, ends) = match bytes.iter().position(|b| *b == b'\n') {
             Some(end) => (&bytes[..end], &bytes[end + 1..], true),
-            None => (window, &bytes[window.len()..], window.len() == room),
+            None => (bytes, &[][..], false),
         };
         bytes = rest;
-        if !ends {
-            guest.wasi().partial(stream).extend_from_slice(part);
-        } else if guest.wasi().partial(stream).is_empty() {
+        let partial = guest.wasi().partial(stream);
+        if ends && partial.is_empty() && part.len() <= LINE {
             guest.line(stream, part);
-        } else {
-            let mut line = mem::take(guest.wasi().partial(stream));
-            line.extend_from_slice(part);
+            continue;
+        }
+        // One byte more than is shown tells that there was more.
+        let room = (LINE + 1).saturating_sub(partial.len());
+        partial.extend_from_slice(&part[..part.len().min(room)]);
+        if ends {
+            let mut line = mem::take(partial);
+            if line.len() > LINE {
+                line.truncate(LINE);
+                line.extend_from_slice("…".as_bytes());
+            }
             guest.line(stream, &line);
             line.clear();
             *guest.wasi().partial(stream) = line;

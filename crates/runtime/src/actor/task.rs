@@ -10,9 +10,9 @@
 
 mod on_trial;
 mod set_state;
+mod undeclared;
 
 use std::{
-    collections::HashSet,
     error::Error,
     mem,
     panic::AssertUnwindSafe,
@@ -29,15 +29,18 @@ use tracing::{debug, info, warn};
 
 pub(crate) use self::set_state::NewState;
 
-use self::on_trial::{Consulted, Unmigrated};
+use self::{
+    on_trial::{Consulted, Unmigrated},
+    undeclared::Undeclared,
+};
 use super::{
     ActorState, Command, ERROR_PORT, Identity, Replaced, Shared, Swap,
     probation::{Judge, Probation},
 };
 use crate::{
     ActorLog, Context, Direction, Effects, Engine, EventKind, Failure, FailureKind,
-    InstantiateError, Message, MessageId, Metadata, PortName, Program, Routes, SendMode, SendNow,
-    Settings, Sighting, Turn, TurnLimits, TurnSpan,
+    InstantiateError, Message, MessageId, PortName, Program, Routes, SendMode, SendNow, Settings,
+    Sighting, Turn, TurnLimits, TurnSpan,
     dead_letter::Reason,
     envelope::{Calendar, Lineage, Moment, Origin, unix_millis},
     mailbox::{Outcome, Taken},
@@ -73,8 +76,8 @@ pub(crate) struct ActorTask {
     held: bool,
     paused: bool,
     draining: Option<Instant>,
-    /// Ports already warned about, once per generation.
-    warned: HashSet<PortName>,
+    /// Outputs already warned about, of this generation.
+    undeclared: Undeclared,
     /// Whether a swap has put a pause on messages and no turn has ended it yet.
     swapped: bool,
     /// Since when nothing but a swap can have kept the actor from its next message:
@@ -132,7 +135,7 @@ impl ActorTask {
             held: true,
             paused: false,
             draining: None,
-            warned: HashSet::new(),
+            undeclared: Undeclared::default(),
             swapped: false,
             free: Instant::now(),
             calendar: Calendar::new(),
@@ -316,7 +319,7 @@ impl ActorTask {
         self.supervisor.forgive();
         self.end_rest();
         self.draining = None;
-        self.warned.clear();
+        self.undeclared = Undeclared::default();
         // What was in hand had failed on the old engine and is tried anew by the new one.
         self.shared.mailbox.release();
         self.shared.mailbox.reopen();
@@ -524,7 +527,7 @@ impl ActorTask {
         }
         for (port, message) in effects.outputs {
             if !origin.judged {
-                self.warn_undeclared(&port, &message);
+                self.undeclared.tell(&self.shared, self.program.metadata(), &port, &message);
             }
             self.shared.emit(routes, origin, &port, message, &mut self.outbox);
         }
@@ -536,20 +539,6 @@ impl ActorTask {
         self.shared.mailbox.finish(Outcome::Completed);
         let correlations = origin.lineage.iter().flat_map(Lineage::correlations);
         correlations.for_each(|correlation| self.shared.sinks.waits.less(correlation));
-    }
-
-    /// Real modules put out on ports that they do not declare; that is delivered, and said once.
-    fn warn_undeclared(&mut self, port: &PortName, message: &Message) {
-        let metadata = self.program.metadata();
-        if is_declared(metadata, port, message) || !self.warned.insert(port.clone()) {
-            return;
-        }
-        let declared = match metadata.outport(port.as_str()) {
-            None => "does not declare".to_owned(),
-            Some(declared) => format!("declares as {}", declared.port_type),
-        };
-        let (actor, found) = (&self.shared.name, message.ty());
-        warn!(%actor, %port, %found, "the module put out on a port that its metadata {declared}; it is delivered where it is wired");
     }
 
     /// A turn failed: only what `send = "now"` let out has left, and the message is
@@ -666,15 +655,6 @@ impl ActorTask {
         self.shared.set_status(ActorState::Stopped, None);
         info!(%actor, dead_lettered, "actor stopped");
         self.shared.events.record(EventKind::Stopped { actor, dead_lettered });
-    }
-}
-
-/// Whether an output is what the metadata says of its port. The `error` port needs
-/// no saying.
-fn is_declared(metadata: &Metadata, port: &PortName, message: &Message) -> bool {
-    match metadata.outport(port.as_str()) {
-        None => port.as_str() == ERROR_PORT,
-        Some(declared) => message.ty().can_fit(declared.port_type),
     }
 }
 

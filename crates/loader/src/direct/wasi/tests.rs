@@ -265,14 +265,16 @@ async fn one_call_takes_so_many_buffers_and_says_how_much_was_in_them() {
 }
 
 #[tokio::test]
-async fn a_line_without_an_end_is_cut() {
+async fn a_line_that_is_too_long_is_cut_and_says_so() {
     let mut rig = Rig::new().await;
     for _ in 0..5 {
         rig.print(1, &[b'x'; LINE / 2]).await;
     }
-    let lines = rig.lines();
-    assert_eq!(lines.iter().map(|(_, text)| text.len()).collect::<Vec<_>>(), [LINE, LINE]);
-    assert_eq!(rig.store.data_mut().wasi.partial(Stream::Stdout).len(), LINE / 2);
+    assert_eq!(rig.lines(), []);
+    assert_eq!(rig.store.data_mut().wasi.partial(Stream::Stdout).len(), LINE + 1);
+    rig.print(1, b"\nnext\n").await;
+    let cut = format!("{}…", "x".repeat(LINE));
+    assert_eq!(rig.lines(), [line(Stream::Stdout, &cut), line(Stream::Stdout, "next")]);
 }
 
 #[tokio::test]
