@@ -33,8 +33,8 @@ use axum::{
     routing::{get, post},
 };
 use futures_util::future::BoxFuture;
-use reflowd_hot_reload::{ReloadOptions, Report, RollBackError, View};
-use reflowd_runtime::{ActorName, Digest, GoneBack, System};
+use reflowd_hot_reload::{ReloadError, ReloadOptions, Report, RollBackError, View};
+use reflowd_runtime::{ActorName, Digest, GoneBack, Precondition, System};
 use serde::{Deserialize, Deserializer, Serialize};
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -82,13 +82,18 @@ pub(crate) enum Phase {
 /// What the API asks of the part that looks at disk.
 pub(crate) trait Reload: Send + Sync {
     /// Looks at disk now, does what follows, and tells what that was.
-    fn reload(&self, options: ReloadOptions) -> BoxFuture<'_, Report>;
+    fn reload(
+        &self,
+        options: ReloadOptions,
+        precondition: Precondition,
+    ) -> BoxFuture<'_, Result<Report, ReloadError>>;
 
     /// Has an actor run what it ran before.
     fn roll_back(
         &self,
         actor: ActorName,
         to: Option<u64>,
+        precondition: Precondition,
     ) -> BoxFuture<'_, Result<Vec<GoneBack>, RollBackError>>;
 
     /// How each actor stands to what is on disk.
@@ -145,9 +150,9 @@ pub(crate) fn router(admin: Admin, via: Via, tokens: Tokens) -> Router {
         .route("/livez", get(health::live))
         .route("/readyz", get(health::ready))
         .route("/metrics", get(health::metrics))
+        .route_layer(middleware::from_fn_with_state(admin.clone(), version::hold))
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
-        .layer(middleware::from_fn_with_state(admin.clone(), version::hold))
         .layer(middleware::from_fn_with_state(Arc::new(tokens), access::control))
         .layer(middleware::from_fn_with_state(via, guard::guard))
         .with_state(admin)

@@ -17,12 +17,12 @@ use std::{
 use anyhow::Context;
 use futures_util::future::BoxFuture;
 use reflowd_hot_reload::{
-    Eyes, History, Kept, Pace, Parts, Reconciler, ReloadOptions, Reloader, Report, RollBackError,
-    ScanOptions, View,
+    Eyes, History, Kept, Pace, Parts, Reconciler, ReloadError, ReloadOptions, Reloader, Report,
+    RollBackError, ScanOptions, View,
 };
 use reflowd_loader::{Limits, Loader};
 use reflowd_runtime::{
-    ActorName, ActorState, EventKind, GoneBack, Keeper, State, System, Unwritten,
+    ActorName, ActorState, EventKind, GoneBack, Keeper, Precondition, State, System, Unwritten,
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
@@ -278,7 +278,7 @@ impl Daemon {
                     self.notifier.reloading();
                     // A stop does not wait for files that are being written.
                     tokio::select! {
-                        _ = self.reloader.reload(ReloadOptions::default()) => {}
+                        _ = self.reloader.reload(ReloadOptions::default(), Precondition::default()) => {}
                         name = signals.stop() => break name,
                     }
                     self.notifier.ready(&self.status());
@@ -509,16 +509,21 @@ enum Wish {
 struct Disk(Reloader);
 
 impl Reload for Disk {
-    fn reload(&self, options: ReloadOptions) -> BoxFuture<'_, Report> {
-        Box::pin(async move { self.0.reload(options).await.unwrap_or_default() })
+    fn reload(
+        &self,
+        options: ReloadOptions,
+        precondition: Precondition,
+    ) -> BoxFuture<'_, Result<Report, ReloadError>> {
+        Box::pin(self.0.reload(options, precondition))
     }
 
     fn roll_back(
         &self,
         actor: ActorName,
         to: Option<u64>,
+        precondition: Precondition,
     ) -> BoxFuture<'_, Result<Vec<GoneBack>, RollBackError>> {
-        Box::pin(self.0.roll_back(actor, to))
+        Box::pin(self.0.roll_back(actor, to, precondition))
     }
 
     fn view(&self) -> View {

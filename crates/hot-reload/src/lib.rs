@@ -80,7 +80,7 @@ pub use plan::{
     Adjusting, Blocked, ChangePlan, Doubt, Held, Note, Plan, Removals, Retired, Starting,
     StopReason, Stopping, Swapping, Template, Wanted, builtin_digest, plan,
 };
-pub use reconciler::{Parts, Reconciler, Reloader, RollBackError, States};
+pub use reconciler::{Parts, Reconciler, ReloadError, Reloader, RollBackError, States};
 pub use report::{ActorView, ModuleFile, Refusal, ReloadOptions, Report, View};
 pub use running::{Running, RunningActor};
 pub use scan::{Depth, FetchError, Look, Moment, ScanOptions, Scanner, Sight, Snapshot, Trouble};

@@ -48,7 +48,7 @@ use crate::{
     Wanted, blueprint::Texts, emptied::emptied, plan,
 };
 
-pub use reloader::Reloader;
+pub use reloader::{ReloadError, Reloader};
 pub use trials::RollBackError;
 
 /// How long an explicit reload waits for files that are being written.
@@ -240,13 +240,19 @@ impl Reconciler {
     async fn answer(&mut self, request: Request) {
         // Whoever asked may have given up; what was done stands all the same.
         match request {
-            Request::Pass { options, report } => {
+            Request::Pass { precondition, report, .. } if !precondition.holds() => {
+                _ = report.send(Err(ReloadError::Changed));
+            }
+            Request::RollBack { precondition, done, .. } if !precondition.holds() => {
+                _ = done.send(Err(RollBackError::Changed));
+            }
+            Request::Pass { options, report, .. } => {
                 if !options.dry_run {
                     self.downloads.try_again();
                 }
-                _ = report.send(self.settled_pass(options, Depth::Everything).await);
+                _ = report.send(Ok(self.settled_pass(options, Depth::Everything).await));
             }
-            Request::RollBack { actor, to, done } => {
+            Request::RollBack { actor, to, done, .. } => {
                 _ = done.send(self.roll_back(&actor, to).await);
                 self.pass(ReloadOptions::default(), Depth::Changed).await;
             }

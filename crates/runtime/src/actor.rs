@@ -31,8 +31,9 @@ pub(crate) use task::NewState;
 
 use crate::{
     ActorLog, ActorName, Bounds, Digest, Direction, Engine, EventKind, Events, FailureKind,
-    Journal, Mailbox, Message, Metadata, Meters, PortName, PortRef, Program, Ran, Ready, Routes,
-    Secrets, Settings, Sighting, State, Tap, TapFilter, TooManyTaps, TrialView, Trialing,
+    Journal, Mailbox, Message, Metadata, Meters, PortName, PortRef, Precondition, Program, Ran,
+    Ready, Routes, Secrets, Settings, Sighting, State, Tap, TapFilter, TooManyTaps, TrialView,
+    Trialing,
     dead_letter::Reason,
     envelope::{Origin, unix_millis},
     onlookers::Onlookers,
@@ -268,13 +269,18 @@ impl Actor {
 
     /// Gives it another state between two turns, and returns when that is done. The turn in
     /// hand, if there is one, ends first, and what it makes of the state is replaced. A source
-    /// goes on from where the state says, or begins anew where that is empty.
+    /// goes on from where the state says, or begins anew where that is empty. The
+    /// precondition is looked at in the same moment.
     ///
     /// # Errors
     /// The state is what it was, and why.
-    pub async fn set_state(&self, state: State) -> Result<StateSet, SetStateError> {
+    pub async fn set_state(
+        &self,
+        state: State,
+        precondition: Precondition,
+    ) -> Result<StateSet, SetStateError> {
         let (done, set) = oneshot::channel();
-        let new = Box::new(NewState { state, done });
+        let new = Box::new(NewState { state, precondition, done });
         let sent = self.commands.send(Command::SetState(new)).await;
         sent.map_err(|_| SetStateError::Stopped)?;
         set.await.unwrap_or(Err(SetStateError::Stopped))
@@ -391,6 +397,9 @@ pub enum SetStateError {
         "a source's state is how far it has come, as `state get` shows it; change that, or `reset` it"
     )]
     NoPosition,
+    /// Something has changed that was to be as it was.
+    #[error("it has changed meanwhile; look at it again")]
+    Changed,
     /// Its task takes nothing any more.
     #[error("the actor has stopped, or is being stopped; try again when it runs")]
     Stopped,

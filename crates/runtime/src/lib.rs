@@ -15,6 +15,7 @@ mod message;
 mod name;
 mod module;
 mod settings;
+mod precondition;
 mod supervisor;
 mod trial;
 mod dead_letter;
@@ -47,6 +48,7 @@ pub use module::{
     ProgramSpec, SendNow, State, StateError, Turn, TurnLimits,
 };
 pub use name::{ActorName, ActorNameError, PortName, PortNameError, PortRef, PortRefError};
+pub use precondition::Precondition;
 pub use secrets::Secrets;
 pub use settings::{Overflow, Persistence, SendMode, Settings, Trigger};
 pub use source::{Emitter, OfferError, Position, Source, SourceError, Taken};

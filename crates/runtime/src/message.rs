@@ -403,6 +403,20 @@ mod tests {
         assert_eq!(message.encode().len(), message.encoded_len());
     }
 
+    #[test]
+    fn a_small_message_keeps_no_large_body() {
+        let padded = |text: &str| Bytes::from(format!("{text}{}", " ".repeat(1 << 20)));
+        let shares = |message: &Message, whole: &Bytes| {
+            whole.as_ptr_range().contains(&message.data().as_ptr())
+        };
+        let (plain, encoded) = (padded("1"), padded(r#"{"type":"Integer","data":1}"#));
+        assert!(!shares(&Message::new(Type::Integer, plain.clone()).unwrap(), &plain));
+        assert!(!shares(&Message::from_plain(&plain, &plain).unwrap(), &plain));
+        assert!(!shares(&Message::decode(&encoded).unwrap(), &encoded));
+        let large = Bytes::from(format!("\"{}\"", "x".repeat(1 << 20)));
+        assert!(shares(&Message::new(Type::String, large.clone()).unwrap(), &large));
+    }
+
     #[track_caller]
     fn plain(text: &str, ty: Type, data: &str) {
         let bytes = Bytes::copy_from_slice(text.as_bytes());

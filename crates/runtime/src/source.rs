@@ -455,11 +455,15 @@ impl SourceTask {
 
     /// Has the source go on from elsewhere: whether it is to run anew for that.
     fn set_state(&self, new: NewState) -> bool {
-        let NewState { state, done } = new;
+        let NewState { state, precondition, done } = new;
         let position = Position::of_state(&state);
         if position.is_none() && state != State::default() {
             // Whoever asked may have given up; nothing has happened.
             _ = done.send(Err(SetStateError::NoPosition));
+            return false;
+        }
+        if !precondition.holds() {
+            _ = done.send(Err(SetStateError::Changed));
             return false;
         }
         let sealed = self.shared.sealed.lock();

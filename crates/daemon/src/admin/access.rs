@@ -8,7 +8,7 @@ use std::{fmt, sync::Arc};
 
 use axum::{
     extract::{Request, State},
-    http::{HeaderMap, HeaderValue, Method, StatusCode, header},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
@@ -46,10 +46,11 @@ impl Role {
     }
 
     /// What a request needs; nothing for a probe, which says only whether the daemon serves.
-    pub(super) fn needed(method: &Method, path: &str) -> Option<Self> {
+    /// One that asks for more than that looks.
+    pub(super) fn needed(method: &Method, path: &str, query: Option<&str>) -> Option<Self> {
         let reads = matches!(*method, Method::GET | Method::HEAD);
         match path {
-            "/livez" | "/readyz" if reads => None,
+            "/livez" | "/readyz" if reads && query.is_none() => None,
             _ if reads => Some(Self::Read),
             _ if sends(method, path) => Some(Self::Send),
             _ => Some(Self::Operate),
@@ -98,11 +99,13 @@ impl Tokens {
     }
 
     /// Who comes with these headers, if that one may do it.
-    fn admit(&self, method: &Method, path: &str, headers: &HeaderMap) -> Result<Who, Problem> {
+    fn admit(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<Who, Problem> {
         if self.is_empty() {
             return Ok(Who::Anybody);
         }
-        let Some(needed) = Role::needed(method, path) else { return Ok(Who::Anybody) };
+        let Some(needed) = Role::needed(method, uri.path(), uri.query()) else {
+            return Ok(Who::Anybody);
+        };
         let shown = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
         let token = shown.and_then(|value| {
             let (scheme, token) = value.split_once(' ')?;
@@ -156,9 +159,10 @@ pub(super) async fn control(
     request: Request,
     next: Next,
 ) -> Response {
-    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let (method, uri) = (request.method().clone(), request.uri().clone());
+    let path = uri.path();
     let caller = request.extensions().get::<Caller>().map(|caller| Arc::clone(&caller.0));
-    let (who, response) = match tokens.admit(&method, &path, request.headers()) {
+    let (who, response) = match tokens.admit(&method, &uri, request.headers()) {
         Ok(who) => (Some(who), next.run(request).await),
         Err(problem) => (None, problem.into_response()),
     };
@@ -172,7 +176,7 @@ pub(super) async fn control(
     };
     let (status, from) = (response.status().as_u16(), caller.as_deref().unwrap_or("-"));
     // Messages are the daemon's work; what else changes something, somebody has decided.
-    if sends(&method, &path) && who.is_some() {
+    if sends(&method, path) && who.is_some() {
         debug!(target: "audit", from, role, %method, path, status, "message");
     } else {
         info!(target: "audit", from, role, %method, path, status, "write");
@@ -198,7 +202,7 @@ mod tests {
         if let Some(shown) = shown {
             headers.insert(header::AUTHORIZATION, shown.parse().unwrap());
         }
-        let found = tokens().admit(&method, path, &headers);
+        let found = tokens().admit(&method, &path.parse().unwrap(), &headers);
         let found = found.map(drop).map_err(|problem| problem.into_response().status().as_u16());
         assert_eq!(found, expected, "{method} {path} {shown:?}");
     }
@@ -229,7 +233,14 @@ mod tests {
         check(Method::GET, "/v1/actors", Some("reader"), Err(401));
         check(Method::GET, "/livez", None, Ok(()));
         check(Method::POST, "/livez", None, Err(401));
-        let nobody = Tokens::default().admit(&Method::POST, "/v1/reload", &HeaderMap::new());
+        check(Method::GET, "/readyz", None, Ok(()));
+        check(Method::GET, "/readyz?verbose", None, Err(401));
+        check(Method::GET, "/readyz?verbose", Some("Bearer reader"), Ok(()));
+        let nobody = Tokens::default().admit(
+            &Method::POST,
+            &Uri::from_static("/v1/reload"),
+            &HeaderMap::new(),
+        );
         assert!(nobody.is_ok(), "without tokens, whoever comes may do everything");
     }
 

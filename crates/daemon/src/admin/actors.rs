@@ -3,18 +3,18 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use axum::{
-    Json,
+    Extension, Json,
     extract::{Path, State},
     http::{StatusCode, Uri},
 };
 use reflowd_hot_reload::{ActorView, RollBackError};
 use reflowd_runtime::{
-    Actor, ActorName, ActorState, Counts, GoneBack, Metadata, Settings, Status, TrialOutcome,
-    TrialView, WireCounts,
+    Actor, ActorName, ActorState, Counts, GoneBack, Metadata, Precondition, Settings, Status,
+    TrialOutcome, TrialView, WireCounts,
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Admin, Problem, query};
+use super::{Admin, Problem, query, version};
 
 /// One actor at a glance, as `ps` shows it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -214,6 +214,7 @@ struct RollBack {
 /// `POST /v1/actors/{actor}/rollback`: answered when it is done, with all that went back.
 pub(super) async fn roll_back(
     State(admin): State<Admin>,
+    Extension(precondition): Extension<Precondition>,
     Path(name): Path<String>,
     uri: Uri,
 ) -> Result<Json<Vec<GoneBack>>, Problem> {
@@ -221,11 +222,12 @@ pub(super) async fn roll_back(
     let actor = running(&admin, &name)?.name().clone();
     // It is not left half done because whoever asked for it hangs up.
     let reloader = Arc::clone(&admin.reloader);
-    let back = admin.tasks.spawn(async move { reloader.roll_back(actor, to).await });
+    let back = admin.tasks.spawn(async move { reloader.roll_back(actor, to, precondition).await });
     match back.await.expect("a rollback does not panic, and nobody aborts it") {
         Ok(back) => Ok(Json(back)),
         Err(error) => {
             let (status, kind) = match &error {
+                RollBackError::Changed => return Err(version::changed()),
                 RollBackError::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "stopping"),
                 RollBackError::NotRunning { .. } => (StatusCode::CONFLICT, "not-running"),
                 RollBackError::NothingBefore { .. } | RollBackError::NoSuchGeneration { .. } => {

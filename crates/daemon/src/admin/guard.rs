@@ -1,8 +1,9 @@
 //! Keeps web pages from driving the API through somebody's browser.
 //!
 //! A page can make a browser send requests to loopback, directly or by a name
-//! that it lets resolve there. It cannot hide where it comes from (`Origin`)
-//! nor which name it used (`Host`), so both are looked at.
+//! that it lets resolve there. It cannot hide where it comes from (`Origin`, and
+//! `Sec-Fetch-Site` where it only looks) nor which name it used (`Host`), so all
+//! are looked at.
 
 use axum::{
     extract::{Request, State},
@@ -12,6 +13,9 @@ use axum::{
 };
 
 use super::Problem;
+
+/// What a browser says of where a request comes from.
+const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// The way that callers come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +68,11 @@ fn check(via: Via, headers: &HeaderMap) -> Result<(), String> {
             return Err(format!("requests from pages of `{origin}` are refused"));
         }
     }
+    // What a page only looks at has no origin, but a stream that it opens takes a place.
+    let site = text(&FETCH_SITE)?;
+    if matches!(site, "cross-site" | "same-site") {
+        return Err("requests from pages of other origins are refused".into());
+    }
     Ok(())
 }
 
@@ -77,6 +86,8 @@ fn without_port(host: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use axum::http::HeaderValue;
+
     use super::*;
 
     #[track_caller]
@@ -109,6 +120,18 @@ mod tests {
         check(Via::Tcp, Some("localhost.example.com:9670"), None, false);
         check(Via::Tcp, Some("reflowd"), None, false);
         check(Via::Tcp, None, None, false);
+    }
+
+    #[test]
+    fn a_page_that_only_looks_is_seen_too() {
+        for (site, passes) in
+            [("none", true), ("same-origin", true), ("same-site", false), ("cross-site", false)]
+        {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::HOST, HeaderValue::from_static("localhost:9670"));
+            headers.insert(FETCH_SITE, HeaderValue::from_static(site));
+            assert_eq!(super::check(Via::Tcp, &headers).is_ok(), passes, "{site}");
+        }
     }
 
     #[test]

@@ -1,10 +1,15 @@
 //! What disk asks for: a look at it on demand, and the modules found there.
 
-use axum::{Json, extract::State, http::Uri};
-use reflowd_hot_reload::{ReloadOptions, Report};
+use axum::{
+    Extension, Json,
+    extract::State,
+    http::{StatusCode, Uri},
+};
+use reflowd_hot_reload::{ReloadError, ReloadOptions, Report};
+use reflowd_runtime::Precondition;
 use serde::Deserialize;
 
-use super::{Admin, ModuleView, Problem, flag, query};
+use super::{Admin, ModuleView, Problem, flag, query, version};
 
 #[derive(Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -19,13 +24,24 @@ struct Options {
 }
 
 /// `POST /v1/reload`: answered when it is done, whatever came of it.
-pub(super) async fn reload(State(admin): State<Admin>, uri: Uri) -> Result<Json<Report>, Problem> {
+pub(super) async fn reload(
+    State(admin): State<Admin>,
+    Extension(precondition): Extension<Precondition>,
+    uri: Uri,
+) -> Result<Json<Report>, Problem> {
     let Options { dry_run, force, allow_removal } = query(&uri)?;
     let options = ReloadOptions { dry_run, force, allow_removal };
     // A pass is not left half done because whoever asked for it hangs up.
     let reloader = admin.reloader;
-    let pass = admin.tasks.spawn(async move { reloader.reload(options).await });
-    Ok(Json(pass.await.expect("a pass does not panic, and nobody aborts it")))
+    let pass = admin.tasks.spawn(async move { reloader.reload(options, precondition).await });
+    match pass.await.expect("a pass does not panic, and nobody aborts it") {
+        Ok(report) => Ok(Json(report)),
+        Err(ReloadError::Changed) => Err(version::changed()),
+        Err(error @ ReloadError::Stopping) => {
+            let status = StatusCode::SERVICE_UNAVAILABLE;
+            Err(Problem::new(status, "stopping", "not reloaded", error.to_string()))
+        }
+    }
 }
 
 /// `GET /v1/modules`.

@@ -6,18 +6,20 @@
 use std::sync::Arc;
 
 use axum::{
-    Json,
+    Extension, Json,
     body::Body,
     extract::{Path, State as Of},
     http::{HeaderMap, StatusCode, header},
 };
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
-use reflowd_runtime::{Actor, Persistence, SetStateError, State, StateSet, TrialOutcome};
+use reflowd_runtime::{
+    Actor, Persistence, Precondition, SetStateError, State, StateSet, TrialOutcome,
+};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio::task::spawn_blocking;
 
-use super::{Admin, Phase, Problem, actors};
+use super::{Admin, Phase, Problem, actors, version};
 
 /// A state with what it belongs to, so that it can be told where it fits.
 #[derive(Serialize)]
@@ -66,6 +68,7 @@ pub(super) async fn show(
 /// `PUT /v1/actors/{actor}/state`: the body is the state, one JSON object.
 pub(super) async fn set(
     Of(admin): Of<Admin>,
+    Extension(precondition): Extension<Precondition>,
     Path(name): Path<String>,
     headers: HeaderMap,
     body: Body,
@@ -92,19 +95,25 @@ pub(super) async fn set(
         let status = StatusCode::UNPROCESSABLE_ENTITY;
         Problem::new(status, "bad-state", "bad state", error.to_string())
     })?;
-    change(&admin, actor, state).await
+    change(&admin, actor, state, precondition).await
 }
 
 /// `DELETE /v1/actors/{actor}/state`: an empty state, as an actor has at its first start.
 pub(super) async fn reset(
     Of(admin): Of<Admin>,
+    Extension(precondition): Extension<Precondition>,
     Path(name): Path<String>,
 ) -> Result<Json<Answer>, Problem> {
     let actor = actors::running(&admin, &name)?;
-    change(&admin, actor, State::default()).await
+    change(&admin, actor, State::default(), precondition).await
 }
 
-async fn change(admin: &Admin, actor: Arc<Actor>, state: State) -> Result<Json<Answer>, Problem> {
+async fn change(
+    admin: &Admin,
+    actor: Arc<Actor>,
+    state: State,
+    precondition: Precondition,
+) -> Result<Json<Answer>, Problem> {
     // What the last stop has saved may still come back, with its own state.
     if *admin.phase.borrow() == Phase::Starting {
         let why = "the actors are being started; try again";
@@ -112,7 +121,7 @@ async fn change(admin: &Admin, actor: Arc<Actor>, state: State) -> Result<Json<A
         return Err(Problem::new(status, "not-ready", "not ready", why));
     }
     let set = tokio::select! {
-        set = actor.set_state(state) => set.map_err(|error| refused(&actor, error))?,
+        set = actor.set_state(state, precondition) => set.map_err(|error| refused(&actor, error))?,
         () = admin.stopping.cancelled() => return Err(refused(&actor, SetStateError::Stopped)),
     };
     let mut written = None;
@@ -126,6 +135,7 @@ async fn change(admin: &Admin, actor: Arc<Actor>, state: State) -> Result<Json<A
 
 fn refused(actor: &Actor, error: SetStateError) -> Problem {
     let (status, kind, title) = match error {
+        SetStateError::Changed => return version::changed(),
         SetStateError::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "too-large", "too large"),
         SetStateError::NoPosition => (StatusCode::UNPROCESSABLE_ENTITY, "bad-state", "bad state"),
         SetStateError::Stopped => (StatusCode::SERVICE_UNAVAILABLE, "draining", "stopping"),

@@ -18,8 +18,8 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use reflowd_runtime::{
     ActorLog, ActorName, Change, Context, Digest, Effects, Engine, EventKind, Failure, FailureKind,
-    GoneBack, InstantiateError, Metadata, Port, PortName, Program, Ready, Settings, Start, Turn,
-    Type, WireDef,
+    GoneBack, InstantiateError, Metadata, Port, PortName, Precondition, Program, Ready, Settings,
+    Start, Turn, Type, WireDef,
 };
 use serde_json::{Value, json};
 use tokio::{
@@ -106,15 +106,20 @@ impl Engine for Code {
 struct Disk;
 
 impl Reload for Disk {
-    fn reload(&self, options: ReloadOptions) -> BoxFuture<'_, Report> {
+    fn reload(
+        &self,
+        options: ReloadOptions,
+        _: Precondition,
+    ) -> BoxFuture<'_, Result<Report, ReloadError>> {
         let warnings = vec![format!("{options:?}")];
-        async move { Report { warnings, ..Report::default() } }.boxed()
+        async move { Ok(Report { warnings, ..Report::default() }) }.boxed()
     }
 
     fn roll_back(
         &self,
         actor: ActorName,
         _: Option<u64>,
+        _: Precondition,
     ) -> BoxFuture<'_, Result<Vec<GoneBack>, RollBackError>> {
         async move { Err(RollBackError::NothingBefore { actor }) }.boxed()
     }
@@ -811,12 +816,52 @@ fn the_open_api_document_has_every_route_and_no_other() {
             assert_eq!(in_path, path.matches('{').count(), "{method} {path}");
             let role = operation["x-role"].as_str();
             let method = method.to_uppercase().parse().unwrap();
-            let needed = Role::needed(&method, path).map(Role::name);
+            let needed = Role::needed(&method, path, None).map(Role::name);
             assert_eq!(role, needed, "{method} {path}");
         }
     }
     assert!(described.len() > 20);
     assert_eq!(described, routes());
+}
+
+#[tokio::test]
+async fn of_two_who_have_seen_a_state_one_may_replace_it() {
+    let rig = Rig::start(&[("a", Does::Echo)]).await;
+    let path = "/v1/actors/a/state";
+    let seen = rig.get(path).await.headers[header::ETAG].to_str().unwrap().to_owned();
+    let headers = [("if-match", seen.as_str()), JSON];
+    let one = rig.request(Method::PUT, path, &headers, whole(r#"{"n":1}"#)).await;
+    assert_eq!(one.status, StatusCode::OK);
+    let other = rig.request(Method::PUT, path, &headers, whole(r#"{"n":2}"#)).await;
+    assert_eq!(
+        (other.status, other.problem()),
+        (StatusCode::PRECONDITION_FAILED, "changed".into())
+    );
+    assert_eq!(&rig.system.actor("a").unwrap().state().text()[..], br#"{"n":1}"#);
+}
+
+#[tokio::test]
+async fn of_two_who_wait_to_replace_a_state_one_may() {
+    let lets = Arc::new(Semaphore::new(0));
+    let rig = Rig::start(&[("a", Does::EchoWhenLet(Arc::clone(&lets)))]).await;
+    rig.post(IN, JSON, ONE).await;
+    rig.in_hand("a").await;
+    let path = "/v1/actors/a/state";
+    let seen = rig.get(path).await.headers[header::ETAG].to_str().unwrap().to_owned();
+    let headers = [("if-match", seen.as_str()), JSON];
+    let set = |text: &str| rig.request(Method::PUT, path, &headers, whole(text));
+    let let_go = async {
+        // Both have come by then, and seen the state that there was.
+        for _ in 0..10 {
+            rig.get(path).await;
+        }
+        lets.add_permits(1);
+    };
+    let (one, two) = (set(r#"{"n":1}"#), set(r#"{"n":2}"#));
+    let (one, two, ()) = soon(futures_util::future::join3(one, two, let_go)).await;
+    let mut found = [one.status.as_u16(), two.status.as_u16()];
+    found.sort_unstable();
+    assert_eq!(found, [200, 412]);
 }
 
 #[tokio::test]
@@ -829,6 +874,13 @@ async fn what_has_changed_meanwhile_is_not_changed_by_who_has_not_seen_it() {
     assert_eq!(refused.status, StatusCode::PRECONDITION_FAILED);
     assert_eq!(refused.problem(), "changed");
     assert_eq!(rig.system.actor("a").unwrap().status().state.name(), "active");
+    // By whatever way of writing its name.
+    let headers = [("if-match", "\"another\"")];
+    let refused = rig.request(Method::POST, "/v1/actors/%61/pause", &headers, whole("")).await;
+    assert_eq!(refused.status, StatusCode::PRECONDITION_FAILED);
+    // What has no version cannot be as the caller has seen it.
+    let refused = rig.request(Method::DELETE, "/v1/dead-letters?all", &headers, whole("")).await;
+    assert_eq!(refused.status, StatusCode::PRECONDITION_FAILED);
     let headers = [("if-match", seen.as_str())];
     let done = rig.request(Method::POST, path, &headers, whole("")).await;
     assert_eq!(done.status, StatusCode::OK);

@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
     pin::Pin,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use anyhow::{Context as _, anyhow};
@@ -24,6 +25,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::UnixStream,
     task::JoinSet,
+    time::timeout,
 };
 
 use super::{Exit, Stop};
@@ -31,6 +33,9 @@ use crate::config::{self, Environment, Sources};
 
 /// Where a service has its socket.
 const SYSTEM_SOCKET: &str = "/run/reflowd/reflowd.sock";
+
+/// How long a daemon may take to begin to answer what only looks.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What goes to the daemon.
 pub(super) type Body = UnsyncBoxBody<Bytes, io::Error>;
@@ -190,9 +195,26 @@ impl Client {
             request = request.header(header::CONTENT_TYPE, content);
         }
         let request = request.body(body).context("the request cannot be written")?;
-        let response = self.sender.send_request(request).await.context("the daemon hung up")?;
+        let looks = *request.method() == Method::GET;
+        let answer = self.sender.send_request(request);
+        // What changes something may take as long as it takes.
+        let answer = if looks {
+            timeout(PATIENCE, answer).await.map_err(|_| silent())?
+        } else {
+            answer.await
+        };
+        let response = answer.context("the daemon hung up")?;
         if response.status().is_success() { Ok(response) } else { Err(problem(response).await) }
     }
+}
+
+/// The daemon is there and says nothing.
+fn silent() -> Stop {
+    let seconds = PATIENCE.as_secs();
+    let error = anyhow!(
+        "the daemon has not answered for {seconds} seconds; it may be halted or stuck: look at its log"
+    );
+    Stop::new(Exit::NoDaemon, error)
 }
 
 /// The whole of an answer that is JSON.
@@ -384,6 +406,14 @@ mod tests {
         assert_eq!(places(None, Some("/b")), [Path::new("/b"), Path::new(SYSTEM_SOCKET)]);
         assert_eq!(places(None, Some(SYSTEM_SOCKET)), [Path::new(SYSTEM_SOCKET)]);
         assert_eq!(places(None, None), [Path::new(SYSTEM_SOCKET)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_daemon_that_says_nothing_is_given_up() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let mut client = Client::over(ours).await.unwrap();
+        let stop = client.get::<Value>("/v1/actors").await.unwrap_err();
+        assert_eq!(stop.exit, Exit::NoDaemon);
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! `reflowd dead list`, `show`, `replay` and `purge`.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime},
+};
 
 use anyhow::{Context as _, anyhow};
 use clap::{Args, Subcommand};
@@ -8,7 +11,7 @@ use clap_complete::ArgValueCandidates;
 use http_body_util::BodyExt as _;
 use reflowd_runtime::{ActorName, unix_millis};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, value::RawValue};
 
 use super::{
     Client, Exit, Outcome, Stop,
@@ -167,7 +170,8 @@ struct Letter {
     generation: Option<u64>,
     attempts: u32,
     replayed: bool,
-    envelope: Value,
+    /// Its message may be nested deeper than a value can be.
+    envelope: BTreeMap<String, Box<RawValue>>,
 }
 
 async fn list(client: &mut Client, wanted: List) -> Outcome {
@@ -183,7 +187,7 @@ async fn list(client: &mut Client, wanted: List) -> Outcome {
                 continue;
             }
             // The list does without the messages, which may be large.
-            letters.push(Letter { envelope: Value::Null, ..letter(&line)? });
+            letters.push(Letter { envelope: BTreeMap::new(), ..letter(&line)? });
             if letters.len() == LINES_AT_ONCE {
                 print(&table(&letters))?;
                 letters.clear();
@@ -291,11 +295,13 @@ async fn show(client: &mut Client, wanted: Show) -> Outcome {
     row("attempts", letter.attempts.to_string());
     row("replayed", if letter.replayed { "yes" } else { "no" }.into());
     for key in ["id", "correlation", "traceparent"] {
-        if let Some(value) = letter.envelope[key].as_str() {
-            row(key, value.to_owned());
+        let value = letter.envelope.get(key);
+        if let Some(value) = value.and_then(|value| serde_json::from_str(value.get()).ok()) {
+            row(key, value);
         }
     }
-    row("message", letter.envelope["message"].to_string());
+    let message = letter.envelope.get("message");
+    row("message", message.map_or_else(String::new, |message| message.get().to_owned()));
     print(&out)?;
     Ok(Exit::Done)
 }
@@ -412,6 +418,17 @@ mod tests {
             let replayed = Replayed { replayed: 1, stayed, trouble };
             assert_eq!(replayed.exit(), exit, "{replayed:?}");
         }
+    }
+
+    #[test]
+    fn a_message_may_be_nested_as_deep_as_it_likes() {
+        let nested = format!("{}{}", "[".repeat(10_000), "]".repeat(10_000));
+        let line = format!(
+            r#"{{"number":7,"time":1,"actor":"a","port":"in","class":"trap","reason":"","digest":null,
+                "generation":null,"attempts":3,"replayed":false,"envelope":{{"message":{nested}}}}}"#
+        );
+        let letter = letter(line.as_bytes()).unwrap();
+        assert_eq!(letter.envelope["message"].get(), nested);
     }
 
     #[test]

@@ -11,7 +11,8 @@ use std::{
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use reflowd_runtime::{ActorName, GoneBack};
+use reflowd_runtime::{ActorName, GoneBack, Precondition};
+use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{Demand, ModuleFile, ReloadOptions, Report, View};
@@ -32,14 +33,30 @@ pub struct Reloader {
 /// Something that somebody waits for.
 pub(super) enum Request {
     /// A pass.
-    Pass { options: ReloadOptions, report: oneshot::Sender<Report> },
+    Pass {
+        options: ReloadOptions,
+        precondition: Precondition,
+        report: oneshot::Sender<Result<Report, ReloadError>>,
+    },
     /// That an actor runs what it ran before.
     RollBack {
         actor: ActorName,
         /// The generation's number; the last that passed, where it is not said.
         to: Option<u64>,
+        precondition: Precondition,
         done: oneshot::Sender<Result<Vec<GoneBack>, RollBackError>>,
     },
+}
+
+/// Disk is not looked at.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum ReloadError {
+    /// Something has changed that was to be as it was.
+    #[error("it has changed meanwhile; look at it again")]
+    Changed,
+    /// The daemon is stopping.
+    #[error("the daemon is stopping")]
+    Stopping,
 }
 
 /// What the last pass has seen, for whoever asks.
@@ -59,11 +76,19 @@ impl Reloader {
         (Self { requests, shared, demand }, arriving)
     }
 
-    /// Looks at disk now and returns what came of it; nothing, when the daemon is stopping.
-    pub async fn reload(&self, options: ReloadOptions) -> Option<Report> {
+    /// Looks at disk now and returns what came of it.
+    ///
+    /// # Errors
+    /// Nobody has looked, and why.
+    pub async fn reload(
+        &self,
+        options: ReloadOptions,
+        precondition: Precondition,
+    ) -> Result<Report, ReloadError> {
         let (report, answer) = oneshot::channel();
-        self.requests.send(Request::Pass { options, report }).await.ok()?;
-        answer.await.ok()
+        let request = Request::Pass { options, precondition, report };
+        self.requests.send(request).await.map_err(|_| ReloadError::Stopping)?;
+        answer.await.unwrap_or(Err(ReloadError::Stopping))
     }
 
     /// Has an actor run what it ran before, and those that changed together with it if
@@ -75,9 +100,10 @@ impl Reloader {
         &self,
         actor: ActorName,
         to: Option<u64>,
+        precondition: Precondition,
     ) -> Result<Vec<GoneBack>, RollBackError> {
         let (done, answer) = oneshot::channel();
-        let request = Request::RollBack { actor, to, done };
+        let request = Request::RollBack { actor, to, precondition, done };
         self.requests.send(request).await.map_err(|_| RollBackError::Stopping)?;
         answer.await.unwrap_or(Err(RollBackError::Stopping))
     }

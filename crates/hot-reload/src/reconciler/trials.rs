@@ -60,6 +60,9 @@ pub enum RollBackError {
         /// Why, with the actor that it is about.
         why: String,
     },
+    /// Something has changed that was to be as it was.
+    #[error("it has changed meanwhile; look at it again")]
+    Changed,
     /// The daemon is stopping.
     #[error("the daemon is stopping")]
     Stopping,

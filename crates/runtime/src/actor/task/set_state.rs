@@ -7,22 +7,27 @@
 use tokio::sync::oneshot;
 
 use super::ActorTask;
-use crate::{SetStateError, State, StateSet};
+use crate::{Precondition, SetStateError, State, StateSet};
 
 /// Another state, and whom to tell.
 pub(crate) struct NewState {
     pub(crate) state: State,
+    pub(crate) precondition: Precondition,
     pub(crate) done: oneshot::Sender<Result<StateSet, SetStateError>>,
 }
 
 impl ActorTask {
     pub(super) fn set_state(&mut self, new: NewState) {
-        let NewState { state, done } = new;
+        let NewState { state, precondition, done } = new;
         let limit = self.shared.settings.load().state_size;
         let bytes = state.text().len() as u64;
         if bytes > limit {
             // Whoever asked may have given up; nothing has happened.
             _ = done.send(Err(SetStateError::TooLarge { bytes, limit }));
+            return;
+        }
+        if !precondition.holds() {
+            _ = done.send(Err(SetStateError::Changed));
             return;
         }
         let shared = std::sync::Arc::clone(&self.shared);
