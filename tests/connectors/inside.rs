@@ -258,3 +258,58 @@ fn an_operator_says_where_in_a_file_it_goes_on() {
     state(&["reset", "lines"]);
     wait_for(&daemon, &[1, 2, 3, 3, 1, 2, 3]);
 }
+
+#[test]
+fn what_was_rotated_twice_is_read_in_order() {
+    let world = World::new(&followed(""));
+    append(&world, "in.log", "1\n");
+    let daemon = world.start();
+    wait_for(&daemon, &[1]);
+    let rotate = |world: &World, line: &str, next: &str| {
+        append(world, "in.log", line);
+        _ = fs::rename(world.path("in.log.1"), world.path("in.log.2"));
+        fs::rename(world.path("in.log"), world.path("in.log.1")).unwrap();
+        append(world, "in.log", next);
+    };
+    // Both within the second in which the first one might still be written to.
+    rotate(&daemon.world, "2\n", "3\n");
+    rotate(&daemon.world, "4\n", "5\n");
+    append(&daemon.world, "in.log.err", "\"another log\"\n");
+    wait_for(&daemon, &[1, 2, 3, 4, 5]);
+    // Both while nobody reads.
+    let (_, _, world) = daemon.stop();
+    for name in ["in.log.1", "in.log.2"] {
+        fs::remove_file(world.path(name)).unwrap();
+    }
+    rotate(&world, "6\n", "7\n");
+    rotate(&world, "8\n", "9\n");
+    let daemon = world.start();
+    wait_for(&daemon, &[1, 2, 3, 4, 5, 6, 7, 8, 9]);
+}
+
+#[test]
+fn a_file_that_was_cut_or_replaced_is_read_from_its_beginning_after_a_stop() {
+    let world = World::new(&followed(""));
+    append(&world, "in.log", "1\n2\n3\n");
+    let daemon = world.start();
+    wait_for(&daemon, &[1, 2, 3]);
+    // The cut is seen, and what comes after it is not.
+    fs::write(daemon.world.path("in.log"), "").unwrap();
+    daemon.until("it has seen that", |d| d.log_text().contains("followed file was cut, and"));
+    let (_, _, world) = daemon.stop();
+    append(&world, "in.log", "100\n101\n102\n");
+    let daemon = world.start();
+    wait_for(&daemon, &[1, 2, 3, 100, 101, 102]);
+    // Another file that may have the number of the one before.
+    let (_, _, world) = daemon.stop();
+    fs::remove_file(world.path("in.log")).unwrap();
+    append(&world, "in.log", "200\n201\n202\n203\n");
+    let daemon = world.start();
+    wait_for(&daemon, &[1, 2, 3, 100, 101, 102, 200, 201, 202, 203]);
+    // The same file with other lines in it.
+    let (_, _, world) = daemon.stop();
+    fs::write(world.path("in.log"), "300000\n300001\n300002\n").unwrap();
+    let daemon = world.start();
+    let all = [1, 2, 3, 100, 101, 102, 200, 201, 202, 203, 300_000, 300_001, 300_002];
+    wait_for(&daemon, &all);
+}

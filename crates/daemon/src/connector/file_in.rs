@@ -20,7 +20,7 @@ use std::{
     },
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use futures_util::future::BoxFuture;
@@ -219,17 +219,40 @@ struct Lines<'a> {
 impl Lines<'_> {
     /// Opens the file to go on where it was left, if that is known.
     async fn take_up(&mut self) -> io::Result<(File, LineSplitter)> {
-        let mut file = open(self.path).await?;
-        let metadata = file.metadata().await?;
-        let of = [metadata.dev(), metadata.ino()];
+        let file = open(self.path).await?;
+        let of = identity(&file.metadata().await?);
+        match self.out.resume().filter(|come| come.of == of) {
+            Some(come) => self.go_on(file, come).await,
+            None => self.begin(file).await,
+        }
+    }
+
+    /// Goes on in a file from there, unless it has become another since.
+    async fn go_on(&mut self, mut file: File, come: Position) -> io::Result<(File, LineSplitter)> {
+        let length = file.metadata().await?.len();
+        if come.at > 0 && come.at != length {
+            let mut before = [0];
+            if come.at < length {
+                file.seek(SeekFrom::Start(come.at - 1)).await?;
+                file.read_exact(&mut before).await?;
+            }
+            if before != *b"\n" {
+                info!(path = %self.path.display(), "the file is another than when it was read last, and is read from its beginning");
+                return self.begin(file).await;
+            }
+        }
+        self.file = Some(come.of);
+        file.seek(SeekFrom::Start(come.at)).await?;
+        Ok((file, LineSplitter::after(come.at, come.count)))
+    }
+
+    /// Begins at the first line of a file, and notes that.
+    async fn begin(&mut self, mut file: File) -> io::Result<(File, LineSplitter)> {
+        let of = identity(&file.metadata().await?);
         self.file = Some(of);
-        let come = self.out.resume().filter(|come| come.of == of && come.at <= metadata.len());
-        let Some(Position { at, count, .. }) = come else {
-            self.out.come_to(None);
-            return Ok((file, LineSplitter::default()));
-        };
-        file.seek(SeekFrom::Start(at)).await?;
-        Ok((file, LineSplitter::after(at, count)))
+        self.out.come_to(Some(Position { of, at: 0, count: 0 }));
+        file.seek(SeekFrom::Start(0)).await?;
+        Ok((file, LineSplitter::default()))
     }
 
     /// Puts out the file once, up to its end.
@@ -259,15 +282,29 @@ impl Lines<'_> {
     /// or else the one that is there.
     async fn take_up_rotated(&mut self) -> io::Result<(File, LineSplitter)> {
         let Some(come) = self.out.resume() else { return self.take_up().await };
-        let (path, of, at) = (self.path.to_path_buf(), come.of, come.at);
-        let searched = tokio::task::spawn_blocking(move || rotated(&path, of, at)).await;
-        let Some(path) = searched.expect("looking at names does not panic") else {
-            return self.take_up().await;
-        };
-        let mut file = open(&path).await?;
-        self.file = Some(of);
-        file.seek(SeekFrom::Start(at)).await?;
-        Ok((file, LineSplitter::after(at, come.count)))
+        let path = self.path.to_path_buf();
+        let searched = tokio::task::spawn_blocking(move || {
+            // One that was cut in its place has younger copies, which hold what was read.
+            let here = fs::metadata(&path).ok().map(|here| identity(&here));
+            if here == Some(come.of) {
+                return None;
+            }
+            let same = rotated(&path, come.of, come.at).map(|path| (path, true));
+            same.or_else(|| Some((next_younger(&path, Age::of(come.of)?)?, false)))
+        });
+        match searched.await.expect("looking at names does not panic") {
+            Some((path, true)) => self.go_on(open(&path).await?, come).await,
+            Some((path, false)) => self.begin(open(&path).await?).await,
+            None => self.take_up().await,
+        }
+    }
+
+    /// Opens the file that was begun next after the one that was read to its end.
+    async fn open_next(&self, read: &File) -> io::Result<File> {
+        let (path, age) = (self.path.to_path_buf(), Age::of_file(&read.metadata().await?));
+        let searched = tokio::task::spawn_blocking(move || next_younger(&path, age?));
+        let next = searched.await.expect("looking at names does not panic");
+        open(next.as_deref().unwrap_or(self.path)).await
     }
 
     /// Puts out the file and what is appended to it, for ever.
@@ -286,8 +323,7 @@ impl Lines<'_> {
                 }
                 Sight::Truncated => {
                     info!(path = %self.path.display(), "the followed file was cut, and is read from its beginning");
-                    file.seek(SeekFrom::Start(0)).await?;
-                    splitter = LineSplitter::default();
+                    (file, splitter) = self.begin(file).await?;
                 }
                 Sight::Replaced => {
                     // Whoever writes may not have noticed yet.
@@ -303,17 +339,13 @@ impl Lines<'_> {
                     if let Some(line) = splitter.rest() {
                         self.put(line).await;
                     }
-                    match open(self.path).await {
-                        Ok(new) => {
-                            let metadata = new.metadata().await?;
-                            self.file = Some([metadata.dev(), metadata.ino()]);
-                            (file, silent) = (new, None);
-                        }
+                    match self.open_next(&file).await {
+                        Ok(next) => (file, splitter) = self.begin(next).await?,
                         // It has gone again: there will be another.
                         Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                         Err(error) => return Err(error),
                     }
-                    splitter = LineSplitter::default();
+                    silent = None;
                 }
             }
         }
@@ -401,9 +433,58 @@ fn rotated(path: &Path, of: [u64; 2], at: u64) -> Option<PathBuf> {
     let mut rotated = names.filter(|entry| entry.file_name().as_bytes().starts_with(own));
     rotated.find_map(|entry| {
         let there = entry.metadata().ok()?;
-        let same = [there.dev(), there.ino()] == of && there.is_file() && there.len() >= at;
+        let same = identity(&there) == of && there.is_file() && there.len() >= at;
         same.then(|| entry.path())
     })
+}
+
+/// What tells a file from all others: its number, and when it was made where the file system
+/// knows that, because the number of one that was removed is given to another.
+fn identity(file: &fs::Metadata) -> [u64; 2] {
+    let made = file.created().ok().and_then(nanos).unwrap_or(0);
+    [file.dev().rotate_left(32) ^ file.ino(), made]
+}
+
+/// When a file was made and last written, in nanoseconds since the Unix epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Age {
+    made: u64,
+    written: u64,
+}
+
+impl Age {
+    fn of_file(file: &fs::Metadata) -> Option<Self> {
+        Some(Self { made: nanos(file.created().ok()?)?, written: nanos(file.modified().ok()?)? })
+    }
+
+    /// What is known of a file that is gone.
+    fn of(identity: [u64; 2]) -> Option<Self> {
+        let made = identity[1];
+        (made > 0).then_some(Self { made, written: made })
+    }
+}
+
+fn nanos(time: SystemTime) -> Option<u64> {
+    u64::try_from(time.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_nanos()).ok()
+}
+
+/// The oldest file beside `path` that was rotated and begun after one of that age: where a
+/// file is rotated twice before it is read to its end, that is the one in the middle.
+fn next_younger(path: &Path, than: Age) -> Option<PathBuf> {
+    let own = path.file_name()?.as_bytes();
+    let names = fs::read_dir(path.parent()?).ok()?.flatten();
+    let rotated = names.filter_map(|entry| {
+        let name = entry.file_name();
+        let added = name.as_bytes().strip_prefix(own)?;
+        // `.1`, `-20261123`, `.2026-11-23T10`: what else begins with the name is something else.
+        let counts = added.iter().all(|b| b.is_ascii_digit() || b".-_:T".contains(b));
+        let there = entry.metadata().ok().filter(fs::Metadata::is_file)?;
+        let age = Age::of_file(&there)?;
+        let younger = age.made > than.made && age.written >= than.written;
+        // Times are no finer than some milliseconds, and the one at the path itself is the last.
+        (counts && younger).then(|| ((age.made, added.is_empty(), age.written), entry.path()))
+    });
+    rotated.min().map(|(_, path)| path)
 }
 
 /// Opens a regular file; anything else could make a reader wait for ever.

@@ -7,6 +7,9 @@ use bytes::{Bytes, BytesMut};
 /// The longest line, in bytes: as much as one turn may put out.
 pub(super) const MAX_LINE: usize = 16 << 20;
 
+/// Shorter lines are copied out of what is read.
+const COPIED: usize = 64 << 10;
+
 /// Bytes that are to become lines.
 #[derive(Debug, Default)]
 pub(super) struct LineSplitter {
@@ -79,7 +82,10 @@ impl LineSplitter {
     fn line(&mut self, bytes: BytesMut) -> Line {
         self.count += 1;
         let refused = std::mem::take(&mut self.refused) || bytes.len() > MAX_LINE;
-        Line { number: self.count, end: self.past, bytes: (!refused).then(|| bytes.freeze()) }
+        // A line that waits in a mailbox must not keep all alive that was read with it.
+        let bytes =
+            if bytes.len() < COPIED { Bytes::copy_from_slice(&bytes) } else { bytes.freeze() };
+        Line { number: self.count, end: self.past, bytes: (!refused).then_some(bytes) }
     }
 }
 
@@ -117,6 +123,16 @@ mod tests {
         check(&["a", "b", "\n", "\nc"], &["ab", ""], Some("c"));
         check(&["a\r\nb\r", "\n"], &["a", "b"], None);
         check(&["\n\n"], &["", ""], None);
+    }
+
+    #[test]
+    fn a_short_line_keeps_nothing_else_alive() {
+        let mut splitter = LineSplitter::default();
+        splitter.buffer().extend_from_slice(format!("{}\n1\n", "x".repeat(MAX_LINE)).as_bytes());
+        let read = splitter.buffer().as_ptr_range();
+        splitter.next().unwrap();
+        let short = splitter.next().unwrap().bytes.unwrap();
+        assert!(!read.contains(&short.as_ptr()));
     }
 
     #[test]
