@@ -1,6 +1,14 @@
 //! `std:http-in`: what is sent to an address.
 
-use std::{fs, io::Write as _, net::TcpListener, thread};
+use std::{
+    fs,
+    io::{BufReader, Write as _},
+    net::{TcpListener, TcpStream},
+    thread,
+    time::Duration,
+};
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::{Client, HEAD, address, header};
 use crate::rig::{Daemon, World, guest, shaky};
@@ -272,6 +280,55 @@ fn what_comes_too_fast_is_told_to_come_again() {
 }
 
 #[test]
+fn connections_without_a_request_keep_nobody_out() {
+    let files = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files }).unwrap();
+    let mut daemon = start(ORDERS);
+    let at = address(&daemon, "door");
+    let beginning = || {
+        let mut stream = TcpStream::connect(at).unwrap();
+        _ = stream.write_all(b"POST /orders HTTP/1.1\r\nHost: local");
+        stream
+    };
+    // More than are served at once.
+    let _idle: Vec<_> = (0..1200).map(|_| beginning()).collect();
+    let stream = TcpStream::connect(at).unwrap();
+    // Shorter than a head may take: nobody has left by himself by then.
+    stream.set_read_timeout(Some(Duration::from_secs(9))).unwrap();
+    assert_eq!(Client(BufReader::new(stream)).post("/orders", "1").status, 202);
+    assert_eq!(daemon.line().unwrap(), "1");
+}
+
+#[test]
+fn large_bodies_that_do_not_end_keep_no_small_ones_out() {
+    let large = "x".repeat(15 << 20);
+    let door = r#"config = { listen = "127.0.0.1:0", max_body = "16 MiB", routes = [{ path = "/orders", port = "orders" }] }"#;
+    let mut daemon = start(door);
+    let at = address(&daemon, "door");
+    let head = format!(
+        "POST /orders HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n\"",
+        large.len() + 2
+    );
+    let _begun: Vec<_> = (0..12)
+        .map(|_| {
+            let mut stream = TcpStream::connect(at).unwrap();
+            // Those that come too late are told so, and need not send the rest.
+            _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(large.as_bytes()));
+            stream
+        })
+        .collect();
+    let reply = Client::new(at).post("/orders", &format!("\"{large}\""));
+    assert_eq!((reply.status, reply.header("retry-after")), (503, Some("1")), "{reply:?}");
+    assert_eq!(
+        reply.json()["type"].as_str().map(|ty| ty.contains("crowded")),
+        Some(true),
+        "{reply:?}"
+    );
+    assert_eq!(Client::new(at).post("/orders", "1").status, 202);
+    assert_eq!(daemon.line().unwrap(), "1");
+}
+
+#[test]
 fn routes_are_edited_while_connections_stay_open() {
     let mut daemon = start(ORDERS);
     let at = address(&daemon, "door");
@@ -298,7 +355,7 @@ fn routes_are_edited_while_connections_stay_open() {
     daemon.world.config(HEAD);
     daemon.post("/v1/reload?allow_removal=true", "");
     daemon.until("it is gone", |d| d.actor("door").is_null());
-    assert!(std::net::TcpStream::connect(at).is_err());
+    assert!(TcpStream::connect(at).is_err());
     assert!(client.try_read().is_none());
 }
 

@@ -22,7 +22,6 @@ mod guard;
 mod access;
 mod problem;
 mod listen;
-mod connections;
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -49,7 +48,7 @@ pub(crate) use intake::traceparent;
 pub(crate) use listen::{bind_address, bind_socket, passed_socket, serve};
 pub(crate) use problem::Problem;
 
-use crate::snapshot::Snapshots;
+use crate::{receipt::Receipts, snapshot::Snapshots};
 
 /// What the handlers work on. Clones are the same.
 #[derive(Clone)]
@@ -64,6 +63,8 @@ pub(crate) struct Admin {
     pub(crate) phase: watch::Receiver<Phase>,
     /// Ends streams that would go on for ever, so that the server can stop.
     pub(crate) stopping: CancellationToken,
+    /// Bodies that are coming in.
+    pub(crate) receipts: Receipts,
     /// Work that goes on when whoever asked for it hangs up.
     pub(crate) tasks: TaskTracker,
 }

@@ -7,6 +7,8 @@ mod blueprint;
 mod config;
 mod connector;
 mod admin;
+mod connections;
+mod receipt;
 mod metrics;
 mod saved_set;
 mod snapshot;

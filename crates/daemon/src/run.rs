@@ -157,6 +157,7 @@ impl Daemon {
         let dead_letters = keep_dead_letters(&system, &config, &data);
         let (stopping, tasks) = (CancellationToken::new(), TaskTracker::new());
         let listeners = Arc::new(Listeners::new(tasks.clone(), stopping.clone()));
+        let receipts = listeners.receipts().clone();
         let services = Services { system: system.clone(), listeners };
         let (mut reconciler, reloader) = Reconciler::new(parts(
             &config,
@@ -196,6 +197,7 @@ impl Daemon {
             phase: phase_seen,
             stopping: daemon.stopping.clone(),
             tasks: daemon.tasks.clone(),
+            receipts,
         };
         let stopping = daemon.stopping.clone();
         #[cfg(feature = "otlp")]

@@ -15,7 +15,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::BodyExt as _;
 use reflowd_runtime::{
     Actor, ERROR_PORT, Message, MessageError, MessageId, PortName, PortRef, SendError,
     TraceContext, Type,
@@ -32,12 +32,10 @@ use super::{
     lines::{Line, Lines, TooLong},
     query,
 };
+use crate::receipt::{BODY_TIMEOUT, Receipt, ReceiveError};
 
 /// The largest message, in bytes: as much as one turn may put out.
 const MAX_MESSAGE: usize = 16 << 20;
-
-/// How long a caller may take for a message that it has begun to send.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long a caller waits for an answer unless it says otherwise.
 const DEFAULT_WAIT: Duration = Duration::from_secs(30);
@@ -95,11 +93,11 @@ pub(super) async fn take(
         (Content::One, Some(port)) => {
             let port = answer_port(&intake.admin, &actor, port)?;
             let timeout = timeout(wanted.timeout.as_deref())?;
-            let message = intake.one(body).await?;
-            intake.ask(message, port, timeout).await
+            let (message, receipt) = intake.one(body).await?;
+            intake.ask(message, receipt, port, timeout).await
         }
         (Content::One, None) => {
-            let message = intake.one(body).await?;
+            let (message, _receipt) = intake.one(body).await?;
             let id = intake.send(message).await.map_err(refused)?;
             Ok((StatusCode::ACCEPTED, Json(json!({ "id": id }))).into_response())
         }
@@ -124,23 +122,17 @@ impl Intake {
         }
     }
 
-    /// The body as one message.
-    async fn one(&self, body: Body) -> Result<Message, Problem> {
-        let reading = time::timeout(BODY_TIMEOUT, Limited::new(body, MAX_MESSAGE).collect());
-        let bytes = reading.await.map_err(|_| too_slow())?.map_err(|error| {
-            if error.is::<LengthLimitError>() {
-                too_large("the message")
-            } else {
-                Problem::bad_request("body", "broken body", error.to_string())
-            }
-        })?;
-        let bytes = bytes.to_bytes();
-        self.reading.message(&bytes, &bytes).map_err(|error| unread(&error))
+    /// The body as one message, with its share of what may come in at once.
+    async fn one(&self, body: Body) -> Result<(Message, Receipt), Problem> {
+        let (bytes, receipt) = self.admin.receipts.read(body, MAX_MESSAGE).await?;
+        let message = self.reading.message(&bytes, &bytes).map_err(|error| unread(&error))?;
+        Ok((message, receipt))
     }
 
     /// The body as messages, one a line, until one is not accepted.
     async fn lines(&self, mut body: Body) -> Result<Response, Problem> {
         let mut lines = Lines::new(MAX_MESSAGE);
+        let mut receipt = self.admin.receipts.begin();
         let mut accepted = 0u64;
         // Until when a line that has begun may end. The next one may begin whenever it likes.
         let mut until = None;
@@ -149,7 +141,7 @@ impl Intake {
                 None => body.frame().await,
                 Some(until) => time::timeout_at(until, body.frame())
                     .await
-                    .map_err(|_| too_slow().with("accepted", accepted))?,
+                    .map_err(|_| Problem::from(ReceiveError::TooSlow).with("accepted", accepted))?,
             };
             let Some(frame) = frame else { break };
             let broken = |error: axum::Error| {
@@ -164,8 +156,11 @@ impl Intake {
             while let Some(line) = lines.next().map_err(|error| long(error, accepted))? {
                 accepted += self.line(&line, accepted).await?;
                 until = None;
+                receipt.release();
             }
-            until = lines.has_begun().then(|| until.unwrap_or(Instant::now() + BODY_TIMEOUT));
+            let crowded = |crowded| Problem::from(crowded).with("accepted", accepted);
+            receipt.grow_to(lines.begun()).map_err(crowded)?;
+            until = (lines.begun() > 0).then(|| until.unwrap_or(Instant::now() + BODY_TIMEOUT));
             // A sender whose lines never run out must not keep the thread to itself.
             coop::consume_budget().await;
         }
@@ -192,12 +187,15 @@ impl Intake {
     async fn ask(
         &self,
         message: Message,
+        receipt: Receipt,
         port: PortRef,
         timeout: Duration,
     ) -> Result<Response, Problem> {
         let system = &self.admin.system;
         let asked =
             system.ask(&self.to, message, self.trace.clone(), port.clone()).map_err(refused)?;
+        // It is in a mailbox by now, and counted there.
+        drop(receipt);
         let (id, stopping) = (asked.0, &self.admin.stopping);
         match answered(system, asked, &port, timeout, stopping).await? {
             Answered::Message(message) => {
@@ -348,12 +346,6 @@ pub(crate) fn traceparent(headers: &HeaderMap) -> Option<Arc<str>> {
 
 fn cannot(why: &str) -> Problem {
     Problem::bad_request("query", "bad query", why)
-}
-
-/// The caller does not send what it has begun.
-fn too_slow() -> Problem {
-    let why = format!("nothing more came within {BODY_TIMEOUT:?}");
-    Problem::new(StatusCode::REQUEST_TIMEOUT, "too-slow", "too slow", why)
 }
 
 fn too_large(what: &str) -> Problem {

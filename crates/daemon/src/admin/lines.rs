@@ -44,9 +44,9 @@ impl Lines {
         Self { max, begun: BytesMut::new(), piece: Bytes::new(), from: 0, number: 0 }
     }
 
-    /// Whether there is the beginning of a line whose end has not come yet.
-    pub(super) fn has_begun(&self) -> bool {
-        !self.begun.is_empty()
+    /// How much there is of a line whose end has not come yet, in bytes.
+    pub(super) fn begun(&self) -> usize {
+        self.begun.len()
     }
 
     /// The next piece of the body. All lines of the one before must have been taken.

@@ -26,10 +26,8 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt as _;
 
-use super::{
-    access::Caller,
-    connections::{Connections, InHand},
-};
+use super::access::Caller;
+use crate::connections::{Connections, InHand};
 
 /// The longest path of a socket in bytes, without the final zero: `sun_path` has 108.
 const MAX_PATH: usize = 107;

@@ -11,7 +11,6 @@ use axum::{
     extract::{Path, State as Of},
     http::{HeaderMap, StatusCode, header},
 };
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use reflowd_runtime::{
     Actor, Persistence, Precondition, SetStateError, State, StateSet, TrialOutcome,
 };
@@ -20,6 +19,7 @@ use serde_json::value::RawValue;
 use tokio::task::spawn_blocking;
 
 use super::{Admin, Phase, Problem, actors, version};
+use crate::receipt::ReceiveError;
 
 /// A state with what it belongs to, so that it can be told where it fits.
 #[derive(Serialize)]
@@ -81,16 +81,16 @@ pub(super) async fn set(
         return Err(Problem::new(status, "content-type", "unknown content type", why));
     }
     let limit = actor.settings().state_size;
-    let body = Limited::new(body, usize::try_from(limit).unwrap_or(usize::MAX)).collect().await;
-    let bytes = body.map_err(|error| {
-        if error.is::<LengthLimitError>() {
+    let max = usize::try_from(limit).unwrap_or(usize::MAX);
+    let read = admin.receipts.read(body, max).await;
+    let (bytes, _receipt) = read.map_err(|error| match error {
+        ReceiveError::TooLarge(_) => {
             let detail = format!("`state_size` of `{}` allows {limit} bytes", actor.name());
             let status = StatusCode::PAYLOAD_TOO_LARGE;
-            return Problem::new(status, "too-large", "too large", detail).with("max", limit);
+            Problem::new(status, "too-large", "too large", detail).with("max", limit)
         }
-        Problem::bad_request("body", "broken body", error.to_string())
+        error => error.into(),
     })?;
-    let bytes = bytes.to_bytes();
     let state = State::new(bytes.slice_ref(bytes.trim_ascii())).map_err(|error| {
         let status = StatusCode::UNPROCESSABLE_ENTITY;
         Problem::new(status, "bad-state", "bad state", error.to_string())

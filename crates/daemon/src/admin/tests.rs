@@ -213,6 +213,7 @@ impl Rig {
             phase: watched,
             stopping: stopping.clone(),
             tasks: tasks.clone(),
+            receipts: Receipts::default(),
         };
         let socket = folder.path().join("s");
         let listener = bind_socket(&socket).unwrap();

@@ -15,22 +15,23 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
+use axum::body::Body;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use reflowd_runtime::{ActorName, Emitter, SourceError};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
     time,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 use super::{Door, request};
-
-/// Connections that are served at once; further ones wait in the system's queue.
-const MAX_CONNECTIONS: usize = 1024;
+use crate::{
+    connections::{Connections, Guest, InHand},
+    receipt::Receipts,
+};
 
 /// How long a sender may take for a request's head, and be silent between two requests.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -50,12 +51,18 @@ pub(crate) struct Listeners {
     tasks: TaskTracker,
     /// The daemon is ending: nobody is answered any more.
     stopping: CancellationToken,
+    receipts: Receipts,
 }
 
 impl Listeners {
     /// Listeners whose connections are among `tasks` and end when the daemon is `stopping`.
     pub(crate) fn new(tasks: TaskTracker, stopping: CancellationToken) -> Self {
-        Self { places: Mutex::default(), tasks, stopping }
+        Self { places: Mutex::default(), tasks, stopping, receipts: Receipts::default() }
+    }
+
+    /// Bodies that are coming in.
+    pub(crate) fn receipts(&self) -> &Receipts {
+        &self.receipts
     }
 
     /// The place of that actor at that address: the one that it has, or one that is not
@@ -71,7 +78,9 @@ impl Listeners {
             address,
             listener: Mutex::new(None),
             behind: Arc::default(),
-            places: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+            connections: Arc::default(),
+            arrived: Mutex::new(None),
+            receipts: self.receipts.clone(),
             closing: CancellationToken::new(),
             stopping: self.stopping.clone(),
             tasks: self.tasks.clone(),
@@ -86,7 +95,10 @@ pub(super) struct Place {
     address: SocketAddr,
     listener: Mutex<Option<Arc<TcpListener>>>,
     behind: Arc<ArcSwapOption<Behind>>,
-    places: Arc<Semaphore>,
+    connections: Arc<Connections>,
+    /// A connection that was taken and has no place yet. It outlives an edit of the actor.
+    arrived: Mutex<Option<TcpStream>>,
+    receipts: Receipts,
     closing: CancellationToken,
     stopping: CancellationToken,
     tasks: TaskTracker,
@@ -96,6 +108,7 @@ pub(super) struct Place {
 pub(super) struct Behind {
     pub(super) door: Arc<Door>,
     pub(super) out: Emitter,
+    pub(super) receipts: Receipts,
     pub(super) stopping: CancellationToken,
 }
 
@@ -115,24 +128,26 @@ impl Place {
             Err(error) => return SourceError { why: self.explain(&error) },
         };
         let stopping = self.stopping.clone();
-        self.behind.store(Some(Arc::new(Behind { door, out, stopping })));
+        let receipts = self.receipts.clone();
+        self.behind.store(Some(Arc::new(Behind { door, out, receipts, stopping })));
         loop {
-            let place = Arc::clone(&self.places).acquire_owned().await;
-            let place = place.expect("nobody closes the semaphore");
-            let stream = match listener.accept().await {
-                Ok((stream, _)) => stream,
-                Err(error) if is_of_one(&error) => continue,
-                Err(error) => {
-                    warn!(address = %self.address, %error, "no connection can be taken");
-                    time::sleep(OUT_OF_FILES).await;
-                    continue;
+            if self.arrived.lock().is_none() {
+                match listener.accept().await {
+                    Ok((stream, _)) => *self.arrived.lock() = Some(stream),
+                    Err(error) if is_of_one(&error) => continue,
+                    Err(error) => {
+                        warn!(address = %self.address, %error, "no connection can be taken");
+                        time::sleep(OUT_OF_FILES).await;
+                        continue;
+                    }
                 }
-            };
+            }
+            let guest = Arc::new(self.connections.enter().await);
+            let Some(stream) = self.arrived.lock().take() else { continue };
             let (behind, closing) = (Arc::clone(&self.behind), self.closing.clone());
             let stopping = self.stopping.clone();
             self.tasks.spawn(async move {
-                let _place = place;
-                serve(stream, behind, closing, stopping).await;
+                serve(stream, guest, behind, closing, stopping).await;
             });
         }
     }
@@ -171,6 +186,7 @@ fn is_of_one(error: &io::Error) -> bool {
 /// Answers the requests of one connection.
 async fn serve(
     stream: TcpStream,
+    guest: Arc<Guest>,
     behind: Arc<ArcSwapOption<Behind>>,
     closing: CancellationToken,
     stopping: CancellationToken,
@@ -178,9 +194,15 @@ async fn serve(
     // Answers are small and whole: there is nothing to wait for. Where it cannot be set, they
     // are slower.
     _ = stream.set_nodelay(true);
+    let of = Arc::clone(&guest);
     let service = service_fn(move |request: hyper::Request<Incoming>| {
+        let in_hand = InHand::begin(&of);
+        let request = request.map(|body| in_hand.watch(Body::new(body)));
         let behind = behind.load_full();
-        async move { Ok::<_, Infallible>(request::answer(behind, request).await) }
+        async move {
+            let answer = request::answer(behind, request).await;
+            Ok::<_, Infallible>(answer.map(|body| in_hand.watch(body)))
+        }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -191,6 +213,7 @@ async fn serve(
     tokio::select! {
         // A connection that broke is its sender's to notice.
         _ = &mut connection => return,
+        () = guest.close.cancelled() => return,
         () = closing.cancelled() => connection.as_mut().graceful_shutdown(),
         () = stopping.cancelled() => connection.as_mut().graceful_shutdown(),
     }

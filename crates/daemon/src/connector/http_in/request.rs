@@ -4,30 +4,26 @@
 //! token, the route, the rate, the kind of content, the length, the bytes, the message, the
 //! wires. All that is refused is a problem document, as it is with the admin API.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use axum::{
     body::Body,
     http::{HeaderValue, Request, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use http_body_util::{BodyExt, LengthLimitError, Limited};
-use hyper::body::{Body as _, Incoming};
+use hyper::body::Body as _;
 use reflowd_runtime::{Message, MessageError, MessageId, OfferError};
 use serde::de::IgnoredAny;
-use tokio::time::{self, Instant};
+use tokio::time::Instant;
 
 use super::{Door, Route, What, place::Behind};
-use crate::admin::{Answered, Problem, Via, answered, guard, traceparent};
-
-/// How long a sender may take for a body.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+use crate::{
+    admin::{Answered, Problem, Via, answered, guard, traceparent},
+    receipt::{Receipt, Receipts, ReceiveError},
+};
 
 /// Answers a request.
-pub(super) async fn answer(
-    behind: Option<Arc<Behind>>,
-    request: Request<Incoming>,
-) -> Response<Body> {
+pub(super) async fn answer(behind: Option<Arc<Behind>>, request: Request<Body>) -> Response<Body> {
     match behind {
         Some(behind) => match take(&behind, request).await {
             Ok(response) => response,
@@ -37,16 +33,18 @@ pub(super) async fn answer(
     }
 }
 
-async fn take(behind: &Behind, request: Request<Incoming>) -> Result<Response<Body>, Problem> {
-    let Behind { door, out, stopping } = behind;
+async fn take(behind: &Behind, request: Request<Body>) -> Result<Response<Body>, Problem> {
+    let Behind { door, out, receipts, stopping } = behind;
     door.admit(&request)?;
     let route = door.route(&request)?;
     door.pace(Instant::now())?;
     is_json(&request)?;
     let trace = traceparent(request.headers());
-    let message = door.message(route, request.into_body()).await?;
+    let (message, receipt) = door.message(route, receipts, request.into_body()).await?;
     let answer = route.wait.as_ref().map(|(port, _)| port.clone());
     let (id, receiver) = out.offer(&route.port, message, trace, answer).map_err(not_taken)?;
+    // It is in mailboxes by now, and counted there.
+    drop(receipt);
     let (Some(receiver), Some((port, timeout))) = (receiver, &route.wait) else {
         let taken = (StatusCode::ACCEPTED, axum::Json(serde_json::json!({ "id": id })));
         return Ok(taken.into_response());
@@ -75,7 +73,7 @@ impl Door {
     ///
     /// Where no token is asked for, a page in somebody's browser on this machine could send
     /// as well; its `Host` and `Origin` give it away.
-    fn admit(&self, request: &Request<Incoming>) -> Result<(), Problem> {
+    fn admit(&self, request: &Request<Body>) -> Result<(), Problem> {
         let Some(token) = &self.token else {
             return guard(Via::Tcp, request.headers());
         };
@@ -89,7 +87,7 @@ impl Door {
         Err(problem.with_header(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")))
     }
 
-    fn route(&self, request: &Request<Incoming>) -> Result<&Route, Problem> {
+    fn route(&self, request: &Request<Body>) -> Result<&Route, Problem> {
         let (path, method) = (request.uri().path(), request.method());
         let mut there = self.routes.iter().filter(|route| route.path == path);
         if let Some(route) = there.clone().find(|route| route.method == *method) {
@@ -123,34 +121,22 @@ impl Door {
         })
     }
 
-    async fn message(&self, route: &Route, body: Incoming) -> Result<Message, Problem> {
-        let large = || {
-            let why = format!("a body has {} bytes at most", self.max_body);
-            let status = StatusCode::PAYLOAD_TOO_LARGE;
-            Problem::new(status, "too-large", "too large", why).with("max", self.max_body)
-        };
+    async fn message(
+        &self,
+        route: &Route,
+        receipts: &Receipts,
+        body: Body,
+    ) -> Result<(Message, Receipt), Problem> {
         // What says how large it is need not be read to be refused.
         if body.size_hint().lower() > self.max_body as u64 {
-            return Err(large());
+            return Err(ReceiveError::TooLarge(self.max_body).into());
         }
-        let reading = Limited::new(body, self.max_body).collect();
-        let Ok(read) = time::timeout(BODY_TIMEOUT, reading).await else {
-            let why = "the body did not come in time";
-            let problem = Problem::new(StatusCode::REQUEST_TIMEOUT, "slow", "too slow", why);
-            return Err(problem.with_header(header::CONNECTION, HeaderValue::from_static("close")));
-        };
-        let bytes = match read {
-            Ok(body) => body.to_bytes(),
-            Err(error) if error.is::<LengthLimitError>() => return Err(large()),
-            Err(error) => {
-                return Err(Problem::bad_request("body", "broken body", error.to_string()));
-            }
-        };
+        let (bytes, receipt) = receipts.read(body, self.max_body).await?;
         let message = match route.ty {
             Some(ty) => Message::new(ty, bytes.clone()),
             None => Message::from_plain(&bytes, &bytes),
         };
-        message.map_err(|error| {
+        let message = message.map_err(|error| {
             let is_json = serde_json::from_slice::<IgnoredAny>(&bytes).is_ok();
             let status = match error {
                 MessageError::UnknownType(_) | MessageError::Unfit { .. } if is_json => {
@@ -159,12 +145,13 @@ impl Door {
                 _ => StatusCode::BAD_REQUEST,
             };
             Problem::new(status, "bad-message", "bad message", error.to_string())
-        })
+        })?;
+        Ok((message, receipt))
     }
 }
 
 /// A body must say that it is JSON: a page cannot send that to another host unasked.
-fn is_json(request: &Request<Incoming>) -> Result<(), Problem> {
+fn is_json(request: &Request<Body>) -> Result<(), Problem> {
     let value = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let essence = value.unwrap_or_default().split(';').next().unwrap_or_default().trim();
     if essence.eq_ignore_ascii_case("application/json") {

@@ -28,7 +28,7 @@ const STALLED: Duration = Duration::from_secs(10);
 
 /// The connections of one listener.
 #[derive(Default)]
-pub(super) struct Connections {
+pub(crate) struct Connections {
     open: Mutex<Open>,
     /// Told when one has gone or has nothing in hand any more.
     changed: Notify,
@@ -50,7 +50,7 @@ struct One {
 
 impl Connections {
     /// A place for a connection that has just been taken, once there is one.
-    pub(super) async fn enter(self: &Arc<Self>) -> Guest {
+    pub(crate) async fn enter(self: &Arc<Self>) -> Guest {
         loop {
             // Asked for before the look, so that no change falls between the two.
             let changed = self.changed.notified();
@@ -84,10 +84,10 @@ impl Open {
 }
 
 /// One connection's place. Leaving it gives it to the next.
-pub(super) struct Guest {
+pub(crate) struct Guest {
     id: u64,
     /// Told when the place is wanted for another.
-    pub(super) close: CancellationToken,
+    pub(crate) close: CancellationToken,
     of: Arc<Connections>,
 }
 
@@ -108,16 +108,16 @@ impl Drop for Guest {
 }
 
 /// A request in hand, from its head to the end of its answer.
-pub(super) struct InHand(Arc<Guest>);
+pub(crate) struct InHand(Arc<Guest>);
 
 impl InHand {
-    pub(super) fn begin(guest: &Arc<Guest>) -> Arc<Self> {
+    pub(crate) fn begin(guest: &Arc<Guest>) -> Arc<Self> {
         guest.note(|one| one.busy += 1);
         Arc::new(Self(Arc::clone(guest)))
     }
 
     /// A body of which each piece counts as a move, and that is in hand until it is through.
-    pub(super) fn watch(self: &Arc<Self>, body: Body) -> Body {
+    pub(crate) fn watch(self: &Arc<Self>, body: Body) -> Body {
         Body::new(Watched { body, in_hand: Arc::clone(self) })
     }
 }

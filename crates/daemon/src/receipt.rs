@@ -1,0 +1,219 @@
+//! Bodies of requests while they come in.
+//!
+//! What has come of a body belongs to no queue yet and counts against none of its bounds,
+//! and many callers can be in the middle of one. So all that come in at once share an
+//! allowance: the first bytes of each are free, so that small bodies always get through,
+//! and what goes beyond them takes its share until the message is queued.
+
+use std::{error::Error, sync::Arc, time::Duration};
+
+use axum::http::{HeaderValue, StatusCode, header};
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt as _;
+use hyper::body::Body;
+use thiserror::Error;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time,
+};
+
+use crate::admin::Problem;
+
+/// Bytes of all bodies together, beyond the free ones.
+const ALLOWANCE: usize = 128 << 20;
+
+/// Bytes of each body that are free.
+const FREE: usize = 64 << 10;
+
+/// Bytes that are taken and given back together.
+const GRAIN: usize = 64 << 10;
+
+/// How long a caller may take for a body.
+pub(crate) const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The allowance of a daemon. Clones share it.
+#[derive(Clone)]
+pub(crate) struct Receipts(Arc<Semaphore>);
+
+/// One body's share. Dropping it gives it back.
+pub(crate) struct Receipt {
+    of: Arc<Semaphore>,
+    held: Option<OwnedSemaphorePermit>,
+}
+
+/// So much comes in that there is no room for more of this body.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error("too many large bodies are being received; send it again later")]
+pub(crate) struct Crowded;
+
+/// A body was not received.
+#[derive(Debug, Error)]
+pub(crate) enum ReceiveError {
+    /// It is over the caller's limit.
+    #[error("it is larger than {0} bytes")]
+    TooLarge(usize),
+    /// It did not come in time.
+    #[error("it did not come within {BODY_TIMEOUT:?}")]
+    TooSlow,
+    /// There was no room for it.
+    #[error(transparent)]
+    Crowded(#[from] Crowded),
+    /// The connection or the body is broken.
+    #[error("it is broken")]
+    Broken(#[source] Box<dyn Error + Send + Sync>),
+}
+
+impl Default for Receipts {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(ALLOWANCE / GRAIN)))
+    }
+}
+
+impl Receipts {
+    /// A body of which nothing has come yet.
+    pub(crate) fn begin(&self) -> Receipt {
+        Receipt { of: Arc::clone(&self.0), held: None }
+    }
+
+    /// All of a body, and its share of the allowance, to be held for as long as it is in
+    /// no queue.
+    ///
+    /// # Errors
+    /// Nothing is to be done about it, and why.
+    pub(crate) async fn read<B>(
+        &self,
+        body: B,
+        limit: usize,
+    ) -> Result<(Bytes, Receipt), ReceiveError>
+    where
+        B: Body<Data = Bytes> + Unpin,
+        B::Error: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let reading = self.read_on(body, limit);
+        time::timeout(BODY_TIMEOUT, reading).await.map_err(|_| ReceiveError::TooSlow)?
+    }
+
+    async fn read_on<B>(&self, mut body: B, limit: usize) -> Result<(Bytes, Receipt), ReceiveError>
+    where
+        B: Body<Data = Bytes> + Unpin,
+        B::Error: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let (mut receipt, mut all) = (self.begin(), BytesMut::new());
+        let mut first = Bytes::new();
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| ReceiveError::Broken(error.into()))?;
+            let Ok(piece) = frame.into_data() else { continue };
+            let length = first.len() + all.len() + piece.len();
+            if length > limit {
+                return Err(ReceiveError::TooLarge(limit));
+            }
+            receipt.grow_to(length)?;
+            if first.is_empty() && all.is_empty() {
+                // Most bodies come in one piece, and are not copied.
+                first = piece;
+                continue;
+            }
+            all.extend_from_slice(&std::mem::take(&mut first));
+            all.extend_from_slice(&piece);
+        }
+        Ok((if all.is_empty() { first } else { all.freeze() }, receipt))
+    }
+}
+
+impl Receipt {
+    /// Makes room for so many bytes of the body. One that is larger than the whole
+    /// allowance is received alone.
+    ///
+    /// # Errors
+    /// There is none.
+    pub(crate) fn grow_to(&mut self, bytes: usize) -> Result<(), Crowded> {
+        let wanted = bytes.saturating_sub(FREE).div_ceil(GRAIN).min(ALLOWANCE / GRAIN);
+        let held = self.held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let more =
+            u32::try_from(wanted.saturating_sub(held)).expect("an allowance is not so large");
+        if more == 0 {
+            return Ok(());
+        }
+        let more = Arc::clone(&self.of).try_acquire_many_owned(more).map_err(|_| Crowded)?;
+        match &mut self.held {
+            Some(held) => held.merge(more),
+            None => self.held = Some(more),
+        }
+        Ok(())
+    }
+
+    /// What has come is in a queue, and the next begins.
+    pub(crate) fn release(&mut self) {
+        self.held = None;
+    }
+}
+
+impl From<Crowded> for Problem {
+    fn from(crowded: Crowded) -> Self {
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        let problem = Self::new(status, "crowded", "too much at once", crowded.to_string());
+        problem.with_header(header::RETRY_AFTER, HeaderValue::from_static("1"))
+    }
+}
+
+impl From<ReceiveError> for Problem {
+    fn from(error: ReceiveError) -> Self {
+        match error {
+            ReceiveError::TooLarge(max) => {
+                let why = format!("a body has {max} bytes at most");
+                Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", "too large", why)
+                    .with("max", max)
+            }
+            ReceiveError::TooSlow => {
+                let why = format!("nothing more came within {BODY_TIMEOUT:?}");
+                let status = StatusCode::REQUEST_TIMEOUT;
+                let problem = Self::new(status, "too-slow", "too slow", why);
+                problem.with_header(header::CONNECTION, HeaderValue::from_static("close"))
+            }
+            ReceiveError::Crowded(crowded) => crowded.into(),
+            ReceiveError::Broken(error) => {
+                Self::bad_request("body", "broken body", error.to_string())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::Full;
+
+    use super::*;
+
+    fn body(bytes: usize) -> Full<Bytes> {
+        Full::new(Bytes::from(vec![b' '; bytes]))
+    }
+
+    #[tokio::test]
+    async fn small_bodies_get_through_whatever_else_comes_in() {
+        let receipts = Receipts::default();
+        let (_, whole) = receipts.read(body(ALLOWANCE + FREE), usize::MAX).await.unwrap();
+        let refused = receipts.read(body(FREE + 1), usize::MAX).await;
+        assert!(matches!(refused, Err(ReceiveError::Crowded(_))));
+        receipts.read(body(FREE), usize::MAX).await.unwrap();
+        drop(whole);
+        receipts.read(body(FREE + 1), usize::MAX).await.unwrap();
+        assert_eq!(receipts.0.available_permits(), ALLOWANCE / GRAIN);
+    }
+
+    #[tokio::test]
+    async fn a_body_over_the_whole_allowance_is_received_alone() {
+        let receipts = Receipts::default();
+        let (_, other) = receipts.read(body(FREE + 1), usize::MAX).await.unwrap();
+        let huge = || receipts.read(body(2 * ALLOWANCE), usize::MAX);
+        assert!(matches!(huge().await, Err(ReceiveError::Crowded(_))));
+        drop(other);
+        huge().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_body_over_the_limit_is_refused() {
+        let receipts = Receipts::default();
+        let refused = receipts.read(body(11), 10).await;
+        assert!(matches!(refused, Err(ReceiveError::TooLarge(10))));
+    }
+}
