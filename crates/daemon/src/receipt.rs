@@ -7,7 +7,6 @@
 
 use std::{error::Error, sync::Arc, time::Duration};
 
-use axum::http::{HeaderValue, StatusCode, header};
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt as _;
 use hyper::body::Body;
@@ -16,8 +15,6 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time,
 };
-
-use crate::admin::Problem;
 
 /// Bytes of all bodies together, beyond the free ones.
 const ALLOWANCE: usize = 128 << 20;
@@ -145,36 +142,6 @@ impl Receipt {
     /// What has come is in a queue, and the next begins.
     pub(crate) fn release(&mut self) {
         self.held = None;
-    }
-}
-
-impl From<Crowded> for Problem {
-    fn from(crowded: Crowded) -> Self {
-        let status = StatusCode::SERVICE_UNAVAILABLE;
-        let problem = Self::new(status, "crowded", "too much at once", crowded.to_string());
-        problem.with_header(header::RETRY_AFTER, HeaderValue::from_static("1"))
-    }
-}
-
-impl From<ReceiveError> for Problem {
-    fn from(error: ReceiveError) -> Self {
-        match error {
-            ReceiveError::TooLarge(max) => {
-                let why = format!("a body has {max} bytes at most");
-                Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", "too large", why)
-                    .with("max", max)
-            }
-            ReceiveError::TooSlow => {
-                let why = format!("nothing more came within {BODY_TIMEOUT:?}");
-                let status = StatusCode::REQUEST_TIMEOUT;
-                let problem = Self::new(status, "too-slow", "too slow", why);
-                problem.with_header(header::CONNECTION, HeaderValue::from_static("close"))
-            }
-            ReceiveError::Crowded(crowded) => crowded.into(),
-            ReceiveError::Broken(error) => {
-                Self::bad_request("body", "broken body", error.to_string())
-            }
-        }
     }
 }
 

@@ -7,6 +7,8 @@ use axum::{
 };
 use serde_json::{Map, Value};
 
+use crate::receipt::{BODY_TIMEOUT, Crowded, ReceiveError};
+
 /// Seconds after which a caller that was told to come back should do so.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 
@@ -83,5 +85,34 @@ impl IntoResponse for Problem {
             headers.insert(name, value);
         }
         response
+    }
+}
+
+impl From<Crowded> for Problem {
+    fn from(crowded: Crowded) -> Self {
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        Self::new(status, "crowded", "too much at once", crowded.to_string())
+    }
+}
+
+impl From<ReceiveError> for Problem {
+    fn from(error: ReceiveError) -> Self {
+        match error {
+            ReceiveError::TooLarge(max) => {
+                let why = format!("a body has {max} bytes at most");
+                Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", "too large", why)
+                    .with("max", max)
+            }
+            ReceiveError::TooSlow => {
+                let why = format!("nothing more came within {BODY_TIMEOUT:?}");
+                let status = StatusCode::REQUEST_TIMEOUT;
+                let problem = Self::new(status, "too-slow", "too slow", why);
+                problem.with_header(header::CONNECTION, HeaderValue::from_static("close"))
+            }
+            ReceiveError::Crowded(crowded) => crowded.into(),
+            ReceiveError::Broken(error) => {
+                Self::bad_request("body", "broken body", error.to_string())
+            }
+        }
     }
 }
