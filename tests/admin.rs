@@ -90,7 +90,7 @@ fn a_token_that_others_can_have_is_refused() {
     for (key, mode, part) in [
         ("{ file = \"token\" }", 0o644, "others can read the token"),
         ("\"a-token-in-plain-text\"", 0o600, "stands in the configuration"),
-        ("{ file = \"short\" }", 0o600, "can be guessed"),
+        ("{ file = \"short\" }", 0o600, "is shorter than 16"),
     ] {
         let world = World::new(&format!("[admin]\ntokens = {{ operate = {key} }}\n"));
         for (file, token) in [("token", OPERATOR), ("short", "1234")] {

@@ -30,6 +30,7 @@ mod connectors;
 mod refusal;
 mod command;
 mod live;
+mod log;
 mod state;
 mod hostile;
 mod storm;

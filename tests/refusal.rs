@@ -112,6 +112,14 @@ fn a_folder_that_anybody_may_write_to_is_not_trusted() {
 }
 
 #[test]
+fn a_configuration_that_anybody_may_write_to_starts_nothing() {
+    let world = World::new("[daemon]\nmodules = \"../modules\"\ndata = \"../data\"\n");
+    let path = world.path("config/reflowd.toml");
+    fs::set_permissions(path, fs::Permissions::from_mode(0o666)).unwrap();
+    refused(&world, &[], 78, &["reflowd.toml: anybody may write to", "chmod o-w"]);
+}
+
+#[test]
 fn without_a_daemon_the_command_line_says_where_it_looked() {
     let world = World::new("[daemon]\nmodules = \"../modules\"\ndata = \"../data\"\n");
     refused(&world, &["ps"], 69, &["reflowd.sock", "reflowd run"]);

@@ -137,6 +137,45 @@ fn a_broken_configuration_changes_nothing_and_says_where() {
 }
 
 #[test]
+fn a_configuration_that_is_gone_is_no_good_configuration() {
+    let mut daemon = one_relay();
+    fs::remove_file(daemon.world.path("config/reflowd.toml")).unwrap();
+    let reload = daemon.world.run(&["--socket", "data/reflowd.sock", "reload"]);
+    let said = String::from_utf8(reload.stdout).unwrap();
+    assert_eq!(reload.status.code(), Some(1), "{said}");
+    assert!(said.contains("! configuration:") && said.contains("is not there"), "{said}");
+    assert_eq!(daemon.sum("reflowd_config_in_sync"), 0.0);
+    let parts = daemon.get("/readyz?verbose").body;
+    assert!(parts.contains("[-] config: ") && parts.ends_with("ready\n"), "{parts}");
+    daemon.send("a.in", "1");
+    assert_eq!(daemon.line().unwrap(), "1", "everything runs on");
+    daemon.world.config(ONE_RELAY);
+    let report = daemon.reload();
+    assert_eq!(report["refused"], serde_json::json!([]));
+    assert_eq!(daemon.sum("reflowd_config_in_sync"), 1.0);
+    for (event, words) in [
+        ("config-unknown", "configuration cannot be read; nothing changed"),
+        ("config-known", "configuration can be read again"),
+    ] {
+        let log = daemon.log_text();
+        assert_eq!(log.matches(words).count(), 1, "{log}");
+        let events = daemon.get("/v1/events").body;
+        assert_eq!(events.matches(event).count(), 1, "{events}");
+    }
+}
+
+#[test]
+fn an_include_that_is_not_there_is_refused_until_it_is_taken_out() {
+    let daemon = one_relay();
+    daemon.world.config(&format!("include = [\"nosuch.toml\"]\n{ONE_RELAY}"));
+    let report = daemon.reload();
+    let why = report["refused"][0]["why"].as_str().unwrap_or_default();
+    assert!(why.contains("nosuch.toml: the configuration file is not there"), "{report}");
+    daemon.world.config(ONE_RELAY);
+    assert_eq!(daemon.reload()["refused"], serde_json::json!([]));
+}
+
+#[test]
 fn an_actor_renamed_in_the_stream_loses_nothing() {
     const LINES: usize = 20_000;
     let flow = |name: &str, was: &str| {

@@ -281,6 +281,7 @@ fn stops_at_random_moments_lose_and_double_nothing() {
     }
     println!("{rounds} stops, {saved} of them with messages left; {sent} messages");
     let daemon = world.start();
+    wait_out(&daemon, usize::try_from(sent).unwrap());
     daemon.until("nothing is left", |d| {
         d.sum("reflowd_messages_queued") + d.sum("reflowd_messages_in_flight") == 0.0
     });

@@ -96,8 +96,8 @@ fn the_service_manager_hears_of_each_step() {
     heard.extend(manager.until("READY=1"));
     daemon.signal("-TERM");
     heard.extend(manager.until("STOPPING=1"));
-    // The drain, and the last words of actors, dead letters, tasks and threads.
-    assert!(heard.last().unwrap().contains("EXTEND_TIMEOUT_USEC=11000000\n"), "{heard:#?}");
+    // The drain, and the last words of actors, dead letters, tasks, threads and the log.
+    assert!(heard.last().unwrap().contains("EXTEND_TIMEOUT_USEC=13000000\n"), "{heard:#?}");
     let (status, ..) = daemon.ended();
     println!("{}", heard.concat());
     assert!(status.success());

@@ -89,7 +89,7 @@ fn a_sender_can_wait_for_what_becomes_of_a_message() {
 
 #[test]
 fn a_sender_hears_at_once_of_a_dead_letter() {
-    let door = r#"config = { listen = "127.0.0.1:0", routes = [{ path = "/orders", port = "orders", wait = "screen.in", timeout = "1h" }] }"#;
+    let door = r#"config = { listen = "127.0.0.1:0", routes = [{ path = "/orders", port = "orders", wait = "a.out", timeout = "1h" }] }"#;
     let world = World::new(&config(door).replace("\"relay\"", "\"relay\"\nretries = 0"));
     world.module("relay", &shaky("v1", "steady"));
     let daemon = world.start();

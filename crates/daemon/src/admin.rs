@@ -38,7 +38,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub(crate) use access::{Role, Tokens};
+pub(crate) use access::{Role, Tokens, usable_token};
 pub(crate) use actors::{ActorSummary, Told};
 pub(crate) use answer::{Answered, answered};
 pub(crate) use dead_letters::moment;
@@ -99,6 +99,9 @@ pub(crate) trait Reload: Send + Sync {
 
     /// How each actor stands to what is on disk.
     fn view(&self) -> View;
+
+    /// Whether the configuration on disk is the one in force.
+    fn config_in_force(&self) -> bool;
 
     /// The modules that are known, by file.
     fn modules(&self) -> Vec<ModuleView>;

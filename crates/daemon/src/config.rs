@@ -9,6 +9,7 @@ mod actor;
 mod check;
 mod daemon;
 mod environment;
+mod mask;
 mod names;
 mod reader;
 mod report;
@@ -28,7 +29,7 @@ use std::{
 };
 
 use reflowd_hot_reload::{Flow, Include, IncludeError, Template};
-use reflowd_runtime::ActorName;
+use reflowd_runtime::{ActorName, PortRef};
 use toml::de::DeTable;
 
 pub(crate) use check::{Lookup, check_flow};
@@ -87,8 +88,19 @@ pub(crate) struct Places {
     pub(crate) keys: BTreeMap<String, Place>,
     /// The two ends of each wire, in the order of the flow's wires.
     pub(crate) wires: Vec<WirePlace>,
+    /// The ports that routes wait for.
+    pub(crate) waits: Vec<Wait>,
     /// Whether some file could not be read as a whole, so that an actor may seem not to be there.
     pub(crate) incomplete: bool,
+}
+
+/// A port that a route of `std:http-in` waits for, and where that is written.
+#[derive(Clone, Debug)]
+pub(crate) struct Wait {
+    /// The port.
+    pub(crate) port: PortRef,
+    /// Where.
+    pub(crate) place: Place,
 }
 
 /// Where the two ends of a wire stand.

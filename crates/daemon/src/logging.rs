@@ -1,14 +1,20 @@
 //! Where the log goes and how it looks: text for people, fields for the journal, JSON for
 //! everything else that reads.
 
+mod queue;
+mod text;
+
 use std::{
+    backtrace::Backtrace,
     ffi::OsStr,
     io::{self, IsTerminal},
     os::fd::AsFd,
+    panic, thread,
+    time::Duration,
 };
 
 use rustix::fs::fstat;
-use tracing::warn;
+use tracing::{error, warn};
 use tracing_subscriber::{
     EnvFilter, Layer, filter::ParseError, fmt, layer::SubscriberExt, util::SubscriberInitExt,
 };
@@ -25,6 +31,44 @@ const FORMAT: &str = "REFLOWD_LOG_FORMAT";
 
 /// What the journal's fields begin with: `REFLOWD_ACTOR`.
 const FIELDS: &str = "REFLOWD";
+
+pub(crate) use queue::lost_lines;
+
+use self::{queue::Queue, text::TextFields};
+
+/// How long the end of the process waits for what is still to be written.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The log of this process. What has not been written yet is written when it drops.
+pub(crate) struct Log {
+    /// Nothing where the journal takes each line at once.
+    queue: Option<Queue>,
+}
+
+impl Log {
+    /// Keeps room for what is logged from now on: the last lines.
+    pub(crate) fn end(&self) {
+        if let Some(queue) = &self.queue {
+            queue.end();
+        }
+    }
+
+    /// Writes a line for people after all that was logged.
+    pub(crate) fn say(&self, text: &str) {
+        match &self.queue {
+            Some(queue) => queue.add(format!("{text}\n").as_bytes()),
+            None => crate::cli::note(text),
+        }
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        if let Some(queue) = &self.queue {
+            queue.flush(PATIENCE);
+        }
+    }
+}
 
 /// How the log is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,9 +95,12 @@ impl Format {
 
 /// Logs from now on.
 ///
+/// # Errors
+/// The system has no thread for it.
+///
 /// # Panics
 /// If it is called twice.
-pub(crate) fn start() {
+pub(crate) fn start() -> io::Result<Log> {
     let asked = |name| std::env::var(name).unwrap_or_default();
     let (filter, level) = filter(&asked(LEVEL));
     let stderr = io::stderr();
@@ -62,23 +109,22 @@ pub(crate) fn start() {
     let wanted = Format::choose(&asked(FORMAT), stderr.is_terminal(), journal);
     let format = wanted.unwrap_or(Format::Json);
     let mut no_journal = None;
-    let layer = match format {
-        Format::Text => text(),
-        Format::Json => json(),
-        Format::Journal => tracing_journald::layer().map_or_else(
-            |error| {
-                no_journal = Some(error);
-                json()
-            },
-            |layer| {
-                layer
-                    .with_field_prefix(Some(FIELDS.into()))
-                    .with_syslog_identifier("reflowd".into())
-                    .boxed()
-            },
-        ),
+    let journal = (format == Format::Journal).then(tracing_journald::layer);
+    let journal = journal.and_then(|layer| layer.map_err(|error| no_journal = Some(error)).ok());
+    let (layer, queue) = match journal {
+        Some(layer) => {
+            let layer = layer.with_field_prefix(Some(FIELDS.into()));
+            (layer.with_syslog_identifier("reflowd".into()).boxed(), None)
+        }
+        None => {
+            let left_out = |lines| warn!(lines, "lines of the log were left out");
+            let queue = Queue::start(io::stderr(), left_out)?;
+            let to = queue.clone();
+            (if format == Format::Text { text(to) } else { json(to) }, Some(queue))
+        }
     };
     tracing_subscriber::registry().with(layer.with_filter(filter)).init();
+    log_panics();
     if let Some(problem) = level {
         warn!(
             "{LEVEL} is not understood, logging at info: {problem}; write a level, such as `debug`, or `reflowd=debug,info`"
@@ -93,19 +139,35 @@ pub(crate) fn start() {
     if let Some(error) = no_journal {
         warn!(%error, "the journal does not take the log, logging as JSON");
     }
+    Ok(Log { queue })
+}
+
+/// Has panics go the way of the log, which holds up nobody.
+fn log_panics() {
+    let traced = std::env::var_os("RUST_BACKTRACE").is_some_and(|value| value != "0");
+    panic::set_hook(Box::new(move |panic| {
+        let thread = thread::current();
+        let thread = thread.name().unwrap_or("unnamed");
+        if traced {
+            error!(thread, "{panic}\n{}", Backtrace::force_capture());
+        } else {
+            error!(thread, "{panic}");
+        }
+    }));
 }
 
 /// A layer of any kind.
 type Boxed = Box<dyn Layer<tracing_subscriber::Registry> + Send + Sync>;
 
-fn text() -> Boxed {
+fn text(to: Queue) -> Boxed {
     let colours =
         io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
-    fmt::layer().with_writer(io::stderr).with_target(false).with_ansi(colours).boxed()
+    let layer = fmt::layer().with_writer(move || to.clone()).fmt_fields(TextFields);
+    layer.with_target(false).with_ansi(colours).boxed()
 }
 
-fn json() -> Boxed {
-    fmt::layer().with_writer(io::stderr).json().flatten_event(true).boxed()
+fn json(to: Queue) -> Boxed {
+    fmt::layer().with_writer(move || to.clone()).json().flatten_event(true).boxed()
 }
 
 /// Whether a file is the one that `$JOURNAL_STREAM` names by its device and inode. Where

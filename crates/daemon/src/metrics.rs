@@ -9,10 +9,11 @@ use std::{
     time::Duration,
 };
 
-use reflowd_hot_reload::View;
 use reflowd_runtime::{
     Actor, ActorState, Counts, Entry, Histogram, Ledger, Loss, Meters, System, WireCounts,
 };
+
+use crate::{admin::Reload, logging::lost_lines};
 
 /// What the text is, for the header.
 pub(crate) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -22,7 +23,8 @@ pub(crate) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8"
 const GONE: &str = "(gone)";
 
 /// All metrics as they are now.
-pub(crate) fn text(system: &System, view: &View, refusals: &BTreeMap<String, u64>) -> String {
+pub(crate) fn text(system: &System, disk: &dyn Reload) -> String {
+    let view = disk.view();
     let ledger = system.ledger();
     let mut page = Page::default();
     deliveries(&mut page, &ledger);
@@ -30,8 +32,8 @@ pub(crate) fn text(system: &System, view: &View, refusals: &BTreeMap<String, u64
     actors(&mut page, &ledger);
     dead_letters(&mut page, system, &ledger);
     let mut family = page.counter("reflowd_modules_refused_total", "Modules refused by reason");
-    for (reason, n) in refusals {
-        family.sample(&[("reason", reason)], *n);
+    for (reason, n) in disk.refusals() {
+        family.sample(&[("reason", &reason)], n);
     }
     let total = ledger.total();
     page.gauge("reflowd_books_balanced", "1 while nothing is lost or doubled")
@@ -48,9 +50,12 @@ pub(crate) fn text(system: &System, view: &View, refusals: &BTreeMap<String, u64
         .sample(&[], budget.used());
     page.gauge("reflowd_memory_budget_bytes", "Bytes that all queues may hold")
         .sample(&[], budget.limit());
-    let in_sync = view.values().all(|actor| actor.in_sync && actor.pending.is_none());
+    let in_sync = disk.config_in_force()
+        && view.values().all(|actor| actor.in_sync && actor.pending.is_none());
     page.gauge("reflowd_config_in_sync", "1 while what disk asks for is what runs")
         .sample(&[], u64::from(in_sync));
+    page.counter("reflowd_log_lines_lost_total", "Lines of the log that nobody was there to read")
+        .sample(&[], lost_lines());
     page.gauge("reflowd_build_info", "The daemon's version")
         .sample(&[("version", env!("CARGO_PKG_VERSION"))], 1);
     page.text

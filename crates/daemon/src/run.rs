@@ -42,7 +42,8 @@ use crate::{
     config::{self, Config, Environment},
     connector::{Listeners, Services},
     data_folder::DataFolder,
-    logging, memory,
+    logging::{self, Log},
+    memory,
     saved_set::{SaveError, Saved, SavedSets},
     snapshot::Snapshots,
     systemd::Notifier,
@@ -70,7 +71,22 @@ pub(crate) fn run(flag: Option<&Path>) -> Outcome {
     };
     let path = config::locate(flag, &environment).map_err(refuse)?;
     let (config, warnings) = config::load(&path, &environment).map_err(refuse)?;
-    logging::start();
+    let log = Arc::new(logging::start().context("cannot start the log's thread")?);
+    let outcome = serve(config, &warnings, environment, &log);
+    // Why it ends goes the way of the log too, which is written out as the last thing.
+    outcome.map_err(|Stop { exit, error }| {
+        error.iter().for_each(|error| log.say(&format!("error: {error:#}")));
+        Stop { exit, error: None }
+    })
+}
+
+/// The same with a log.
+fn serve(
+    config: Config,
+    warnings: &config::Report,
+    environment: Environment,
+    log: &Arc<Log>,
+) -> Outcome {
     if warnings.warnings() > 0 {
         warn!("configuration:\n{}", warnings.render(false));
     }
@@ -90,7 +106,7 @@ pub(crate) fn run(flag: Option<&Path>) -> Outcome {
         .enable_all()
         .build()
         .context("cannot start the actors' threads")?;
-    let outcome = control.block_on(Daemon::serve(config, environment, &turns));
+    let outcome = control.block_on(Daemon::serve(config, environment, &turns, Arc::clone(log)));
     end(turns);
     end(control);
     outcome
@@ -131,10 +147,16 @@ struct Daemon {
     notifier: Notifier,
     stopping: CancellationToken,
     tasks: TaskTracker,
+    log: Arc<Log>,
 }
 
 impl Daemon {
-    async fn serve(config: Config, environment: Environment, turns: &Runtime) -> Outcome {
+    async fn serve(
+        config: Config,
+        environment: Environment,
+        turns: &Runtime,
+        log: Arc<Log>,
+    ) -> Outcome {
         // Signals that come while the daemon starts are not lost.
         let mut signals = Signals::new()?;
         let data = DataFolder::open(&config.daemon.data).map_err(anyhow::Error::from)?;
@@ -189,6 +211,7 @@ impl Daemon {
             stopping,
             tasks,
             config,
+            log,
         };
         let admin = Admin {
             system: daemon.system.clone(),
@@ -347,6 +370,8 @@ impl Daemon {
         }
         self.tasks.close();
         _ = tokio::time::timeout(LAST_WORDS, self.tasks.wait()).await;
+        // However much was logged before, the lines from here on are not left out.
+        self.log.end();
         let books = self.system.books();
         let seconds = began.elapsed().as_secs_f64();
         let completed = books.deliveries.completed;
@@ -377,9 +402,10 @@ impl Daemon {
 }
 
 /// The longest that a stop takes: the drain, and then four things of which each may
-/// take its last words: the actors, the dead letters, the daemon's own tasks, and the threads.
+/// take its last words: the actors, the dead letters, the daemon's own tasks, and the threads;
+/// and the log.
 fn longest_stop(drain: Duration) -> Duration {
-    drain + LAST_WORDS * 4
+    drain + LAST_WORDS * 4 + logging::PATIENCE
 }
 
 /// The loader that the configuration asks for. It keeps compiled code with the data.
@@ -530,6 +556,10 @@ impl Reload for Disk {
 
     fn view(&self) -> View {
         (*self.0.view()).clone()
+    }
+
+    fn config_in_force(&self) -> bool {
+        self.0.config_in_force()
     }
 
     fn modules(&self) -> Vec<ModuleView> {

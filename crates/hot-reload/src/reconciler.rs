@@ -22,7 +22,7 @@ mod view;
 use std::{
     collections::{BTreeMap, BTreeSet},
     mem,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -45,7 +45,7 @@ use crate::{
     BadModules, Bans, Blueprint, ChangePlan, ConfigFiles, Depth, DiskWatcher, Eyes, Fault, Flow,
     Generations, History, Kept, Look, ModulePlace, Note, Pace, Plan, RefusedChanges, ReloadOptions,
     Removals, Report, Retired, Running, RunningActor, ScanOptions, Sight, Snapshot, Template,
-    Wanted, blueprint::Texts, emptied::emptied, plan,
+    Trouble, Wanted, blueprint::Texts, emptied::emptied, plan,
 };
 
 pub use reloader::{ReloadError, Reloader};
@@ -60,6 +60,9 @@ const MAX_LOOKS: usize = 4;
 /// Passes after the first one of a daemon: one to find that something cannot start as it
 /// was, one to start it as it is to be, and one to bring the rest up to date.
 const MAX_BEGINNINGS: usize = 3;
+
+/// Configuration files that are named in one complaint.
+const MAX_TROUBLES: usize = 5;
 
 /// What a reconciler works with.
 pub struct Parts {
@@ -139,6 +142,8 @@ struct Memory {
     flow: Flow,
     /// Why the configuration on disk is not in force, where it is not.
     config_refused: Option<String>,
+    /// Whether the configuration on disk cannot be read, which has been said.
+    config_unknown: bool,
     bad_modules: BadModules,
     refused_changes: RefusedChanges,
     bans: Bans,
@@ -304,6 +309,7 @@ impl Reconciler {
         let mut telling = Telling::new(self.system.clone(), said, options.dry_run);
         let (mut snapshot, texts) = self.look_at_disk(depth, &mut telling).await;
         self.forget_stopped();
+        let readable = self.tell_config_unknown(&snapshot, texts.is_some(), &mut telling);
 
         let emptied = texts.as_ref().map_or_else(Vec::new, |texts| emptied(&self.texts, texts));
         if let [file, ..] = emptied.as_slice()
@@ -314,9 +320,10 @@ impl Reconciler {
             && (texts != self.texts || options.force || self.memory.config_refused.is_some())
         {
             snapshot = self.read_config(texts, snapshot, options, &mut telling).await;
-        } else if let Some(why) = self.memory.config_refused.clone() {
+        } else if let Some(why) = self.memory.config_refused.clone().filter(|_| readable) {
             telling.config_still_refused(why);
         }
+        let in_force = readable && self.memory.config_refused.is_none() && !telling.holds();
         let mut in_sync = false;
         let wanted = self.memory.flow.downloads();
         self.look_for_downloads(&wanted, &mut snapshot, options).await;
@@ -331,6 +338,7 @@ impl Reconciler {
         } else {
             self.downloads.retain(&self.wanted_downloads);
             self.show(&snapshot, in_sync && report.is_clean());
+            self.shared.config_in_force.store(in_force, Ordering::Relaxed);
             self.forget_unused(&snapshot);
             self.remember().await;
         }
@@ -346,7 +354,9 @@ impl Reconciler {
         if let Some(again) = snapshot.again {
             self.watcher.again(again);
         }
-        let unsettled = snapshot.unsettled().next().is_some();
+        // A file that an editor takes away for a moment is worth the wait too.
+        let away = |path| matches!(snapshot.configs.get(path), Some(Sight::Missing));
+        let unsettled = snapshot.unsettled().next().is_some() || self.look.configs.iter().any(away);
         (report, snapshot.again.filter(|_| unsettled))
     }
 
@@ -357,10 +367,15 @@ impl Reconciler {
         telling: &mut Telling,
     ) -> (Snapshot, Option<Texts>) {
         let mut looks = 0;
+        let main = self.blueprint.files(&Texts::new()).configs;
         let snapshot = loop {
             let snapshot = self.library.look(self.look.clone(), depth).await;
             looks += 1;
-            let Ok(texts) = snapshot.sources() else { break snapshot };
+            // The main file says which others there are, also where one of these is the trouble.
+            let texts = snapshot.known_sources();
+            if !main.iter().all(|path| texts.contains_key(path)) {
+                break snapshot;
+            }
             let ConfigFiles { configs, includes } = self.blueprint.files(&texts);
             let same = configs == self.look.configs && includes == self.look.includes;
             if same || looks == MAX_LOOKS {
@@ -375,10 +390,38 @@ impl Reconciler {
             telling.folder_unknown(folder, trouble);
         }
         for (path, what) in &snapshot.oddities {
-            telling.ignored(path, what);
+            // What stands in the place of a configuration file is told as such.
+            if !snapshot.configs.contains_key(path) {
+                telling.ignored(path, what);
+            }
         }
         let texts = snapshot.sources().ok();
         (snapshot, texts)
+    }
+
+    /// Tells of a configuration that cannot be read: that it is so, each time; when that begins
+    /// and ends, once. Whether it can be read, as far as is known.
+    fn tell_config_unknown(
+        &mut self,
+        snapshot: &Snapshot,
+        settled: bool,
+        telling: &mut Telling,
+    ) -> bool {
+        if let Some(why) = unknown_config(snapshot) {
+            if !self.configured {
+                // Whoever started the daemon is told, and it ends.
+                self.memory.config_refused = Some(why.clone());
+            } else if !self.memory.config_unknown {
+                telling.config_unknown(&why);
+            }
+            telling.config_still_refused(why);
+            self.memory.config_unknown = self.configured;
+            return false;
+        }
+        if settled && mem::take(&mut self.memory.config_unknown) {
+            telling.config_known();
+        }
+        !self.memory.config_unknown
     }
 
     /// Has the look say of the modules that are wanted by URL whether they are here.
@@ -607,6 +650,18 @@ impl Reconciler {
         used.extend(snapshot.downloads.values().filter_map(Sight::present));
         self.library.retain(&used);
     }
+}
+
+/// Why the configuration cannot be read, a line for each of the first files of which that is so.
+fn unknown_config(snapshot: &Snapshot) -> Option<String> {
+    let mut troubles = snapshot.config_troubles();
+    let line = |(path, trouble): (&Path, &Trouble)| format!("{}: {trouble}", path.display());
+    let mut lines: Vec<_> = troubles.by_ref().take(MAX_TROUBLES).map(line).collect();
+    let more = troubles.count();
+    if more > 0 {
+        lines.push(format!("and {more} more files"));
+    }
+    (!lines.is_empty()).then(|| format!("it cannot be used as it is on disk\n{}", lines.join("\n")))
 }
 
 #[cfg(test)]

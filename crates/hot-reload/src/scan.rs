@@ -173,6 +173,9 @@ pub enum Trouble {
     /// A configuration file that must be there is not.
     #[error("the configuration file is not there; what it said last stays in force")]
     ConfigMissing,
+    /// In the place of a configuration file that must be there is something else.
+    #[error("this is {0} and no configuration file; what the file said last stays in force")]
+    ConfigOdd(&'static str),
 }
 
 /// What one look at the disk has found.
@@ -335,16 +338,28 @@ impl Snapshot {
     /// The files of which nothing certain can be said now. What the configuration
     /// said last stays in force.
     pub fn sources(&self) -> Result<BTreeMap<PathBuf, Arc<str>>, Vec<PathBuf>> {
-        let mut sources = BTreeMap::new();
-        let mut doubtful = Vec::new();
-        for (path, sight) in &self.configs {
-            match sight {
-                Sight::Present(text) => _ = sources.insert(path.clone(), Arc::clone(text)),
-                Sight::Gone => {}
-                _ => doubtful.push(path.clone()),
-            }
-        }
-        if doubtful.is_empty() { Ok(sources) } else { Err(doubtful) }
+        let certain = |sight: &Sight<_>| matches!(sight, Sight::Present(_) | Sight::Gone);
+        let doubtful = self.configs.iter().filter(|(_, sight)| !certain(sight));
+        let doubtful: Vec<_> = doubtful.map(|(path, _)| path.clone()).collect();
+        if doubtful.is_empty() { Ok(self.known_sources()) } else { Err(doubtful) }
+    }
+
+    /// The configuration's texts as far as they are known.
+    #[must_use]
+    pub fn known_sources(&self) -> BTreeMap<PathBuf, Arc<str>> {
+        let known = self.configs.iter();
+        known
+            .filter_map(|(path, sight)| Some((path.clone(), Arc::clone(sight.present()?))))
+            .collect()
+    }
+
+    /// The configuration files of which a look cannot say what they hold, and why. Those that
+    /// may be known in a moment are not among them.
+    pub fn config_troubles(&self) -> impl Iterator<Item = (&Path, &Trouble)> {
+        self.configs.iter().filter_map(|(path, sight)| match sight {
+            Sight::Unknown(trouble) => Some((path.as_path(), trouble)),
+            _ => None,
+        })
     }
 
     /// The files that have not stood still.
@@ -461,7 +476,10 @@ impl Pass<'_> {
     /// A configuration file that must be there.
     fn config(&mut self, path: &Path) {
         let sight = match self.asked(path, Kind::Config) {
-            Sight::Missing | Sight::Gone => Sight::Unknown(Trouble::ConfigMissing),
+            Sight::Gone => Sight::Unknown(match self.snapshot.oddities.get(path) {
+                Some(what) => Trouble::ConfigOdd(what),
+                None => Trouble::ConfigMissing,
+            }),
             sight => map(sight, text_of),
         };
         self.snapshot.configs.insert(path.to_owned(), sight);

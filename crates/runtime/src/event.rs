@@ -119,6 +119,10 @@ pub enum EventKind {
     Changed { added: Vec<ActorName>, changed: Vec<ActorName>, removed: Vec<ActorName> },
     /// A changed configuration was refused; nothing changed.
     ConfigRefused { why: String },
+    /// The configuration cannot be read; what it said last stays in force.
+    ConfigUnknown { why: String },
+    /// The configuration can be read again.
+    ConfigKnown,
     /// A change to some actors was refused; they go on as they are.
     ChangeRefused { actors: Vec<ActorName>, why: String },
     /// A change would remove so much that it waits for an operator.
@@ -141,7 +145,7 @@ pub enum EventKind {
 
 impl EventKind {
     /// The words that stand for events.
-    pub const NAMES: [&str; 31] = [
+    pub const NAMES: &[&str] = &[
         "started",
         "swapped",
         "applied",
@@ -164,6 +168,8 @@ impl EventKind {
         "file-gone",
         "changed",
         "config-refused",
+        "config-unknown",
+        "config-known",
         "change-refused",
         "removal-held",
         "folder-unknown",
@@ -201,6 +207,8 @@ impl EventKind {
             Self::FileGone { .. } => "file-gone",
             Self::Changed { .. } => "changed",
             Self::ConfigRefused { .. } => "config-refused",
+            Self::ConfigUnknown { .. } => "config-unknown",
+            Self::ConfigKnown => "config-known",
             Self::ChangeRefused { .. } => "change-refused",
             Self::RemovalHeld { .. } => "removal-held",
             Self::FolderUnknown { .. } => "folder-unknown",

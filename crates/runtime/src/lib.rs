@@ -22,6 +22,7 @@ mod dead_letter;
 mod waits;
 mod event;
 mod meter;
+mod printable;
 mod log;
 mod secrets;
 mod journal;
@@ -49,6 +50,7 @@ pub use module::{
 };
 pub use name::{ActorName, ActorNameError, PortName, PortNameError, PortRef, PortRefError};
 pub use precondition::Precondition;
+pub use printable::{is_wild, printable, printable_lines};
 pub use secrets::Secrets;
 pub use settings::{Overflow, Persistence, SendMode, Settings, Trigger};
 pub use source::{Emitter, OfferError, Position, Source, SourceError, Taken};

@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use tracing::Level;
 
-use crate::{ActorName, Journal, Secrets};
+use crate::{ActorName, Journal, Secrets, printable};
 
 /// The longest log line of a guest, in bytes; the rest is cut.
 const MAX_LINE: usize = 8 << 10;
@@ -123,15 +123,7 @@ fn clean(text: &str) -> String {
     while !text.is_char_boundary(end) {
         end -= 1;
     }
-    let mut out = String::with_capacity(end);
-    for c in text[..end].trim_end().chars() {
-        let bidi = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        if (c.is_control() && c != '\t') || bidi {
-            out.extend(c.escape_default());
-        } else {
-            out.push(c);
-        }
-    }
+    let mut out = printable(text[..end].trim_end()).into_owned();
     if end < text.len() {
         out.push('…');
     }

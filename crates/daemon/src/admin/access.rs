@@ -13,6 +13,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use sha2::{Digest as _, Sha256};
+use thiserror::Error;
 use tracing::{debug, info};
 
 use super::Problem;
@@ -62,6 +63,47 @@ impl Role {
 fn sends(method: &Method, path: &str) -> bool {
     let parts: Vec<_> = path.split('/').collect();
     *method == Method::POST && matches!(parts[..], ["", "v1", "actors", _, "ports", _])
+}
+
+/// The shortest token, in bytes: shorter ones can be guessed.
+const SHORTEST_TOKEN: usize = 16;
+
+/// Why a text cannot be a token.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub(crate) enum UnusableToken {
+    /// Nothing is there but blanks.
+    #[error("is blank")]
+    Blank,
+    /// A header's value begins and ends with something else.
+    #[error("has blanks before or behind it")]
+    Surrounded,
+    /// A header's value has nothing but ASCII text.
+    #[error("has a character that is not ASCII, or controls")]
+    Invisible,
+    /// It can be guessed.
+    #[error("is shorter than {SHORTEST_TOKEN} characters")]
+    Short,
+}
+
+/// The token in a text, without ends of lines behind it, which editors add.
+///
+/// # Errors
+/// Nobody could ever show it as `Authorization: Bearer …`, or it can be guessed.
+pub(crate) fn usable_token(text: &str) -> Result<&str, UnusableToken> {
+    let token = text.trim_end_matches(['\r', '\n']);
+    if token.trim().is_empty() {
+        return Err(UnusableToken::Blank);
+    }
+    if token.trim() != token {
+        return Err(UnusableToken::Surrounded);
+    }
+    if !token.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ') {
+        return Err(UnusableToken::Invisible);
+    }
+    if token.len() < SHORTEST_TOKEN {
+        return Err(UnusableToken::Short);
+    }
+    Ok(token)
 }
 
 /// The tokens that are taken over TCP, by their digests. Prints none of them.
@@ -242,6 +284,29 @@ mod tests {
             &HeaderMap::new(),
         );
         assert!(nobody.is_ok(), "without tokens, whoever comes may do everything");
+    }
+
+    #[test]
+    fn a_token_is_one_that_a_header_can_have() {
+        let good = "0123456789abcdef";
+        for (text, expected) in [
+            (good.to_owned(), Ok(good)),
+            (format!("{good}\n"), Ok(good)),
+            (format!("{good}\r\n\n"), Ok(good)),
+            (" ".repeat(32), Err(UnusableToken::Blank)),
+            ("\n".repeat(32), Err(UnusableToken::Blank)),
+            (String::new(), Err(UnusableToken::Blank)),
+            (format!(" {good}"), Err(UnusableToken::Surrounded)),
+            (format!("{good}\t\n"), Err(UnusableToken::Surrounded)),
+            (format!("{good}\u{7f}"), Err(UnusableToken::Invisible)),
+            ("0123456789 abcdef".into(), Ok("0123456789 abcdef")),
+            (format!("{good}\n{good}"), Err(UnusableToken::Invisible)),
+            (format!("{good}\u{1b}"), Err(UnusableToken::Invisible)),
+            (format!("{good}é"), Err(UnusableToken::Invisible)),
+            ("0123456789abcde\n".into(), Err(UnusableToken::Short)),
+        ] {
+            assert_eq!(usable_token(&text), expected, "{text:?}");
+        }
     }
 
     #[test]

@@ -71,6 +71,7 @@ fn parts(admin: &Admin) -> Vec<Part> {
         .collect();
     let view = admin.reloader.view();
     let behind = view.values().filter(|actor| !actor.in_sync || actor.pending.is_some()).count();
+    let in_force = admin.reloader.config_in_force();
     let books = admin.system.books();
     let balanced = books.balanced();
     let budget = admin.system.budget();
@@ -87,10 +88,13 @@ fn parts(admin: &Admin) -> Vec<Part> {
         },
         Part {
             name: "config",
-            good: behind == 0,
-            how: match behind {
-                0 => "what disk asks for is what runs".into(),
-                n => format!("{n} actors are not what disk asks for; `reflowd events` has why"),
+            good: in_force && behind == 0,
+            how: match (in_force, behind) {
+                (false, _) => "what disk has is not in force; `reflowd reload` says why".into(),
+                (true, 0) => "what disk asks for is what runs".into(),
+                (true, n) => {
+                    format!("{n} actors are not what disk asks for; `reflowd events` has why")
+                }
             },
         },
         Part {
@@ -113,6 +117,6 @@ fn parts(admin: &Admin) -> Vec<Part> {
 
 /// `GET /metrics`.
 pub(super) async fn metrics(State(admin): State<Admin>) -> Response {
-    let text = metrics::text(&admin.system, &admin.reloader.view(), &admin.reloader.refusals());
+    let text = metrics::text(&admin.system, &*admin.reloader);
     ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response()
 }

@@ -128,6 +128,10 @@ impl Reload for Disk {
         View::default()
     }
 
+    fn config_in_force(&self) -> bool {
+        true
+    }
+
     fn modules(&self) -> Vec<ModuleView> {
         Vec::new()
     }

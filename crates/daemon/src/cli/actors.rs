@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Args;
 use clap_complete::ArgValueCandidates;
 use reflowd_loader::ModuleUrl;
-use reflowd_runtime::unix_millis;
+use reflowd_runtime::{printable, printable_lines, unix_millis};
 use serde::Deserialize;
 
 use super::{
@@ -54,7 +54,7 @@ pub(super) async fn list(client: &mut Client, wanted: List) -> Outcome {
     print(&table(&actors, unix_millis()))?;
     for actor in &actors {
         if let Some(why) = &actor.why {
-            note(&format!("{}: {why}", actor.name));
+            note(&format!("{}: {}", actor.name, printable_lines(why, "    ")));
         }
     }
     Ok(Exit::Done)
@@ -91,7 +91,7 @@ pub(super) async fn tell(client: &mut Client, wanted: super::Actor, word: Word) 
 /// What an actor has made of a word, for people.
 fn made_of(told: &Told, word: Word) -> String {
     let Told { actor, was, state, done, why } = told;
-    let why = why.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+    let why = why.as_ref().map(|why| format!(": {}", printable(why))).unwrap_or_default();
     let idle = |state: &str| matches!(state, "resting" | "failed");
     match word {
         Word::Pause if was == "paused" => format!("{actor}: was paused already"),

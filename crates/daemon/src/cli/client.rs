@@ -19,6 +19,7 @@ use hyper::{
     header,
 };
 use hyper_util::rt::TokioIo;
+use reflowd_runtime::printable_lines;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::{
@@ -323,7 +324,7 @@ async fn problem(response: Response<Incoming>) -> Stop {
     if let Some(id) = document["id"].as_str() {
         words = format!("{words} (message {id})");
     }
-    Stop::new(exit_of(status), anyhow!(words))
+    Stop::new(exit_of(status), anyhow!(printable_lines(&words, "    ")))
 }
 
 /// The exit code that a problem's status comes to.

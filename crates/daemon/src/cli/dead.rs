@@ -9,7 +9,7 @@ use anyhow::{Context as _, anyhow};
 use clap::{Args, Subcommand};
 use clap_complete::ArgValueCandidates;
 use http_body_util::BodyExt as _;
-use reflowd_runtime::{ActorName, unix_millis};
+use reflowd_runtime::{ActorName, printable, printable_lines, unix_millis};
 use serde::Deserialize;
 use serde_json::{Value, value::RawValue};
 
@@ -18,6 +18,7 @@ use super::{
     client::{LineBuffer, escaped, json, text},
     complete, note, print,
     table::{Cell, Style, Table},
+    tap::tame,
 };
 use crate::admin::moment;
 
@@ -201,7 +202,7 @@ async fn list(client: &mut Client, wanted: List) -> Outcome {
         note("no dead letters");
     }
     let stock: StockAnswer = client.get("/v1/dead-letters/stock").await?;
-    stock.words().iter().for_each(|line| note(line));
+    stock.words().iter().for_each(|line| note(&printable(line)));
     Ok(Exit::Done)
 }
 
@@ -219,7 +220,7 @@ fn table(letters: &[Letter]) -> String {
         let none = || "-".to_owned();
         let digest = letter.digest.as_ref().map(|d| d.chars().take(DIGEST_SHOWN).collect());
         let reason: String = letter.reason.chars().take(REASON_SHOWN).collect();
-        let reason = reason.replace(char::is_control, " ");
+        let reason = reason.replace(['\n', '\r'], " ");
         table.row([
             letter.number.to_string().into(),
             time(letter.time).into(),
@@ -283,12 +284,15 @@ async fn show(client: &mut Client, wanted: Show) -> Outcome {
     }
     let letter = letter(&line)?;
     let mut out = String::new();
-    let mut row = |name: &str, value: String| out.push_str(&format!("{name:<12} {value}\n"));
+    let mut row = |name: &str, value: String| {
+        let value = printable_lines(&value, "             ");
+        out.push_str(&format!("{name:<12} {value}\n"));
+    };
     row("number", letter.number.to_string());
     row("time", time(letter.time));
     row("port", format!("{}.{}", letter.actor, letter.port));
     row("class", letter.class);
-    row("reason", letter.reason.trim_end().replace('\n', "\n             "));
+    row("reason", letter.reason.trim_end().to_owned());
     if let (Some(digest), Some(generation)) = (letter.digest, letter.generation) {
         row("ran", format!("{digest}, generation {generation}"));
     }
@@ -301,7 +305,7 @@ async fn show(client: &mut Client, wanted: Show) -> Outcome {
         }
     }
     let message = letter.envelope.get("message");
-    row("message", message.map_or_else(String::new, |message| message.get().to_owned()));
+    row("message", message.map_or_else(String::new, |message| tame(message.get())));
     print(&out)?;
     Ok(Exit::Done)
 }
@@ -332,7 +336,7 @@ async fn replay(client: &mut Client, choice: Choice) -> Outcome {
     let replayed: Replayed = serde_json::from_value(answer).unwrap_or_default();
     if !choice.json {
         print(&format!("{} replayed\n", replayed.replayed))?;
-        replayed.words().iter().for_each(|line| note(line));
+        replayed.words().iter().for_each(|line| note(&printable(line)));
     }
     let missing = missing(&choice.numbers, replayed.replayed + replayed.stayed());
     missing.iter().for_each(|line| note(line));

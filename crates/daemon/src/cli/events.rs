@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use clap::Args;
 use clap_complete::ArgValueCandidates;
 use http_body_util::BodyExt as _;
+use reflowd_runtime::{printable, printable_lines};
 use serde_json::{Map, Value};
 
 use super::{Client, Exit, Outcome, client::LineBuffer, complete, print, table::Style};
@@ -69,11 +70,15 @@ fn text(event: &Map<String, Value>) -> String {
     let time = SystemTime::UNIX_EPOCH + Duration::from_millis(millis);
     let word = event.get("event").and_then(Value::as_str).unwrap_or("?");
     let style = match word {
-        "started" | "swapped" | "changed" | "resumed" | "trial-passed" | "dead-letters-on-disk" => {
-            Style::Good
-        }
-        "failed" | "module-refused" | "config-refused" | "change-refused" | "dead-letters-lost"
-        | "rolled-back" => Style::Bad,
+        "started"
+        | "swapped"
+        | "changed"
+        | "resumed"
+        | "trial-passed"
+        | "dead-letters-on-disk"
+        | "config-known" => Style::Good,
+        "failed" | "module-refused" | "config-refused" | "config-unknown" | "change-refused"
+        | "dead-letters-lost" | "rolled-back" => Style::Bad,
         "restarted"
         | "blocked"
         | "stalled"
@@ -95,7 +100,7 @@ fn text(event: &Map<String, Value>) -> String {
     if let Some(who) = ["actor", "module", "path"].iter().find_map(|key| event.get(*key)?.as_str())
     {
         line.push(' ');
-        line.push_str(who);
+        line.push_str(&printable(who));
     }
     let mut why = None;
     for (key, value) in event {
@@ -109,16 +114,16 @@ fn text(event: &Map<String, Value>) -> String {
             (_, Value::Array(names)) if names.is_empty() => {}
             (_, Value::Array(names)) => {
                 let names: Vec<_> = names.iter().filter_map(Value::as_str).collect();
-                line.push_str(&format!(" {key}={}", names.join(",")));
+                line.push_str(&format!(" {key}={}", printable(&names.join(","))));
             }
-            (_, Value::String(text)) => line.push_str(&format!(" {key}={text}")),
-            (_, value) => line.push_str(&format!(" {key}={value}")),
+            (_, Value::String(text)) => line.push_str(&format!(" {key}={}", printable(text))),
+            (_, value) => line.push_str(&format!(" {key}={}", printable(&value.to_string()))),
         }
     }
     if let Some(why) = why {
         // What a reason says on further lines stays with its event.
         let colon = if line.ends_with(' ') { " " } else { ": " };
-        line.push_str(&format!("{colon}{}", why.trim_end().replace('\n', "\n    ")));
+        line.push_str(&format!("{colon}{}", printable_lines(why.trim_end(), "    ")));
     }
     line.push('\n');
     line
@@ -162,6 +167,18 @@ mod tests {
         assert!(
             anstream::adapter::strip_str(&text(&failed)).to_string().ends_with(" a: trapped\n")
         );
+    }
+
+    #[test]
+    fn what_a_module_says_cannot_pass_for_an_event() {
+        let forged = "x\\n2026-11-23T10:34:49Z forged \\u001b[31m\\u202e";
+        for key in ["why", "module", "reason", "failure"] {
+            let told =
+                event(&format!(r#"{{"event":"failed","{key}":"{forged}","actors":["{forged}"]}}"#));
+            let line = text(&told).replace(&Style::Bad.paint("failed"), "failed");
+            assert!(!line.contains(['\u{1b}', '\u{202e}']), "{line:?}");
+            assert!(line.lines().skip(1).all(|line| line.starts_with("    ")), "{line}");
+        }
     }
 
     #[test]

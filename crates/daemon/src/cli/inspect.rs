@@ -9,7 +9,7 @@ use reflowd_loader::{
     DownloadRules, EngineKind, Export, Inspection, ItemType, Limits, LoadErrorKind, Loader,
     ModuleUrl, Source,
 };
-use reflowd_runtime::{Digest, Port};
+use reflowd_runtime::{Digest, Port, printable, printable_lines};
 
 use super::{Exit, Outcome, Stop, print, table::Style};
 use crate::config::{self, Environment, Sources};
@@ -76,7 +76,10 @@ pub(super) async fn inspect(wanted: Inspect, config: Option<&Path>) -> Outcome {
         Some(why) if inspection.size.is_none() => {
             Err(Stop::new(Exit::Failed, anyhow!("{}: {why}", inspection.module)))
         }
-        Some(why) => Err(Stop::new(Exit::Data, anyhow!("the module would be refused: {why}"))),
+        Some(why) => {
+            let why = printable_lines(&why, "");
+            Err(Stop::new(Exit::Data, anyhow!("the module would be refused: {why}")))
+        }
     }
 }
 
@@ -138,6 +141,8 @@ fn text(inspection: &Inspection) -> String {
         let shown = if head == last { "" } else { head };
         last = head;
         let gap = " ".repeat(11 - shown.len());
+        // All of it is the module's own words.
+        let text = printable(&text);
         out.push_str(&format!("{}{gap}{text}\n", Style::Head.paint(shown)));
     }
     out

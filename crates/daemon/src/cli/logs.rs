@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use clap_complete::ArgValueCandidates;
 use http_body_util::BodyExt as _;
+use reflowd_runtime::printable;
 use serde::Deserialize;
 
 use super::{
@@ -82,7 +83,7 @@ pub(super) async fn logs(client: &mut Client, wanted: Logs) -> Outcome {
     Ok(Exit::Done)
 }
 
-/// A line for people. The daemon has escaped what could drive a terminal.
+/// A line for people.
 fn text_of(time: u64, level: &str, text: &str) -> String {
     let time = SystemTime::UNIX_EPOCH + Duration::from_millis(time);
     let style = match level {
@@ -92,7 +93,7 @@ fn text_of(time: u64, level: &str, text: &str) -> String {
         _ => Style::Plain,
     };
     let gap = " ".repeat(5usize.saturating_sub(level.len()));
-    let level = style.paint(&level.to_uppercase());
+    let (level, text) = (style.paint(&level.to_uppercase()), printable(text));
     format!("{} {level}{gap} {text}\n", humantime::format_rfc3339_millis(time))
 }
 

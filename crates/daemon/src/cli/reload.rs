@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use clap::Args;
+use reflowd_runtime::{printable, printable_lines};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -74,7 +75,10 @@ pub(super) async fn reload(client: &mut Client, wanted: Reload) -> Outcome {
         report
     };
     if !wanted.json {
-        report.warnings.iter().for_each(|warning| note(&format!("warning: {warning}")));
+        report
+            .warnings
+            .iter()
+            .for_each(|warning| note(&format!("warning: {}", printable_lines(warning, "    "))));
     }
     let clean = report.refused.is_empty() && report.held.is_none();
     let trials = async {
@@ -128,7 +132,7 @@ fn lines(report: &Report) -> String {
     let held = report.held.as_ref().map(|why| ("held back", why.as_str()));
     let refused = report.refused.iter().map(|r| (r.what.as_str(), r.why.as_str()));
     for (what, why) in refused.chain(held) {
-        let why = why.trim_end().replace('\n', "\n    ");
+        let (what, why) = (printable(what), printable_lines(why.trim_end(), "    "));
         out.push_str(&format!("{} {what}: {why}\n", Style::Bad.paint("!")));
     }
     if out.is_empty() {

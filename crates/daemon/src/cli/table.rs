@@ -1,5 +1,7 @@
 //! A table for a terminal: columns as wide as what is in them.
 
+use reflowd_runtime::printable;
+
 /// Rows of cells under a head.
 pub(super) struct Table {
     rows: Vec<Vec<Cell>>,
@@ -39,9 +41,10 @@ impl Style {
 }
 
 impl Cell {
-    /// A cell in a style.
+    /// A cell in a style. What would have an effect on a terminal is escaped.
     pub(super) fn new(text: impl Into<String>, style: Style) -> Self {
-        Self { text: text.into(), style }
+        let text: String = text.into();
+        Self { text: printable(&text).into_owned(), style }
     }
 }
 

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use clap::Args;
 use clap_complete::ArgValueCandidates;
 use http_body_util::BodyExt as _;
-use reflowd_runtime::ActorName;
+use reflowd_runtime::{ActorName, is_wild};
 use tokio::time::{self, Instant};
 
 use super::{
@@ -119,14 +119,10 @@ fn is_skipped(line: &[u8]) -> bool {
 
 /// JSON that a terminal shows as it is: characters that would drive it are escaped, which
 /// within the strings of JSON means the same.
-fn tame(json: &str) -> String {
-    let wild = |c: char| {
-        c.is_control()
-            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-    };
+pub(super) fn tame(json: &str) -> String {
     let mut out = String::with_capacity(json.len());
     for c in json.chars() {
-        match wild(c) && c != '\t' {
+        match is_wild(c) {
             true => out.push_str(&format!("\\u{:04x}", u32::from(c))),
             false => out.push(c),
         }

@@ -3,24 +3,28 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use reflowd_hot_reload::{ActorSpec, ModuleRef, Template};
 use reflowd_loader::ModuleUrl;
 use reflowd_runtime::{
-    ActorName, Digest, EnginePer, GuestErrors, Persistence, SendMode, TrialRules, Trigger,
+    ActorName, Digest, EnginePer, GuestErrors, Persistence, PortRef, SendMode, TrialRules, Trigger,
 };
 use serde_json::{Map, Value};
 use toml::de::DeValue;
 
 use super::{
-    Parsing,
+    Parsing, Wait,
     daemon::set,
     environment::normal,
     reader::{Item, Table},
     report::{Diagnostic, Place},
     wire::OVERFLOW,
 };
+
+/// The connector whose routes wait for ports of other actors.
+const HTTP_IN: &str = "http-in";
 
 /// The keys that make no sense for more than one actor.
 const OWN_KEYS: [&str; 5] = ["module", "version", "config", "env", "was"];
@@ -176,7 +180,8 @@ impl Parsing<'_> {
         };
         let version = table.get("version").and_then(|item| version(&item));
         let was = table.get("was").and_then(|item| former_name(&item, &name));
-        keys.config = table.get("config").and_then(|item| module_config(&item)).unwrap_or_default();
+        let config = table.get("config");
+        keys.config = config.as_ref().and_then(module_config).unwrap_or_default();
         if let Some(env) = table.table("env") {
             let (values, secrets) = self.env(&env);
             keys.env = values;
@@ -186,8 +191,12 @@ impl Parsing<'_> {
         }
         table.finish();
         let Some(module) = module else { return };
-        if matches!(module, ModuleRef::Builtin { .. }) {
+        if let ModuleRef::Builtin { name: connector } = &module {
             from_folder(&mut keys.config, item);
+            if connector == HTTP_IN {
+                let waits = config.iter().flat_map(waits).map(|(port, place)| Wait { port, place });
+                self.config.places.waits.extend(waits);
+            }
         }
         let origin = self.sources.origin(&item.key_place);
         let spec = ActorSpec { module, keys, settings, version, was, origin };
@@ -466,6 +475,19 @@ fn not_text<T>(item: &Item<'_>) -> Option<T> {
         format!("`{}` is {found}, and values in `env` are strings", item.key),
         |d| d.at(&item.place, format!("this is {found}")).help(help),
     )
+}
+
+/// The ports that routes of `std:http-in` wait for. What cannot be one is for the connector to
+/// refuse.
+fn waits(config: &Item<'_>) -> Vec<(PortRef, Place)> {
+    let DeValue::Table(table) = config.value else { return Vec::new() };
+    let routes = table.get("routes").and_then(|routes| routes.get_ref().as_array());
+    let waits = routes.into_iter().flatten().filter_map(|route| {
+        let wait = route.get_ref().as_table()?.get("wait")?;
+        let place = Place { file: Arc::clone(&config.place.file), span: wait.span() };
+        Some((wait.get_ref().as_str()?.parse().ok()?, place))
+    });
+    waits.collect()
 }
 
 /// Takes a connector's `path` from the folder of the file in which it stands. What a module makes

@@ -10,7 +10,7 @@ use std::{
 };
 
 use reflowd_hot_reload::{ModuleRef, WireSpec};
-use reflowd_runtime::{ActorName, Metadata, Overflow, Port, PortName, Trigger, Type};
+use reflowd_runtime::{ActorName, Metadata, Overflow, Port, PortName, PortRef, Trigger, Type};
 
 use super::{
     Config, WirePlace,
@@ -71,6 +71,9 @@ pub(crate) fn check_flow<'c>(
     check.modules(&mut found);
     for (wire, place) in check.wires() {
         check.wire(wire, place, &mut found);
+    }
+    for wait in &config.places.waits {
+        check.port(End::From, "this route waits for", (&wait.port, &wait.place), &mut found);
     }
     check.cycles(&mut found);
     check.joins(&mut found);
@@ -138,8 +141,8 @@ impl<'c> Check<'c> {
     }
 
     fn wire(&self, wire: &WireSpec, place: &WirePlace, found: &mut Vec<Diagnostic>) {
-        let from = self.end(End::From, wire, place, found);
-        let to = self.end(End::To, wire, place, found);
+        let from = self.port(End::From, "this wire comes from", (&wire.from, &place.from), found);
+        let to = self.port(End::To, "this wire goes to", (&wire.to, &place.to), found);
         let (Some(from), Some(to)) = (from, to) else { return };
         if from.iter().any(|from| from.can_fit(to[0])) {
             return;
@@ -153,23 +156,20 @@ impl<'c> Check<'c> {
         );
     }
 
-    /// The types that one end of a wire may have. `None` where it has none, or where nobody can know.
-    fn end(
+    /// The types that a port may have which stands there, and of which `what` is said. `None`
+    /// where it has none, or where nobody can know.
+    fn port(
         &self,
         end: End,
-        wire: &WireSpec,
-        place: &WirePlace,
+        what: &str,
+        (port, place): (&PortRef, &Place),
         found: &mut Vec<Diagnostic>,
     ) -> Option<Vec<Type>> {
-        let (port, place) = match end {
-            End::From => (&wire.from, &place.from),
-            End::To => (&wire.to, &place.to),
-        };
         let places = &self.config.places;
         if !places.actors.contains_key(&port.actor) {
             // It may stand in the file that could not be read.
             if !places.incomplete {
-                found.push(self.unknown_actor(end, &port.actor, place));
+                found.push(self.unknown_actor(what, &port.actor, place));
             }
             return None;
         }
@@ -202,10 +202,9 @@ impl<'c> Check<'c> {
         None
     }
 
-    fn unknown_actor(&self, end: End, actor: &ActorName, place: &Place) -> Diagnostic {
+    fn unknown_actor(&self, what: &str, actor: &ActorName, place: &Place) -> Diagnostic {
         let places = &self.config.places;
-        let what = if end == End::From { "comes from" } else { "goes to" };
-        let message = format!("this wire {what} `{actor}`, and there is no such actor");
+        let message = format!("{what} `{actor}`, and there is no such actor");
         let problem =
             Diagnostic::error("E0201", message).at(&self.part(place, End::From), "no such actor");
         match similar(actor.as_str(), places.actors.keys().map(ActorName::as_str)) {

@@ -17,7 +17,7 @@ use super::{
     environment::{Environment, normal},
     reader::{Item, Table},
 };
-use crate::admin::{Role, Tokens};
+use crate::admin::{Role, Tokens, usable_token};
 
 /// The keys of the daemon itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -197,9 +197,6 @@ fn authorities(
     }
 }
 
-/// The shortest token, in bytes: shorter ones can be guessed.
-const SHORTEST_TOKEN: usize = 16;
-
 impl Parsing<'_> {
     /// The tokens of `[admin]`, by role. Each comes from a credential, a file that nobody
     /// else can read, or the environment; never from the configuration itself.
@@ -221,13 +218,16 @@ impl Parsing<'_> {
                 item.refuse::<()>("E0112", format!("others can read the token in `{file}`"), |d| {
                     d.at(&item.place, "needs a file of mode 0600").help(format!("chmod 600 {file}"))
                 });
-            } else if token.len() < SHORTEST_TOKEN {
-                item.refuse::<()>("E0112", "this token can be guessed", |d| {
-                    d.at(&item.place, format!("must have {SHORTEST_TOKEN} characters or more"))
-                        .help("`openssl rand -hex 32` makes a good one")
-                });
-            } else {
-                tokens.add(role, &token);
+                continue;
+            }
+            match usable_token(&token) {
+                Ok(token) => tokens.add(role, token),
+                Err(why) => {
+                    item.refuse::<()>("E0112", format!("this token {why}"), |d| {
+                        d.at(&item.place, "must be 16 or more ASCII characters")
+                            .help("`openssl rand -hex 32` makes a good one")
+                    });
+                }
             }
         }
         table.finish();

@@ -12,9 +12,10 @@ use std::{
 };
 
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
+use reflowd_runtime::{is_wild, printable_lines};
 use serde_json::json;
 
-use super::sources::Sources;
+use super::{mask::masked_urls, sources::Sources};
 
 /// A stretch of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,6 +89,27 @@ impl Diagnostic {
         Self { severity: Severity::Warning, ..Self::error(code, message) }
     }
 
+    /// The same without what is secret in the URLs that it speaks of.
+    fn masked(mut self) -> Self {
+        for text in self.texts().filter(|text| text.contains("://")) {
+            *text = masked_urls(text);
+        }
+        self
+    }
+
+    /// The same without what would have an effect on a terminal: modules have their say in it.
+    fn printable(mut self) -> Self {
+        for text in self.texts().filter(|text| text.contains(is_wild)) {
+            *text = printable_lines(text, "");
+        }
+        self
+    }
+
+    fn texts(&mut self) -> impl Iterator<Item = &mut String> {
+        let labels = self.labels.iter_mut().map(|label| &mut label.text);
+        labels.chain(&mut self.notes).chain(&mut self.help).chain([&mut self.message])
+    }
+
     /// The same, with a place. The first place is where the problem is said to be.
     pub(crate) fn at(mut self, place: &Place, text: impl Into<String>) -> Self {
         self.labels.push(Label { place: place.clone(), text: text.into() });
@@ -138,7 +160,7 @@ impl Report {
 
     /// Adds problems. All are shown in the order of the files and their lines.
     pub(crate) fn extend(&mut self, diagnostics: impl IntoIterator<Item = Diagnostic>) {
-        self.diagnostics.extend(diagnostics);
+        self.diagnostics.extend(diagnostics.into_iter().map(Diagnostic::masked));
         let sources = &self.sources;
         self.diagnostics.sort_by_cached_key(|d| {
             d.labels.first().map(|l| (sources.order(&l.place.file), l.place.span.start))
@@ -181,7 +203,8 @@ impl Report {
         let mut out = String::new();
         for (i, diagnostic) in self.diagnostics.iter().enumerate() {
             let gap = if i == 0 { "" } else { "\n" };
-            _ = writeln!(out, "{gap}{}", renderer.render(&[self.group(diagnostic)]));
+            let diagnostic = diagnostic.clone().printable();
+            _ = writeln!(out, "{gap}{}", renderer.render(&[self.group(&diagnostic)]));
         }
         out
     }
@@ -213,7 +236,8 @@ impl Report {
         diagnostic: &'a Diagnostic,
         file: &Path,
     ) -> Snippet<'a, annotate_snippets::Annotation<'a>> {
-        let mut snippet = Snippet::source(self.sources.text(file)).path(self.sources.shown(file));
+        let mut snippet =
+            Snippet::source(self.sources.shown_text(file)).path(self.sources.shown(file));
         for (i, label) in diagnostic.labels.iter().enumerate() {
             if &*label.place.file != file {
                 continue;

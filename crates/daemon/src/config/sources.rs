@@ -8,7 +8,7 @@ use std::{
     fs::File,
     io::{self, Read},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 use reflowd_hot_reload::{Include, IncludeError};
@@ -16,6 +16,7 @@ use thiserror::Error;
 
 use super::{
     environment::{Environment, normal},
+    mask::masked,
     report::Place,
 };
 
@@ -36,13 +37,15 @@ struct Text {
     text: String,
     /// Where each line starts.
     lines: Vec<usize>,
+    /// The same without secrets, once somebody is shown it.
+    shown: OnceLock<String>,
 }
 
 impl Text {
     fn new(text: String) -> Arc<Self> {
         let lines = text.match_indices('\n').map(|(at, _)| at + 1);
         let lines = [0].into_iter().chain(lines).collect();
-        Arc::new(Self { text, lines })
+        Arc::new(Self { text, lines, shown: OnceLock::new() })
     }
 }
 
@@ -181,6 +184,12 @@ impl Sources {
     /// The text of a file; empty where it has none.
     pub(super) fn text(&self, file: &Path) -> &str {
         self.get(file).and_then(Result::ok).unwrap_or_default()
+    }
+
+    /// The text of a file for others to see: the same, with `*` for each byte of a secret.
+    pub(super) fn shown_text(&self, file: &Path) -> &str {
+        let Some(Ok(text)) = self.texts.get(file) else { return "" };
+        text.shown.get_or_init(|| masked(&text.text))
     }
 
     /// How a file is called in messages: from the working directory where it is below that.

@@ -43,6 +43,7 @@ fn modules(module: &ModuleRef) -> Lookup {
         ModuleRef::Builtin { name } if name == "interval" => {
             metadata(vec![], vec![port("out", "Integer")])
         }
+        ModuleRef::Builtin { name } if name == "http-in" => metadata(vec![], vec![]),
         ModuleRef::Builtin { .. } => {
             Lookup::Missing { looked_at: None, names: vec!["interval".into(), "stdout".into()] }
         }
@@ -786,6 +787,105 @@ fn a_token_in_a_url_is_not_shown() {
     let text = "[actors.a]\nmodule = { url = 'https://x/y.wasm?token=secret' }";
     let report = report_of(Sources::of_text(MAIN, text), &environment());
     assert!(!report.to_string().contains("secret"), "{report}");
+}
+
+#[test]
+fn no_secret_is_shown_with_the_line_that_it_is_in() {
+    shows(
+        r#"
+[actors.a]
+module = { url = "https://h.example/x.wasm?token=QSECRET", sha256 = "zz" }
+"#,
+        r#"
+error[E0104]: `sha256` is no digest
+ --> reflowd.toml:3:69
+  |
+3 | module = { url = "https://h.example/x.wasm?*************", sha256 = "zz" }
+  |                                                                     ^^^^ must be 64 hexadecimal digits
+  |
+  = help: `sha256sum FILE` and `reflowd inspect FILE` show it
+"#,
+    );
+    shows(
+        "[admin]\ntokens = { operate = \"literal-token-0123456789\" }",
+        r#"
+error[E0112]: a token stands in the configuration
+ --> reflowd.toml:2:22
+  |
+2 | tokens = { operate = "************************" }
+  |                      ^^^^^^^^^^^^^^^^^^^^^^^^^^ whoever can read this file has it
+  |
+  = help: write `{ credential = "…" }`, `{ file = "…" }` or `{ env = "…" }`
+"#,
+    );
+    for text in [
+        "[actors.a]\nmodule = 'https://user:PASSW0RD@h/x.wasm'",
+        "[actors.a]\nmodule = { url = 'https://user:PASSW0RD@h/x.wasm', sha256 = '' }",
+        "[actors.a]\nmodule = 'std:http-in'\nconfig = { token = 'PASSW0RD', x = 99999999999999999999 }",
+        "[actors.a]\nmodul = 'x'\nmodule = 'm' # https://user:PASSW0RD@h/",
+        "[admin]\nlisten = 'http://user:PASSW0RD@h/'",
+        "[admin]\ntokens = { operate = PASSW0RD }",
+    ] {
+        let report = report_of(Sources::of_text(MAIN, text), &environment());
+        assert!(report.errors() > 0, "{text}");
+        for shown in [report.render(true), report.to_string(), report.to_json().to_string()] {
+            assert!(!shown.contains("PASSW0RD"), "{shown}");
+        }
+    }
+}
+
+#[test]
+fn a_token_that_no_header_can_have_is_refused() {
+    for (token, problems) in [
+        ("0123456789abcdef", ""),
+        ("0123456789abcdef\r\n", ""),
+        ("                      ", "2:20 E0112"),
+        (" 0123456789abcdef", "2:20 E0112"),
+        ("0123456789 abcdef", ""),
+        ("0123456789abcdefé", "2:20 E0112"),
+    ] {
+        let vars = [("TOKEN".to_owned(), OsString::from(token))].into();
+        let environment = Environment { vars, ..environment() };
+        let text = "[admin]\ntokens = { operate={ env = 'TOKEN' } }";
+        let report = report_of(Sources::of_text(MAIN, text), &environment);
+        assert_eq!(brief(&report), problems, "{token:?}");
+    }
+}
+
+#[test]
+fn a_route_that_waits_for_a_port_that_is_not_there_is_refused() {
+    let doors = |wait: &str| {
+        let routes = format!(
+            "[{{ path = '/x', port = 'n' }}, {{ path = '/y', port = 'n', wait = {wait} }}]"
+        );
+        format!(
+            "[actors.count]\nmodule = 'counter'\n[actors.door]\nmodule = 'std:http-in'\n\
+             config.listen = '127.0.0.1:0'\nconfig.routes = {routes}\n\
+             [[wires]]\nfrom = 'door.n'\nto = 'count.increment'"
+        )
+    };
+    finds(&doors("'count.count'"), "");
+    finds(&doors("'count.error'"), "");
+    finds(&doors("'door.n'"), "");
+    finds(&doors("'nosuch.count'"), "6:82 E0201");
+    finds(&doors("'count.increment'"), "6:88 E0202");
+    // What is no port at all is for the connector to say.
+    finds(&doors("'count'"), "");
+    shows(
+        &format!("\n{}", doors("'cont.count'")),
+        r#"
+error[E0201]: this route waits for `cont`, and there is no such actor
+ --> reflowd.toml:7:82
+  |
+2 | [actors.count]
+  |         ----- an actor with a similar name
+...
+7 | config.routes = [{ path = '/x', port = 'n' }, { path = '/y', port = 'n', wait = 'cont.count' }]
+  |                                                                                  ^^^^ no such actor
+  |
+  = help: did you mean `count`?
+"#,
+    );
 }
 
 #[test]

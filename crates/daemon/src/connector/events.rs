@@ -87,12 +87,12 @@ pub(super) fn prepare(
 
 /// The event of that name.
 fn known(name: &str) -> Result<&'static str, String> {
-    if let Some(known) = EventKind::NAMES.into_iter().find(|known| *known == name) {
+    if let Some(known) = EventKind::NAMES.iter().find(|known| **known == name) {
         return Ok(known);
     }
     let likeness = |known: &&str| strsim::jaro_winkler(known, name);
     let close = EventKind::NAMES
-        .into_iter()
+        .iter()
         .filter(|known| likeness(known) >= ALIKE)
         .max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
     let hint = close.map(|close| format!(": did you mean `{close}`?")).unwrap_or_default();

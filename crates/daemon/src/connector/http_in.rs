@@ -31,6 +31,7 @@ pub(crate) use place::Listeners;
 
 use self::{bucket::Bucket, place::Place};
 use super::{Builtin, Prepared, Setting, sink::What};
+use crate::admin::usable_token;
 
 /// The largest body unless the configuration says otherwise.
 const MAX_BODY: u64 = 1 << 20;
@@ -46,9 +47,6 @@ const LONGEST_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// The highest rate that can be asked for, in requests a second.
 const HIGHEST_RATE: f64 = 1e6;
-
-/// The shortest token: one that can be guessed is none.
-const SHORTEST_TOKEN: usize = 16;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -152,14 +150,9 @@ pub(super) fn prepare(
         format!("`listen` is {}; it is an address such as 127.0.0.1:8080", config.listen)
     })?;
     let token = config.token.as_ref().map(|name| {
-        let value =
-            setting.keys.env.get(name).map(|value| value.trim()).ok_or_else(|| {
-                format!("`token` names `{name}`, which is not in the actor's `env`")
-            })?;
-        if value.len() < SHORTEST_TOKEN {
-            return Err(format!("the token `{name}` is shorter than {SHORTEST_TOKEN} bytes"));
-        }
-        Ok(Token(Sha256::digest(value).into()))
+        let value = setting.keys.env.get(name).ok_or_else(|| no_such_value(&setting.keys.env))?;
+        let value = usable_token(value).map_err(|why| format!("the token `{name}` {why}"))?;
+        Ok::<_, String>(Token(Sha256::digest(value).into()))
     });
     let token = token.transpose()?;
     if token.is_none() && !address.ip().is_loopback() {
@@ -205,6 +198,16 @@ pub(super) fn prepare(
         door: Arc::new(door),
         place: setting.services.listeners.place(setting.actor, address),
     })))
+}
+
+/// What to say of a `token` that names no value. It may be the token itself, so it is not shown.
+fn no_such_value(env: &BTreeMap<String, String>) -> String {
+    let names: Vec<_> = env.keys().map(|name| format!("`{name}`")).collect();
+    let has = match names.is_empty() {
+        true => "is empty".to_owned(),
+        false => format!("has {}", names.join(", ")),
+    };
+    format!("`token` is the name of a value in the actor's `env`, which {has}")
 }
 
 /// The ports of routes, each once. Routes of other types to one port make it take any.

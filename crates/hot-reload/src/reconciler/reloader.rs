@@ -65,6 +65,8 @@ pub(super) struct Shared {
     pub(super) view: ArcSwap<View>,
     pub(super) modules: ArcSwap<Vec<ModuleFile>>,
     pub(super) in_sync: AtomicBool,
+    /// Whether the configuration on disk is the one in force.
+    pub(super) config_in_force: AtomicBool,
     /// Modules refused since the start, by reason.
     pub(super) refusal_counts: Mutex<BTreeMap<&'static str, u64>>,
 }
@@ -123,6 +125,13 @@ impl Reloader {
     #[must_use]
     pub fn in_sync(&self) -> bool {
         self.shared.in_sync.load(Ordering::Relaxed)
+    }
+
+    /// Whether the configuration on disk is the one in force: it is not where it is refused,
+    /// held back or cannot be read.
+    #[must_use]
+    pub fn config_in_force(&self) -> bool {
+        self.shared.config_in_force.load(Ordering::Relaxed)
     }
 
     /// The module files that the last pass has seen.

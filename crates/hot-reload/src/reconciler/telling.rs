@@ -63,6 +63,22 @@ impl Telling {
         self.config_still_refused(why);
     }
 
+    /// The configuration on disk cannot be read any more.
+    pub(super) fn config_unknown(&self, why: &str) {
+        if !self.silent {
+            warn!("configuration cannot be read; nothing changed\n{why}");
+            self.event(EventKind::ConfigUnknown { why: why.to_owned() });
+        }
+    }
+
+    /// The configuration on disk can be read again.
+    pub(super) fn config_known(&self) {
+        if !self.silent {
+            warn!("configuration can be read again");
+            self.event(EventKind::ConfigKnown);
+        }
+    }
+
     /// The configuration has not come into force yet; where that is said elsewhere.
     pub(super) fn config_still_refused(&mut self, why: String) {
         self.report.refused.push(Refusal { what: "configuration".into(), why });
@@ -127,6 +143,11 @@ impl Telling {
             self.event(EventKind::RemovalHeld { why: why.clone() });
         }
         self.report.held = Some(why);
+    }
+
+    /// Whether something waits for an operator's word.
+    pub(super) fn holds(&self) -> bool {
+        self.report.held.is_some()
     }
 
     /// Something that an operator should know.

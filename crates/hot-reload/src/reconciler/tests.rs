@@ -1,6 +1,6 @@
 //! Passes over a folder, one by one, with nothing that makes them by itself.
 
-use std::{fs, path::Path};
+use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
 use reflowd_loader::Limits;
 use reflowd_runtime::{Event, EventKind, Metadata, Ready, Settings};
@@ -137,6 +137,11 @@ impl Rig {
         self.reconciler.settled_pass(options, Depth::Everything).await
     }
 
+    /// How many events of that name there are.
+    fn told(&self, name: &str) -> usize {
+        self.system.events().since(0).0.iter().filter(|e| e.kind.name() == name).count()
+    }
+
     fn seen(&self) -> Seen {
         Seen {
             view: self.reloader.view(),
@@ -231,5 +236,60 @@ async fn a_dry_run_asks_no_server() {
     rig.put("flow", b"a relay\n");
     rig.pass(NOW).await;
     assert!(rig.reconciler.downloads.soon(Instant::now()).is_none(), "nobody wants it any more");
+    rig.system.kill().await;
+}
+
+#[tokio::test]
+async fn a_configuration_that_cannot_be_read_is_a_refusal_and_told_as_it_begins_and_ends() {
+    let mut rig = Rig::begin("a relay\n").await;
+    let flow = rig.root.path().join("flow");
+    let large = vec![b'#'; (4 << 20) + 1];
+    type Spoil<'a> = (&'a str, &'a dyn Fn(&Rig));
+    let ways: [Spoil<'_>; 5] = [
+        ("the configuration file is not there", &|_| fs::remove_file(&flow).unwrap()),
+        ("this is a folder", &|_| {
+            fs::remove_file(&flow).unwrap();
+            fs::create_dir(&flow).unwrap();
+        }),
+        ("and 4194304 are allowed", &|rig| rig.put("flow", &large)),
+        ("not UTF-8", &|rig| rig.put("flow", b"a relay\n\xff")),
+        ("anybody may write", &|_| {
+            fs::set_permissions(&flow, fs::Permissions::from_mode(0o666)).unwrap();
+        }),
+    ];
+    for (n, (why, spoil)) in ways.into_iter().enumerate() {
+        spoil(&rig);
+        for _ in 0..2 {
+            let report = rig.pass(NOW).await;
+            assert_eq!(report.refused.len(), 1, "{why}: {report:?}");
+            assert_eq!(report.refused[0].what, "configuration");
+            assert!(report.refused[0].why.contains(why), "{report:?}");
+            assert!(report.warnings.is_empty() && report.removed.is_empty(), "{report:?}");
+            assert!(!rig.reloader.in_sync() && !rig.reloader.config_in_force(), "{why}");
+            assert_eq!(rig.told("config-unknown"), n + 1, "{why}: once, as it begins");
+            assert_eq!(rig.told("config-known"), n, "{why}: not before it is over");
+            assert!(rig.system.actor("a").is_some());
+        }
+        if flow.is_dir() {
+            fs::remove_dir(&flow).unwrap();
+        }
+        rig.put("flow", b"a relay\n");
+        let report = rig.pass(NOW).await;
+        assert!(report.is_clean(), "{why}: {report:?}");
+        assert!(rig.reloader.in_sync() && rig.reloader.config_in_force(), "{why}");
+        assert_eq!((rig.told("config-unknown"), rig.told("config-known")), (n + 1, n + 1));
+    }
+    rig.system.kill().await;
+}
+
+#[tokio::test]
+async fn a_configuration_that_is_refused_or_held_is_not_in_force() {
+    let mut rig = Rig::begin("a relay\n").await;
+    assert!(rig.reloader.config_in_force());
+    for (text, in_force) in [("a\n", false), ("a relay\nb relay\n", true), ("", false)] {
+        rig.put("flow", text.as_bytes());
+        rig.pass(NOW).await;
+        assert_eq!(rig.reloader.config_in_force(), in_force, "{text}");
+    }
     rig.system.kill().await;
 }

@@ -47,8 +47,11 @@ async fn a_config_that_does_not_fit_is_refused_with_what_to_do() {
         "two routes are POST /a",
     );
     let keyed = json!({ "listen": "0.0.0.0:80", "routes": route(), "token": "T" });
-    refused(keyed.clone(), &[], "not in the actor's `env`");
-    refused(keyed.clone(), &[("T", "short")], "shorter than 16 bytes");
+    refused(keyed.clone(), &[], "of a value in the actor's `env`, which is empty");
+    let literal = json!({ "listen": "0.0.0.0:80", "routes": route(), "token": "LITERAL" });
+    let why = prepared(literal, &[("T", "0123456789abcdef")]).unwrap_err();
+    assert!(why.contains("which has `T`") && !why.contains("LITERAL"), "{why}");
+    refused(keyed.clone(), &[("T", "short")], "is shorter than 16 characters");
     assert_eq!(prepared(keyed, &[("T", "long enough to be one")]), Ok(()));
     let mut sized = on("127.0.0.1:0");
     sized["max_body"] = json!("1 GiB");
