@@ -14,7 +14,7 @@ use reflowd_runtime::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Admin, Problem, query, version};
+use super::{Admin, Phase, Problem, query, version};
 
 /// One actor at a glance, as `ps` shows it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -247,6 +247,9 @@ pub(super) fn running(admin: &Admin, name: &str) -> Result<Arc<Actor>, Problem> 
 
 /// There is no such actor, but perhaps a similar one.
 pub(super) fn no_actor(admin: &Admin, name: &str) -> Problem {
+    if *admin.phase.borrow() == Phase::Starting {
+        return Problem::not_ready();
+    }
     let view = admin.reloader.view();
     if let Some(ActorView { pending: Some((state, why)), .. }) = view.get(name) {
         let detail = format!("the actor `{name}` does not run yet: {why}");

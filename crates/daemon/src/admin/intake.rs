@@ -71,9 +71,7 @@ pub(super) async fn take(
     let wanted: Wanted = query(&uri)?;
     // A stop within the start could not save it.
     if *admin.phase.borrow() == Phase::Starting {
-        let why = "the actors are being started; try again";
-        let status = StatusCode::SERVICE_UNAVAILABLE;
-        return Err(Problem::new(status, "not-ready", "not ready", why));
+        return Err(Problem::not_ready());
     }
     let actor = actors::running(&admin, &actor)?;
     let to = PortRef {

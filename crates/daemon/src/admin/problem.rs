@@ -44,6 +44,12 @@ impl Problem {
         Self::new(StatusCode::BAD_REQUEST, kind, title, detail)
     }
 
+    /// The daemon has not started all that it is to run.
+    pub(crate) fn not_ready() -> Self {
+        let why = "the actors are being started; try again";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "not-ready", "not ready", why)
+    }
+
     /// What is asked for is not there.
     pub(crate) fn not_found(
         kind: &'static str,

@@ -116,9 +116,7 @@ async fn change(
 ) -> Result<Json<Answer>, Problem> {
     // What the last stop has saved may still come back, with its own state.
     if *admin.phase.borrow() == Phase::Starting {
-        let why = "the actors are being started; try again";
-        let status = StatusCode::SERVICE_UNAVAILABLE;
-        return Err(Problem::new(status, "not-ready", "not ready", why));
+        return Err(Problem::not_ready());
     }
     let set = tokio::select! {
         set = actor.set_state(state, precondition) => set.map_err(|error| refused(&actor, error))?,

@@ -597,6 +597,8 @@ async fn a_state_is_set_after_the_turn_in_hand_and_is_on_disk_with_the_answer() 
     let plain = rig.request(Method::PUT, path, &[("content-type", "text/plain")], whole("{}"));
     assert_eq!(plain.await.problem(), "content-type");
     rig.phase.send_replace(Phase::Starting);
+    let unknown = rig.get("/v1/actors/b/state").await;
+    assert_eq!(unknown.problem(), "not-ready", "it may come yet");
     let early = rig.request(Method::DELETE, path, &[], whole("")).await;
     assert_eq!(
         (early.status, early.problem()),

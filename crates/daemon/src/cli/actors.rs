@@ -9,7 +9,7 @@ use reflowd_runtime::{printable, printable_lines, unix_millis};
 use serde::Deserialize;
 
 use super::{
-    Client, Exit, Outcome,
+    Client, Exit, Outcome, Stop,
     client::{self, escaped},
     complete, note, print, progress,
     table::{Cell, Style, Table},
@@ -48,7 +48,11 @@ pub(super) async fn list(client: &mut Client, wanted: List) -> Outcome {
         return Ok(Exit::Done);
     }
     if actors.is_empty() {
-        note("no actors: drop a .wasm file into the modules folder, or configure one");
+        // While the daemon starts, there may be none yet.
+        match client.stream("/readyz").await {
+            Err(Stop { error: Some(why), .. }) => note(&format!("no actors so far: {why}")),
+            _ => note("no actors: drop a .wasm file into the modules folder, or configure one"),
+        }
         return Ok(Exit::Done);
     }
     print(&table(&actors, unix_millis()))?;
