@@ -108,7 +108,7 @@ fn dead_letters_are_listed_shown_replayed_and_purged() {
         assert_eq!((code, list.lines().count()), (0, count), "{args:?}: {list}{said}");
     }
     let (code, shown, _) = dead(&daemon, &["show", "3"]);
-    assert!(code == 0 && shown.contains(r#"{"data":3,"type":"Any"}"#), "{shown}");
+    assert!(code == 0 && shown.contains(r#""data":3"#), "{shown}");
     let (code, _, said) = dead(&daemon, &["show", "99"]);
     assert!(code == 1 && said.contains("`reflowd dead list`"), "{said}");
     for word in ["replay", "purge"] {

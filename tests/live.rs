@@ -219,8 +219,10 @@ log_rate = 10000
 /// An actor that logs all that it is told, as a warning.
 fn talkative() -> Daemon {
     let world = World::new(TALKATIVE);
-    let source = std::fs::read(repository().join("tests/guests/telltale.wat")).unwrap();
-    world.module("talk", &wat::parse_bytes(&source).unwrap());
+    let source = std::fs::read_to_string(repository().join("tests/guests/telltale.wat")).unwrap();
+    // What goes to standard error would be a warning too.
+    let source = source.replace("(call $write (i32.const 2)", "(call $write (i32.const 1)");
+    world.module("talk", &wat::parse_str(source).unwrap());
     world.start()
 }
 

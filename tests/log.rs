@@ -79,13 +79,10 @@ fn what_a_module_says_does_not_pass_for_a_line_of_anybody_else() {
         let text = [output.stdout, output.stderr].concat();
         texts.push((command, String::from_utf8(text).unwrap()));
     }
-    for (what, text) in texts {
-        assert!(
-            !text.is_empty() && !text.contains(['\u{1b}', '\u{9b}', '\u{202e}']),
-            "{what}: {text:?}"
-        );
-        assert!(!text.lines().any(|line| line.starts_with("FORGED")), "{what}: {text}");
-    }
+    let drives = |text: &str| text.contains(['\u{1b}', '\u{9b}', '\u{202e}']);
+    let forges = |text: &str| text.lines().any(|line| line.starts_with("FORGED"));
+    texts.retain(|(_, text)| text.is_empty() || drives(text) || forges(text));
+    assert!(texts.is_empty(), "{texts:#?}");
 }
 
 #[test]
