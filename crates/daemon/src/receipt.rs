@@ -96,24 +96,19 @@ impl Receipts {
         B::Error: Into<Box<dyn Error + Send + Sync>>,
     {
         let (mut receipt, mut all) = (self.begin(), BytesMut::new());
-        let mut first = Bytes::new();
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|error| ReceiveError::Broken(error.into()))?;
             let Ok(piece) = frame.into_data() else { continue };
-            let length = first.len() + all.len() + piece.len();
+            let length = all.len() + piece.len();
             if length > limit {
                 return Err(ReceiveError::TooLarge(limit));
             }
             receipt.grow_to(length)?;
-            if first.is_empty() && all.is_empty() {
-                // Most bodies come in one piece, and are not copied.
-                first = piece;
-                continue;
-            }
-            all.extend_from_slice(&std::mem::take(&mut first));
+            // Copied, even where it is all: a piece shares what was read from the connection with
+            // what came before it, and a message that waits would keep that alive.
             all.extend_from_slice(&piece);
         }
-        Ok((if all.is_empty() { first } else { all.freeze() }, receipt))
+        Ok((all.freeze(), receipt))
     }
 }
 
@@ -175,6 +170,15 @@ mod tests {
         assert!(matches!(huge().await, Err(ReceiveError::Crowded(_))));
         drop(other);
         huge().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_small_body_keeps_nothing_alive_that_was_read_with_it() {
+        let read = Bytes::from(vec![b' '; 1 << 20]);
+        let body = Full::new(read.slice(..8));
+        let (bytes, _receipt) = Receipts::default().read(body, usize::MAX).await.unwrap();
+        assert_eq!(bytes.len(), 8);
+        assert!(!read.as_ptr_range().contains(&bytes.as_ptr()));
     }
 
     #[tokio::test]

@@ -87,7 +87,9 @@ impl Lines {
     }
 
     fn whole_line(&mut self) -> Line {
-        let whole = self.begun.split().freeze();
+        // With all of its memory: the next line must not come to lie in what is left of it, or a
+        // short one would keep a long one's alive.
+        let whole = std::mem::take(&mut self.begun).freeze();
         let at = 0..whole.len();
         self.line(whole, at)
     }
@@ -101,6 +103,28 @@ impl Lines {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_short_line_does_not_lie_in_the_memory_of_a_long_one() {
+        let mut lines = Lines::new(1 << 20);
+        let whole = |lines: &mut Lines, pieces: &[&[u8]]| {
+            let mut whole = None;
+            for piece in pieces {
+                lines.feed(Bytes::copy_from_slice(piece));
+                while let Some(line) = lines.next().unwrap() {
+                    whole = Some(line.whole);
+                }
+            }
+            whole.unwrap()
+        };
+        // What has grown to its length has about as much room behind it.
+        let kib: &[u8] = &[b'x'; 1 << 10];
+        let long = whole(&mut lines, &[&vec![kib; 300][..], &[b"\n"]].concat());
+        let short = whole(&mut lines, &[b"1", b"2\n"]);
+        assert_eq!((long.len(), &*short), (300 << 10, &b"12"[..]));
+        let end = long.as_ptr_range().end;
+        assert!(!(end..end.wrapping_add(1 << 20)).contains(&short.as_ptr()));
+    }
 
     #[track_caller]
     fn check(pieces: &[&str], expected: &[(u64, &str)]) {
