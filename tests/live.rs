@@ -112,6 +112,7 @@ fn a_tap_sees_the_port_and_the_way_that_it_was_asked_for() {
             assert_eq!(seen["data"], data, "{seen}");
         }
         assert_eq!(tap.code(), Some(0));
+        daemon.until("the tap is closed", |daemon| daemon.actor("a")["taps"] == 0);
         assert_eq!(daemon.line().as_deref(), Some("1"));
         assert_eq!(daemon.line().as_deref(), Some("2"));
     }

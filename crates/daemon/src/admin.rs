@@ -45,7 +45,7 @@ pub(crate) use dead_letters::moment;
 pub(crate) use graph::{Edge, Graph, LiveEdge, LiveNode, Node};
 pub(crate) use guard::{Via, admit as guard};
 pub(crate) use intake::traceparent;
-pub(crate) use listen::{bind_address, bind_socket, passed_socket, serve};
+pub(crate) use listen::{Socket, bind_address, bind_socket, passed_socket, serve};
 pub(crate) use problem::Problem;
 
 use crate::{receipt::Receipts, snapshot::Snapshots};

@@ -22,10 +22,11 @@ use reflowd_hot_reload::{
 };
 use reflowd_loader::{Limits, Loader};
 use reflowd_runtime::{
-    ActorName, ActorState, EventKind, GoneBack, Keeper, Precondition, State, System, Unwritten,
+    ActorName, ActorState, EventKind, GoneBack, Keeper, Precondition, SpanSink, State, System, Unwritten,
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
+    net::TcpListener,
     runtime::{Builder, Runtime},
     signal::unix::{Signal, SignalKind, signal},
     sync::watch,
@@ -36,10 +37,10 @@ use tracing::{info, warn};
 #[cfg(feature = "otlp")]
 use crate::otlp;
 use crate::{
-    admin::{self, Admin, ModuleView, Phase, Reload, Tokens, Via},
+    admin::{self, Admin, ModuleView, Phase, Reload, Socket, Tokens, Via},
     blueprint::TomlBlueprint,
     cli::{Exit, Outcome, Stop},
-    config::{self, Config, Environment},
+    config::{self, AdminConfig, Config, Environment},
     connector::{Listeners, Services},
     data_folder::DataFolder,
     logging::{self, Log},
@@ -166,18 +167,14 @@ impl Daemon {
             Kept::open(data.path(), config.daemon.keep.bytes).map_err(anyhow::Error::from)?;
         let sets = SavedSets::open(data.folder("saved").map_err(anyhow::Error::from)?);
         let left = sets.load().map_err(anyhow::Error::from)?;
-        #[cfg(feature = "otlp")]
-        let (spans, exporter) =
-            otlp::from_env().map_err(|error| Stop::new(Exit::Config, error))?.unzip();
-        #[cfg(not(feature = "otlp"))]
-        let spans = None;
+        let (stopping, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let spans = spans(&tasks, &stopping)?;
         let system = System::traced(turns.handle().clone(), spans);
         system.hold_back();
         let budget = config.daemon.memory_budget.unwrap_or_else(memory::default_budget);
         system.budget().set_limit(budget);
         system.secrets().add(config.secret_values());
         let dead_letters = keep_dead_letters(&system, &config, &data);
-        let (stopping, tasks) = (CancellationToken::new(), TaskTracker::new());
         let listeners = Arc::new(Listeners::new(tasks.clone(), stopping.clone()));
         let receipts = listeners.receipts().clone();
         let services = Services { system: system.clone(), listeners };
@@ -189,17 +186,7 @@ impl Daemon {
             (kept, remembered(&system, &data)),
             (&snapshots, left.as_ref().map(Saved::states).unwrap_or_default()),
         ));
-        let socket = match admin::passed_socket().map_err(anyhow::Error::from)? {
-            Some(socket) => socket,
-            None => admin::bind_socket(&config.admin.socket).map_err(anyhow::Error::from)?,
-        };
-        let tcp = match config.admin.listen {
-            Some(listen) => {
-                let open = config.admin.tokens.is_empty();
-                Some(admin::bind_address(listen, open).await.map_err(anyhow::Error::from)?)
-            }
-            None => None,
-        };
+        let doors = Doors::bind(&config.admin).await?;
         let (phase, phase_seen) = watch::channel(Phase::Starting);
         let daemon = Self {
             system,
@@ -222,20 +209,7 @@ impl Daemon {
             tasks: daemon.tasks.clone(),
             receipts,
         };
-        let stopping = daemon.stopping.clone();
-        #[cfg(feature = "otlp")]
-        if let Some(exporter) = exporter {
-            daemon.tasks.spawn(exporter.run(stopping.clone()));
-        }
-        let router = admin::router(admin.clone(), Via::Socket, Tokens::default());
-        daemon.tasks.spawn(admin::serve(socket, router, stopping.clone()));
-        if let Some(tcp) = tcp {
-            let tokens = daemon.config.admin.tokens.clone();
-            let via = if tokens.is_empty() { Via::Tcp } else { Via::Guarded };
-            let router = admin::router(admin, via, tokens);
-            daemon.tasks.spawn(admin::serve(tcp, router, stopping.clone()));
-        }
-
+        doors.open(&admin, &daemon.config.admin.tokens);
         // A first pass compiles, which may take long; a signal ends it at any point.
         let report = tokio::select! {
             report = reconciler.begin() => report,
@@ -257,8 +231,8 @@ impl Daemon {
         say_ready();
         daemon.system.go().await;
         daemon.feed_watchdog(turns, reconciler);
-        let keep = Arc::clone(&daemon.snapshots).keep(daemon.system.clone(), stopping.clone());
-        daemon.tasks.spawn(keep);
+        let keep = Arc::clone(&daemon.snapshots);
+        daemon.tasks.spawn(keep.keep(daemon.system.clone(), daemon.stopping.clone()));
         daemon.notifier.ready(&daemon.status());
         daemon.system.open();
         let code = daemon.attend(&mut signals, &phase).await;
@@ -444,6 +418,61 @@ fn remembered(system: &System, data: &DataFolder) -> History {
         system.events().record(EventKind::Ignored { path, why });
     }
     history
+}
+
+/// The admin API's listeners, before anybody is served there.
+struct Doors {
+    socket: Socket,
+    tcp: Option<TcpListener>,
+}
+
+impl Doors {
+    /// Takes the socket that the service manager has passed, or makes one; and the address,
+    /// where one is wanted.
+    async fn bind(config: &AdminConfig) -> anyhow::Result<Self> {
+        let socket = match admin::passed_socket()? {
+            Some(socket) => socket,
+            None => admin::bind_socket(&config.socket)?,
+        };
+        let tcp = match config.listen {
+            Some(listen) => {
+                Some(admin::bind_address(listen, config.tokens.is_empty()).await?)
+            }
+            None => None,
+        };
+        Ok(Self { socket, tcp })
+    }
+
+    /// Serves the API there.
+    fn open(self, admin: &Admin, tokens: &Tokens) {
+        let (tasks, stopping) = (&admin.tasks, &admin.stopping);
+        let router = admin::router(admin.clone(), Via::Socket, Tokens::default());
+        tasks.spawn(admin::serve(self.socket, router, stopping.clone()));
+        if let Some(tcp) = self.tcp {
+            let via = if tokens.is_empty() { Via::Tcp } else { Via::Guarded };
+            let router = admin::router(admin.clone(), via, tokens.clone());
+            tasks.spawn(admin::serve(tcp, router, stopping.clone()));
+        }
+    }
+}
+
+/// Where the spans of turns go, if the environment names a collector.
+#[cfg(feature = "otlp")]
+fn spans(
+    tasks: &TaskTracker,
+    stopping: &CancellationToken,
+) -> Result<Option<Arc<dyn SpanSink>>, Stop> {
+    let wanted = otlp::from_env().map_err(|error| Stop::new(Exit::Config, error))?;
+    Ok(wanted.map(|(spans, exporter)| {
+        tasks.spawn(exporter.run(stopping.clone()));
+        spans
+    }))
+}
+
+/// Spans go nowhere: this daemon is built without.
+#[cfg(not(feature = "otlp"))]
+fn spans(_: &TaskTracker, _: &CancellationToken) -> Result<Option<Arc<dyn SpanSink>>, Stop> {
+    Ok(None)
 }
 
 /// What the reconciler needs, from the configuration.

@@ -371,14 +371,7 @@ impl ActorTask {
         let context = self.context(about, &settings, now);
         drop(settings);
 
-        let started = Instant::now();
-        let meters = &self.shared.meters;
-        meters.wait_seconds.observe(started.saturating_duration_since(arrived));
-        if self.swapped {
-            self.swapped = false;
-            let possible = self.free.max(complete);
-            meters.swap_pause_seconds.observe(started.saturating_duration_since(possible));
-        }
+        let started = self.begin(arrived, complete);
         // A panic here is an error of this program in this one turn, and as bad for
         // the engine as a trap.
         let turn = AssertUnwindSafe(engine.turn(context, started + timeout)).catch_unwind();
@@ -397,18 +390,9 @@ impl ActorTask {
         self.shared.meters.turn_seconds.observe(ended.duration_since(started));
 
         let at = self.calendar.moment(ended);
-        if let (Some(spans), Some(Spanned { context, parent })) = (spans, span) {
-            let took = u64::try_from(ended.duration_since(started).as_nanos()).unwrap_or(u64::MAX);
-            spans.take(TurnSpan {
-                context,
-                parent,
-                actor: self.shared.name.clone(),
-                generation: self.shared.status.borrow().generation.number(),
-                message: first,
-                began: at.unix_nanos().saturating_sub(took),
-                ended: at.unix_nanos(),
-                failure: self.failure_of(&turn),
-            });
+        if let (Some(spans), Some(span)) = (spans, span) {
+            let took = ended.duration_since(started);
+            spans.take(self.span_of(span, first, at, took, &turn));
         }
         let origin = Origin { lineage: Some(lineage), at, judged: false };
         match turn {
@@ -483,6 +467,39 @@ impl ActorTask {
     }
 
     /// How a turn failed, for its span.
+    /// Counts what a turn had to wait for that begins now, and tells when that is.
+    fn begin(&mut self, arrived: Instant, complete: Instant) -> Instant {
+        let (now, meters) = (Instant::now(), &self.shared.meters);
+        meters.wait_seconds.observe(now.saturating_duration_since(arrived));
+        if mem::take(&mut self.swapped) {
+            let possible = self.free.max(complete);
+            meters.swap_pause_seconds.observe(now.saturating_duration_since(possible));
+        }
+        now
+    }
+
+    /// What a collector is told of a turn that ended `at` that moment.
+    fn span_of(
+        &self,
+        Spanned { context, parent }: Spanned,
+        message: MessageId,
+        at: Moment,
+        took: Duration,
+        turn: &std::thread::Result<Turn>,
+    ) -> TurnSpan {
+        let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        TurnSpan {
+            context,
+            parent,
+            actor: self.shared.name.clone(),
+            generation: self.shared.status.borrow().generation.number(),
+            message,
+            began: at.unix_nanos().saturating_sub(took),
+            ended: at.unix_nanos(),
+            failure: self.failure_of(turn),
+        }
+    }
+
     fn failure_of(&self, turn: &std::thread::Result<Turn>) -> Option<(&'static str, String)> {
         match turn {
             Ok(Ok(_)) => None,
