@@ -2,7 +2,7 @@
 
 use std::{
     io::{BufRead, BufReader, Read},
-    process::Stdio,
+    process::{Child, Stdio},
     thread,
     time::Instant,
 };
@@ -85,6 +85,16 @@ fn what_a_module_says_does_not_pass_for_a_line_of_anybody_else() {
     assert!(texts.is_empty(), "{texts:#?}");
 }
 
+/// A process that does not outlive its test.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        _ = self.0.kill();
+        _ = self.0.wait();
+    }
+}
+
 #[test]
 fn a_log_that_nobody_reads_holds_nobody_up_and_its_end_is_there() {
     const LINES: usize = 1_000;
@@ -94,7 +104,7 @@ fn a_log_that_nobody_reads_holds_nobody_up_and_its_end_is_there() {
     );
     let mut command = world.command(&[]);
     command.env("REFLOWD_LOG_FORMAT", "text").stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap();
+    let Ended(child) = &mut Ended(command.spawn().unwrap());
     let mut ready = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut ready).unwrap();
     assert_eq!(ready, "ready\n");
