@@ -22,7 +22,8 @@ use reflowd_hot_reload::{
 };
 use reflowd_loader::{Limits, Loader};
 use reflowd_runtime::{
-    ActorName, ActorState, EventKind, GoneBack, Keeper, Precondition, SpanSink, State, System, Unwritten,
+    ActorName, ActorState, EventKind, GoneBack, Keeper, Precondition, SpanSink, State, System,
+    Unwritten,
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
@@ -435,9 +436,7 @@ impl Doors {
             None => admin::bind_socket(&config.socket)?,
         };
         let tcp = match config.listen {
-            Some(listen) => {
-                Some(admin::bind_address(listen, config.tokens.is_empty()).await?)
-            }
+            Some(listen) => Some(admin::bind_address(listen, config.tokens.is_empty()).await?),
             None => None,
         };
         Ok(Self { socket, tcp })
