@@ -144,6 +144,9 @@ pub struct Message {
 /// Why bytes are not a message. Displays as what was expected.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum MessageError {
+    /// No JSON at all.
+    #[error("this is no JSON: {0}")]
+    NotJson(String),
     /// Not an object with a `type`.
     #[error("expected {{\"type\": …, \"data\": …}}: {0}")]
     Shape(String),
@@ -201,14 +204,14 @@ impl Message {
     /// If `part` does not lie within `whole`.
     pub fn from_slice_of(whole: &Bytes, part: &[u8]) -> Result<Self, MessageError> {
         #[derive(Deserialize)]
+        #[serde(expecting = "an object")]
         struct Encoded<'a> {
             #[serde(rename = "type", borrow)]
             ty: std::borrow::Cow<'a, str>,
             #[serde(borrow)]
             data: Option<&'a RawValue>,
         }
-        let encoded: Encoded<'_> =
-            serde_json::from_slice(part).map_err(|e| MessageError::Shape(e.to_string()))?;
+        let encoded: Encoded<'_> = serde_json::from_slice(part).map_err(unread)?;
         let ty = Type::from_name(&encoded.ty)
             .ok_or_else(|| MessageError::UnknownType(encoded.ty.chars().take(40).collect()))?;
         match encoded.data {
@@ -232,8 +235,7 @@ impl Message {
     /// # Errors
     /// The text is not JSON, or a message in it has data that does not fit its type.
     pub fn from_plain(whole: &Bytes, part: &[u8]) -> Result<Self, MessageError> {
-        let raw: &RawValue =
-            serde_json::from_slice(part).map_err(|e| MessageError::Shape(e.to_string()))?;
+        let raw: &RawValue = serde_json::from_slice(part).map_err(unread)?;
         let text = raw.get();
         let ty = match text.as_bytes()[0] {
             b'n' => Type::Optional,
@@ -298,6 +300,12 @@ impl Message {
     pub fn detached(&self) -> Self {
         Self { ty: self.ty, data: Bytes::copy_from_slice(&self.data) }
     }
+}
+
+/// Why there is no message, as the reader of JSON has it.
+fn unread(error: serde_json::Error) -> MessageError {
+    let why = error.to_string();
+    if error.is_data() { MessageError::Shape(why) } else { MessageError::NotJson(why) }
 }
 
 /// How many bytes a message may keep alive beside its own, before it is copied.
@@ -391,6 +399,26 @@ mod tests {
         check(r#"{"data":1}"#, Err(()));
         check(r#"[1]"#, Err(()));
         check("", Err(()));
+    }
+
+    #[test]
+    fn what_is_no_json_is_called_that() {
+        let refused = |text: &'static str| {
+            let bytes = Bytes::from_static(text.as_bytes());
+            let errors = [Message::decode(&bytes), Message::from_plain(&bytes, &bytes)];
+            errors.map(|found| found.map_err(|error| error.to_string()).err())
+        };
+        for text in ["", "{", "{\"a\":1", "nul"] {
+            for error in refused(text) {
+                assert!(error.unwrap().starts_with("this is no JSON: "), "{text}");
+            }
+        }
+        let [encoded, plain] = refused("7");
+        let encoded = encoded.unwrap();
+        assert!(
+            encoded.starts_with("expected {\"type\"") && encoded.contains("expected an object")
+        );
+        assert_eq!(plain, None);
     }
 
     #[test]

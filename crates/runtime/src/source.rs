@@ -60,7 +60,7 @@ pub struct SourceError {
 
 /// How far a source has come in what it reads, in numbers that only it understands.
 ///
-/// It is the source's [state](Actor::state): kept, shown and set as that of any actor is.
+/// It is the source's [state](crate::Actor::state): kept, shown and set as that of any actor is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Position {

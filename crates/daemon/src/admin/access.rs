@@ -167,7 +167,8 @@ impl Tokens {
             return Ok(Who::Token(role));
         }
         let (has, needs) = (role.name(), needed.name());
-        let why = format!("the token's role is `{has}`, and this needs `{needs}` or `operate`");
+        let or = if needed == Role::Operate { "" } else { " or `operate`" };
+        let why = format!("the token's role is `{has}`, and this needs `{needs}`{or}");
         Err(Problem::new(StatusCode::FORBIDDEN, "role", "not permitted", why).with("needs", needs))
     }
 }

@@ -355,7 +355,7 @@ fn too_large(what: &str) -> Problem {
 /// The bytes are no message.
 fn unread(error: &MessageError) -> Problem {
     let status = match error {
-        MessageError::Shape(_) => StatusCode::BAD_REQUEST,
+        MessageError::NotJson(_) | MessageError::Shape(_) => StatusCode::BAD_REQUEST,
         MessageError::UnknownType(_) | MessageError::Unfit { .. } => {
             StatusCode::UNPROCESSABLE_ENTITY
         }

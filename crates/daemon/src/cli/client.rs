@@ -105,7 +105,7 @@ impl Client {
             }
         }
         let error = anyhow!(
-            "no daemon answers; start one with `reflowd run`, or name its socket with --socket; tried:{}",
+            "no daemon answers; start one with `reflowd run`, or say where it is: --config with the file that it runs with, or --socket; tried:{}",
             tried.concat()
         );
         Err(Stop::new(Exit::NoDaemon, error))

@@ -373,7 +373,7 @@ fn missing(numbers: &[u64], found: u64) -> Option<String> {
     let named: std::collections::BTreeSet<_> = numbers.iter().collect();
     let missing = (named.len() as u64).saturating_sub(found);
     (missing > 0).then(|| {
-        format!("{missing} of the numbers are no dead letters; `reflowd dead list` lists those that there are")
+        format!("{missing} of the numbers name no dead letter; `reflowd dead list` lists those that there are")
     })
 }
 

@@ -356,11 +356,11 @@ fn missing(
             .help("a path goes from the folder of the file in which it stands; without `/` and `.wasm` it names a file in the modules folder"),
         ModuleRef::Url { url, .. } => problem(format!("there is no module `{url}`")),
         ModuleRef::Builtin { name } => {
-            let problem = problem(format!("there is no connector `std:{name}`"));
-            let all: Vec<_> = names().map(|name| format!("std:{name}")).collect();
-            problem.help(match similar(name, names()) {
-                Some(name) => format!("did you mean `std:{name}`?"),
-                None => format!("the connectors are {}", list(all.iter().map(String::as_str))),
+            let name = format!("std:{name}");
+            let problem = problem(format!("there is no connector `{name}`"));
+            problem.help(match similar(&name, names()) {
+                Some(name) => format!("did you mean `{name}`?"),
+                None => format!("the connectors are {}", list(names())),
             })
         }
     }
