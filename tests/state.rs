@@ -1,5 +1,7 @@
 //! An actor's state in an operator's hands.
 
+use std::os::unix::fs::PermissionsExt as _;
+
 use serde_json::{Value, json};
 
 use crate::rig::{Daemon, World, guest, shaky};
@@ -101,6 +103,8 @@ fn a_state_goes_to_a_file_and_comes_back() {
     done(&daemon, &["state", "set", "a", "{\"count\":12345678901234567890}"]);
     done(&daemon, &["state", "export", "a", "--output", "a.state"]);
     let file = std::fs::read_to_string(daemon.world.path("a.state")).unwrap();
+    let mode = std::fs::metadata(daemon.world.path("a.state")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600, "nobody else may read it");
     let document: Value = serde_json::from_str(&file).unwrap();
     assert_eq!((&document["actor"], &document["component"]), (&"a".into(), &"Shaky".into()));
     done(&daemon, &["state", "reset", "a"]);

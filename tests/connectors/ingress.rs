@@ -4,11 +4,13 @@ use std::{
     fs,
     io::{BufReader, Write as _},
     net::{TcpListener, TcpStream},
+    process::Stdio,
     thread,
     time::Duration,
 };
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use serde_json::Value;
 
 use super::{Client, HEAD, address, header};
 use crate::rig::{Daemon, World, guest, shaky};
@@ -277,6 +279,21 @@ fn what_comes_too_fast_is_told_to_come_again() {
     assert_eq!(client.post("/orders", "1").status, 202);
     let reply = client.post("/orders", "2");
     assert_eq!((reply.status, reply.header("retry-after")), (429, Some("10")), "{reply:?}");
+}
+
+#[test]
+fn a_tap_shows_what_comes_in() {
+    let mut daemon = start(ORDERS);
+    let mut command = daemon.world.command(&["tap", "door", "--limit", "1"]);
+    let tap = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    daemon.until("the tap is open", |daemon| daemon.actor("door")["taps"] == 1);
+    let reply = Client::new(address(&daemon, "door")).post("/orders", "7");
+    assert_eq!(reply.status, 202);
+    let output = tap.wait_with_output().unwrap();
+    let seen: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&seen["port"], &seen["direction"]), (&"orders".into(), &"out".into()), "{seen}");
+    assert_eq!((&seen["data"], &seen["to"][0]["id"]), (&7.into(), &reply.json()["id"]), "{seen}");
+    assert_eq!(daemon.line().unwrap(), "7");
 }
 
 #[test]

@@ -23,8 +23,9 @@ use tokio_util::sync::CancellationToken;
 /// Connections that are served at once.
 const MAX: usize = 1024;
 
-/// How long nothing may move on a connection with a request in hand, where others wait.
-const STALLED: Duration = Duration::from_secs(10);
+/// How long nothing may move on a connection with a request in hand, where others wait. An idle
+/// stream gives a sign of life more often.
+const STALLED: Duration = Duration::from_secs(20);
 
 /// The connections of one listener.
 #[derive(Default)]

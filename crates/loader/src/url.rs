@@ -71,12 +71,15 @@ impl ModuleUrl {
         let uri = self.uri();
         let scheme = uri.scheme_str().unwrap_or_default();
         let authority = uri.authority().map_or("", ureq::http::uri::Authority::as_str);
-        if location.contains("://") {
-            location.parse()
-        } else if let Some(rest) = location.strip_prefix("//") {
+        // A query may hold a whole URL, so only what stands first says what it is.
+        let names_scheme =
+            location.split(['/', '?', '#']).next().is_some_and(|first| first.ends_with(':'));
+        if let Some(rest) = location.strip_prefix("//") {
             format!("{scheme}://{rest}").parse()
         } else if location.starts_with('/') {
             format!("{scheme}://{authority}{location}").parse()
+        } else if names_scheme {
+            location.parse()
         } else {
             let folder = uri.path().rsplit_once('/').map_or("", |(folder, _)| folder);
             format!("{scheme}://{authority}{folder}/{location}").parse()
@@ -220,6 +223,8 @@ mod tests {
             ("b.wasm", "https://example.com:8443/v1/b.wasm"),
             ("//other/b", "https://other/b"),
             ("https://other/b", "https://other/b"),
+            ("/b?of=https://other/c", "https://example.com:8443/b?of=https://other/c"),
+            ("b?of=https://other/c", "https://example.com:8443/v1/b?of=https://other/c"),
         ] {
             assert_eq!(here.redirected(location).unwrap().as_str(), there, "{location}");
         }

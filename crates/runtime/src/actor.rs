@@ -575,7 +575,12 @@ impl Shared {
 
     /// What those who tap are to see of a message that leaves, if any has room for it.
     #[cold]
-    fn sighting(&self, origin: &Origin, port: &PortName, message: &Message) -> Option<Sighting> {
+    pub(crate) fn sighting(
+        &self,
+        origin: &Origin,
+        port: &PortName,
+        message: &Message,
+    ) -> Option<Sighting> {
         match self.onlookers.taps.offer(Direction::Out, port, message.encoded_len()) {
             Offer::Skipped(taps) => {
                 self.meters.tap_skipped.add(taps);
@@ -597,7 +602,8 @@ impl Shared {
         }
     }
 
-    fn show(&self, sighting: Option<Sighting>) {
+    /// Shows it to those who tap.
+    pub(crate) fn show(&self, sighting: Option<Sighting>) {
         if let Some(sighting) = sighting {
             self.meters.tap_skipped.add(self.onlookers.taps.show(&sighting));
         }

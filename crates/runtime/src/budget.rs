@@ -1,7 +1,7 @@
 //! What all queues of a system may hold together.
 //!
 //! Each mailbox and each wire has a share of the budget and tells of it in grains, so
-//! that most messages touch no counter that other threads write too. The sum is low by
+//! that most messages touch no counter that other threads write too. The sum is off by
 //! less than a grain for each queue that is not empty, and exact for those that are.
 
 use std::{

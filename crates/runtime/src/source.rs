@@ -201,12 +201,20 @@ impl Emitter {
         let waits = &shared.sinks.waits;
         let receiver = answer.map(|answer| waits.open(id, answer));
         let now = Instant::now();
+        let mut sighting = None;
+        if shared.onlookers.taps.any() {
+            let origin = Origin { lineage: None, at: Moment::now(), judged: false };
+            sighting = shared.sighting(&origin, port, &message);
+        }
         let mut is_first = true;
         for wire in wires {
             let entering =
                 Envelope::entering(wire.to().port.clone(), message.clone(), traceparent.clone());
             let own = if is_first { id } else { entering.id };
             is_first = false;
+            if let Some(sighting) = &mut sighting {
+                sighting.to.push((wire.to().clone(), own));
+            }
             if wire.emit(Envelope { id: own, correlation: id, ..entering }, now) {
                 shared.left_on_wires.lock().push(Arc::clone(wire));
                 self.left.notify_one();
@@ -214,6 +222,7 @@ impl Emitter {
         }
         // The wait counts the entry itself as well, so that it does not end before all is out.
         waits.less(id);
+        shared.show(sighting);
         shared.meters.turns_ok.add(1);
         Ok((id, receiver))
     }

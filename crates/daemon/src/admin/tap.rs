@@ -108,11 +108,12 @@ impl Reader {
     async fn piece(&mut self) -> Option<Bytes> {
         let Seen { messages, skipped } = tokio::select! {
             biased;
+            // First, or a tap that always has something would hold up a stop.
+            () = self.stopping.cancelled() => return None,
             seen = time::timeout(SIGN_OF_LIFE, self.tap.next()) => match seen {
                 Ok(seen) => seen,
                 Err(_) => return Some(self.form.sign_of_life()),
             },
-            () = self.stopping.cancelled() => return None,
         };
         let mut out = Vec::new();
         for sighting in &messages {

@@ -1,6 +1,11 @@
 //! `reflowd state`: an actor's state, looked at, set, saved to a file and put back.
 
-use std::{io::Read as _, path::PathBuf};
+use std::{
+    fs::OpenOptions,
+    io::{self, Read as _, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, anyhow};
 use clap::{Args, Subcommand};
@@ -149,7 +154,7 @@ pub(super) async fn state(client: &mut Client, wanted: State) -> Outcome {
                 None => print_data(&text)?,
                 Some(file) => {
                     let what = || format!("cannot write `{}`", file.display());
-                    std::fs::write(&file, text).with_context(what)?;
+                    write_private(&file, &text).with_context(what)?;
                 }
             }
             Ok(Exit::Done)
@@ -226,6 +231,12 @@ fn read(file: &PathBuf) -> Result<Vec<u8>, Stop> {
 
 fn standard_input() -> Result<Vec<u8>, Stop> {
     let mut text = Vec::new();
-    std::io::stdin().lock().read_to_end(&mut text).context("cannot read standard input")?;
+    io::stdin().lock().read_to_end(&mut text).context("cannot read standard input")?;
     Ok(text)
+}
+/// Writes a file that only its owner may read: a state may hold what is nobody else's.
+fn write_private(file: &Path, text: &[u8]) -> io::Result<()> {
+    let mut open = OpenOptions::new();
+    open.write(true).create(true).truncate(true).mode(0o600);
+    open.open(file)?.write_all(text)
 }

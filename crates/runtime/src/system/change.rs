@@ -169,8 +169,13 @@ impl System {
     /// go with them, those actors start no turn until all of it is in place, so that
     /// nothing old meets anything new. Sources are not halted: what they put out
     /// meanwhile waits in mailboxes or on wires.
-    pub async fn apply(&self, mut change: Change) -> Changed {
+    pub async fn apply(&self, change: Change) -> Changed {
         let _one_at_a_time = self.0.changes.lock().await;
+        self.apply_alone(change).await
+    }
+
+    /// The same, for whoever sees to it that nobody else applies a change meanwhile.
+    pub(super) async fn apply_alone(&self, mut change: Change) -> Changed {
         let mut changed = Changed::default();
         // While others are held, it could not work off what it has.
         for actor in self.of_other_kind(&change) {

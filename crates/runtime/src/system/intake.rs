@@ -111,11 +111,18 @@ impl System {
         message: Message,
         traceparent: Option<Arc<str>>,
     ) -> Result<MessageId, SendError> {
-        tokio::select! {
-            () = self.0.sinks.budget.room() => {}
-            () = self.0.kill.cancelled() => {}
-        }
-        let (actor, mut envelope) = self.enter(to, message, traceparent)?;
+        let mut message = message;
+        let (actor, mut envelope) = loop {
+            tokio::select! {
+                () = self.0.sinks.budget.room() => {}
+                () = self.0.kill.cancelled() => {}
+            }
+            match self.enter(to, message, traceparent.clone()) {
+                // Others that waited too have taken the room.
+                Err(SendError::OverBudget { message: back, .. }) => message = back,
+                entered => break entered?,
+            }
+        };
         let id = envelope.id;
         while let Some((back, room)) = self.offer(&actor, envelope)? {
             envelope = back;

@@ -48,6 +48,7 @@ impl System {
         settings: Settings,
     ) -> Result<(), SpawnError> {
         let actor = spec.actor.clone();
+        // Told early where it is known, and for certain in the end.
         if self.actor(actor.as_str()).is_some() {
             return Err(SpawnError::Taken { actor });
         }
@@ -60,7 +61,11 @@ impl System {
         let version = module.version().map(str::to_owned);
         let ready = Ready::Engine { program, engine, version, log };
         let start = Start { name, ready, settings, state: None, was: None };
-        self.apply(Change { start: vec![start], ..Change::default() }).await;
+        let _one_at_a_time = self.0.changes.lock().await;
+        if self.actor(start.name.as_str()).is_some() {
+            return Err(SpawnError::Taken { actor: start.name });
+        }
+        self.apply_alone(Change { start: vec![start], ..Change::default() }).await;
         Ok(())
     }
 }
