@@ -56,6 +56,40 @@ fn check_names_a_modules_folder_in_which_nothing_can_be_found() {
     let (code, said) = check();
     assert_eq!(code, Some(0), "{said}");
     assert!(said.contains("W0403") && said.contains("anybody may write to"), "{said}");
+
+    // What lies there counts where it becomes an actor, and is told where it cannot.
+    world.module("open", &crate::rig::guest("relay"));
+    fs::set_permissions(world.path("modules/open.wasm"), fs::Permissions::from_mode(0o644))
+        .unwrap();
+    world.module("with space", &crate::rig::guest("relay"));
+    world.module("taken", &crate::rig::guest("relay"));
+    world.config(
+        "[daemon]\nmodules = \"../modules\"\ndata = \"../data\"\n[actors.taken]\nmodule = \"std:log\"\n",
+    );
+    let (code, said) = check();
+    assert_eq!(code, Some(0), "{said}");
+    for words in [
+        "good: 2 actors (1 for its file alone), 0 wires",
+        "with space.wasm` would not become an actor",
+        "`taken` is configured to run something else",
+    ] {
+        assert!(said.contains(words), "`{words}` is not in:\n{said}");
+    }
+}
+
+#[test]
+fn a_secret_that_is_not_there_is_one_error() {
+    let world = World::new(concat!(
+        "[daemon]\nmodules = \"../modules\"\ndata = \"../data\"\n",
+        "[actors.post]\nmodule = \"std:http-out\"\n",
+        "config = { url = \"http://127.0.0.1:1/${TOKEN}\" }\n",
+        "env.TOKEN = { file = \"/nowhere/token\" }\n",
+    ));
+    let output = world.run(&["check", "--json"]);
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let codes = report["problems"].as_array().unwrap().iter();
+    let codes: Vec<_> = codes.map(|found| found["code"].as_str().unwrap()).collect();
+    assert_eq!(codes, ["E0110"], "{report:#}");
 }
 
 #[test]

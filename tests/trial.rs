@@ -304,6 +304,27 @@ fn an_operator_can_go_back_as_long_as_there_is_something_to_go_back_to() {
 }
 
 #[test]
+fn what_an_operator_went_back_to_is_banned_no_longer() {
+    let daemon = one("trial = false");
+    for version in ["v2", "v1"] {
+        daemon.world.module("shaky", &shaky(version, "steady"));
+        assert_eq!(daemon.reload()["changed"], json!(["a"]));
+    }
+    let back = || assert!(daemon.world.run(&["rollback", "a"]).status.success());
+    back();
+    daemon.reload();
+    assert_eq!(daemon.actor("a")["banned"], true);
+    // Then to the first, which is what disk asks for.
+    back();
+    assert_eq!(daemon.reload()["refused"], json!([]));
+    let actor = daemon.actor("a");
+    assert_eq!(
+        (&actor["digest"], &actor["banned"]),
+        (&sha256(&shaky("v1", "steady")), &json!(false))
+    );
+}
+
+#[test]
 fn a_version_whose_ports_do_not_fit_what_ran_before_has_no_judge() {
     let daemon = one("retries = 0");
     let filter =

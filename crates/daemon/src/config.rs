@@ -90,6 +90,8 @@ pub(crate) struct Places {
     pub(crate) wires: Vec<WirePlace>,
     /// The ports that routes wait for.
     pub(crate) waits: Vec<Wait>,
+    /// Actors of whose `env` a value cannot be read.
+    pub(crate) unread: BTreeSet<ActorName>,
     /// Whether some file could not be read as a whole, so that an actor may seem not to be there.
     pub(crate) incomplete: bool,
 }

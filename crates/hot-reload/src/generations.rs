@@ -260,6 +260,14 @@ impl Bans {
         self.bans.remove(actor);
     }
 
+    /// The actor runs that again because an operator or a rollback put it there: one that
+    /// runs is not banned, or disk could never ask for it.
+    pub fn allow(&mut self, actor: &ActorName, digest: &Digest, keys: &GenerationKeys) {
+        if let Some(bans) = self.bans.get_mut(actor) {
+            bans.retain(|ban| ban.digest != *digest || ban.keys != *keys);
+        }
+    }
+
     /// Lifts all.
     pub fn clear(&mut self) {
         self.bans.clear();
@@ -412,6 +420,11 @@ mod tests {
         assert!(bans.standing(&name("b"), &bad, &keys).is_none());
         let others = GenerationKeys { memory: 1 << 20, ..keys.clone() };
         assert!(bans.standing(&a, &bad, &others).is_none());
+        bans.allow(&a, &bad, &others);
+        assert!(bans.standing(&a, &bad, &keys).is_some());
+        bans.allow(&a, &bad, &keys);
+        assert!(bans.standing(&a, &bad, &keys).is_none());
+        bans.add(&a, Ban { digest: bad, keys: keys.clone(), why: "trapped".into() });
         bans.lift(&a);
         assert!(bans.standing(&a, &bad, &keys).is_none());
     }

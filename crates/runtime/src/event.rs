@@ -84,8 +84,10 @@ pub enum EventKind {
     NoTrial { actors: Vec<ActorName>, why: String },
     /// An engine was replaced by another of the same generation.
     Restarted { actor: ActorName, why: String },
-    /// An actor gave up and keeps its mailbox.
+    /// An actor gave up and keeps its mailbox, or gives up for another reason than before.
     Failed { actor: ActorName, why: String },
+    /// An actor that had given up works again.
+    Recovered { actor: ActorName },
     /// An actor has waited ten seconds for a full mailbox.
     Blocked { actor: ActorName, by: Vec<ActorName> },
     /// A join has waited ten seconds with one inport full and another empty.
@@ -156,6 +158,7 @@ impl EventKind {
         "no-trial",
         "restarted",
         "failed",
+        "recovered",
         "blocked",
         "stalled",
         "paused",
@@ -195,6 +198,7 @@ impl EventKind {
             Self::NoTrial { .. } => "no-trial",
             Self::Restarted { .. } => "restarted",
             Self::Failed { .. } => "failed",
+            Self::Recovered { .. } => "recovered",
             Self::Blocked { .. } => "blocked",
             Self::Stalled { .. } => "stalled",
             Self::Paused { .. } => "paused",
@@ -233,6 +237,7 @@ impl EventKind {
             | Self::Banned { actor, .. }
             | Self::Restarted { actor, .. }
             | Self::Failed { actor, .. }
+            | Self::Recovered { actor }
             | Self::Blocked { actor, .. }
             | Self::Stalled { actor, .. }
             | Self::Paused { actor }

@@ -37,6 +37,9 @@ use crate::{
 /// How long a source that puts nothing out must have run to count as recovered.
 const RECOVERED: Duration = Duration::from_secs(60);
 
+/// How often it is looked whether a source that had failed has put something out.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
 /// A connector that brings messages in from outside.
 pub trait Source: Send + Sync {
     /// What identifies the connector and its version.
@@ -337,6 +340,20 @@ enum Phase {
     Finished,
 }
 
+/// Whether a source that had failed runs again, and it is not known yet whether it will last.
+fn is_on_its_way(phase: &Phase, supervisor: &Supervisor) -> bool {
+    matches!(phase, Phase::Running) && supervisor.has_given_up()
+}
+
+/// Returns when a source that runs from now on has put something out, or has run for so long
+/// that it need not.
+async fn proven(shared: Arc<Shared>) {
+    let (began, before) = (Instant::now(), shared.meters.turns_ok.get());
+    while began.elapsed() < RECOVERED && shared.meters.turns_ok.get() == before {
+        time::sleep(LOOK_AGAIN).await;
+    }
+}
+
 /// How a phase ended by itself.
 enum Ended {
     /// The rest is over.
@@ -363,7 +380,8 @@ impl SourceTask {
         let until = 'life: loop {
             self.show(&phase, &emitter);
             let work = self.work(phase.clone(), emitter.clone());
-            tokio::pin!(work);
+            let proven = proven(Arc::clone(&self.shared));
+            tokio::pin!(work, proven);
             // Commands that do not end the source's work are obeyed beside it.
             let next = loop {
                 tokio::select! {
@@ -392,14 +410,17 @@ impl SourceTask {
                         supervisor.forgive();
                         break Phase::Running;
                     }
+                    () = &mut proven, if is_on_its_way(&phase, &supervisor) => {
+                        self.succeeded(&mut supervisor);
+                    }
                     ended = &mut work => break match ended {
                         Ended::Rested => Phase::Running,
                         Ended::Finished => self.finished(),
                         Ended::Failed { error, worked } => {
                             if worked {
-                                supervisor.succeeded();
+                                self.succeeded(&mut supervisor);
                             }
-                            self.failed(&error, Instant::now() + supervisor.outage())
+                            self.failed(&error, &mut supervisor)
                         }
                     },
                 }
@@ -509,11 +530,21 @@ impl SourceTask {
         Phase::Finished
     }
 
-    fn failed(&self, error: &SourceError, until: Instant) -> Phase {
+    fn failed(&self, error: &SourceError, supervisor: &mut Supervisor) -> Phase {
         warn!(actor = %self.shared.name, %error, "source failed and will be tried again");
         let (actor, why) = (self.shared.name.clone(), error.to_string());
-        self.shared.events.record(EventKind::Failed { actor, why: why.clone() });
-        Phase::Resting { until, why }
+        if supervisor.is_news(&why) {
+            self.shared.events.record(EventKind::Failed { actor, why: why.clone() });
+        }
+        Phase::Resting { until: Instant::now() + supervisor.outage(), why }
+    }
+
+    /// The source works, and if it had failed before, that is told.
+    fn succeeded(&self, supervisor: &mut Supervisor) {
+        if supervisor.succeeded() {
+            let actor = self.shared.name.clone();
+            self.shared.events.record(EventKind::Recovered { actor });
+        }
     }
 
     fn pause(&self, pause: &watch::Sender<bool>, on: bool) {

@@ -28,6 +28,10 @@ pub(crate) struct Supervisor {
     fruitless: u32,
     /// Times in a row that the actor gave up.
     outages: u32,
+    /// Whether it gave up since the last success.
+    gave_up: bool,
+    /// Why, as it was last told.
+    told: Option<String>,
 }
 
 /// What to do about a failed turn.
@@ -44,14 +48,29 @@ pub(crate) enum Verdict {
 }
 
 impl Supervisor {
-    /// A message was processed.
-    pub(crate) fn succeeded(&mut self) {
-        *self = Self::default();
+    /// A message was processed. Tells whether the actor had given up before.
+    pub(crate) fn succeeded(&mut self) -> bool {
+        std::mem::take(self).gave_up
     }
 
     /// The operator, or a new engine, gives the actor a fresh start.
     pub(crate) fn forgive(&mut self) {
-        *self = Self::default();
+        *self = Self { gave_up: self.gave_up, ..Self::default() };
+    }
+
+    /// Whether the actor gave up since the last success.
+    pub(crate) fn has_given_up(&self) -> bool {
+        self.gave_up
+    }
+
+    /// Whether that the actor gave up, and why, is to be told: an outage is told when it
+    /// begins and when its reason changes, not each time that somebody tries.
+    pub(crate) fn is_news(&mut self, why: &str) -> bool {
+        if self.told.as_deref() == Some(why) {
+            return false;
+        }
+        self.told = Some(why.to_owned());
+        true
     }
 
     /// How often the message in hand has failed.
@@ -95,6 +114,7 @@ impl Supervisor {
     pub(crate) fn outage(&mut self) -> Duration {
         let rest = FIRST_OUTAGE.saturating_mul(1 << self.outages.min(16)).min(LONGEST_PAUSE);
         self.outages += 1;
+        self.gave_up = true;
         rest
     }
 }
@@ -146,6 +166,23 @@ mod tests {
         }
         s.succeeded();
         assert_eq!(s.judge(&kind, &settings, false), Verdict::GiveUp { attempts: 1, rest: None });
+    }
+
+    #[test]
+    fn an_outage_is_told_once_for_each_reason() {
+        let mut s = Supervisor::default();
+        assert!(!s.succeeded());
+        s.outage();
+        assert!(s.is_news("refused"));
+        s.outage();
+        assert!(!s.is_news("refused"));
+        assert!(s.is_news("busy"));
+        // Whoever gave it another chance is told what came of it.
+        s.forgive();
+        assert!(s.is_news("busy"));
+        assert!(s.succeeded());
+        assert!(!s.succeeded());
+        assert!(s.is_news("busy"));
     }
 
     #[test]

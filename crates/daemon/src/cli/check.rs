@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -38,9 +39,9 @@ pub(crate) struct Check {
 pub(super) async fn check(wanted: Check, flag: Option<&Path>) -> Outcome {
     let environment = Environment::of_process();
     let flag = wanted.path.as_deref().or(flag);
-    let (actors, wires, report) = match config::locate(flag, &environment) {
+    let (flow, report) = match config::locate(flag, &environment) {
         Ok(path) => progress::watched("compiling modules", examine(&path, &environment)).await,
-        Err(report) => (0, 0, report),
+        Err(report) => (Size::default(), report),
     };
     if wanted.json {
         print(&format!("{:#}\n", report.to_json()))?;
@@ -56,9 +57,32 @@ pub(super) async fn check(wanted: Check, flag: Option<&Path>) -> Outcome {
         return Ok(Exit::Config);
     }
     if !wanted.json {
-        print(&format!("good: {}, {}\n", count(actors, "actor"), count(wires, "wire")))?;
+        print(&format!("good: {flow}\n"))?;
     }
     Ok(Exit::Done)
+}
+
+/// How much there is of what would run.
+#[derive(Clone, Copy, Debug, Default)]
+struct Size {
+    /// Actors of the configuration.
+    configured: usize,
+    /// Modules that become actors by lying in the folder.
+    autostarted: usize,
+    wires: usize,
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { configured, autostarted, wires } = *self;
+        f.write_str(&count(configured + autostarted, "actor"))?;
+        match autostarted {
+            0 => {}
+            1 => f.write_str(" (1 for its file alone)")?,
+            n => write!(f, " ({n} for their files alone)")?,
+        }
+        write!(f, ", {}", count(wires, "wire"))
+    }
 }
 
 /// A number of things, in words.
@@ -66,7 +90,7 @@ fn count(n: usize, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
-async fn examine(path: &Path, environment: &Environment) -> (usize, usize, Report) {
+async fn examine(path: &Path, environment: &Environment) -> (Size, Report) {
     let (config, mut report) = config::parse(Sources::read(path, environment), environment);
     let modules = Modules::load(&config).await;
     let flow = config::check_flow(&config, &|module| modules.lookup(module));
@@ -76,7 +100,9 @@ async fn examine(path: &Path, environment: &Environment) -> (usize, usize, Repor
     }
     report.extend(modules.unused.iter().map(unused));
     report.extend(modules.oddities(&config));
-    (config.flow.actors.len(), config.flow.wires.len(), report)
+    let Config { flow, .. } = &config;
+    let (configured, wires) = (flow.actors.len(), flow.wires.len());
+    (Size { configured, autostarted: modules.autostarted, wires }, report)
 }
 
 /// A module that becomes an actor by lying there, and cannot.
@@ -96,7 +122,9 @@ struct Modules {
     stems: BTreeSet<String>,
     found: BTreeMap<PathBuf, Result<Arc<LoadedModule>, String>>,
     downloaded: Downloaded,
-    /// Those that no actor asks for, and that cannot be loaded.
+    /// How many become actors by lying in the folder.
+    autostarted: usize,
+    /// Those that no actor asks for, and that cannot become one.
     unused: Vec<(PathBuf, String)>,
     /// What a daemon that starts would see.
     snapshot: Snapshot,
@@ -119,6 +147,7 @@ impl Modules {
             stems,
             found: BTreeMap::new(),
             downloaded: BTreeMap::new(),
+            autostarted: 0,
             unused: Vec::new(),
             snapshot,
             services: Services { system: System::new(Handle::current()), listeners },
@@ -139,14 +168,36 @@ impl Modules {
                 if modules.found.contains_key(&path) {
                     continue;
                 }
-                if let Sight::Unknown(trouble) = modules.snapshot.stem(&stem) {
-                    modules.unused.push((path, trouble.to_string()));
-                } else if let Err(error) = loader.load(Source::File(path.clone())).await {
-                    modules.unused.push((path, error.kind.to_string()));
+                match modules.hinders(config, &loader, &stem, &path).await {
+                    None => modules.autostarted += 1,
+                    Some(why) => modules.unused.push((path, why)),
                 }
             }
         }
         modules
+    }
+
+    /// Why a module that no actor asks for cannot become one.
+    async fn hinders(
+        &self,
+        config: &Config,
+        loader: &Loader,
+        stem: &str,
+        path: &Path,
+    ) -> Option<String> {
+        if let Sight::Unknown(trouble) = self.snapshot.stem(stem) {
+            return Some(trouble.to_string());
+        }
+        if let Err(error) = loader.load(Source::File(path.to_owned())).await {
+            return Some(error.kind.to_string());
+        }
+        match stem.parse::<ActorName>() {
+            Err(error) => Some(format!("{error}; rename it, or name it as `module` of an actor")),
+            Ok(name) if config.flow.actors.contains_key(&name) => {
+                Some(format!("the actor `{name}` is configured to run something else"))
+            }
+            Ok(_) => None,
+        }
     }
 
     /// The file in which a module is; a download and a connector have none.
@@ -211,6 +262,8 @@ impl Modules {
         spec: &ActorSpec,
     ) -> Option<Diagnostic> {
         let why = match &spec.module {
+            // What is missing of its `env` is told, and it would be told again.
+            ModuleRef::Builtin { .. } if config.places.unread.contains(actor) => return None,
             ModuleRef::Builtin { name } => {
                 let builtin = connector::find(&format!("std:{name}"))?;
                 let (keys, base) = (&spec.keys, config.sources.base());

@@ -183,7 +183,7 @@ impl Parsing<'_> {
         let config = table.get("config");
         keys.config = config.as_ref().and_then(module_config).unwrap_or_default();
         if let Some(env) = table.table("env") {
-            let (values, secrets) = self.env(&env);
+            let (values, secrets) = self.env(&name, &env);
             keys.env = values;
             if !secrets.is_empty() {
                 self.config.secrets.insert(name.clone(), secrets);
@@ -253,7 +253,11 @@ impl Parsing<'_> {
     }
 
     /// The values of `env`, and the names of those that are secret.
-    fn env(&mut self, table: &Table<'_>) -> (BTreeMap<String, String>, BTreeSet<String>) {
+    fn env(
+        &mut self,
+        actor: &ActorName,
+        table: &Table<'_>,
+    ) -> (BTreeMap<String, String>, BTreeSet<String>) {
         let mut values = BTreeMap::new();
         let mut secrets = BTreeSet::new();
         for item in table.items() {
@@ -265,8 +269,9 @@ impl Parsing<'_> {
                 }
                 _ => not_text(&item),
             };
-            if let Some(value) = value {
-                values.insert(item.key, value);
+            match value {
+                Some(value) => _ = values.insert(item.key, value),
+                None => _ = self.config.places.unread.insert(actor.clone()),
             }
         }
         (values, secrets)

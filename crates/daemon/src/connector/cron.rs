@@ -24,7 +24,7 @@ use super::{Builtin, Prepared, port, port_name};
 /// How often the clock is looked at: so late a tick may be after the clock was set.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
-/// Moments that are counted one by one; where more were missed, the rest is left out.
+/// Moments that are counted one by one; where more were missed, it was so many at least.
 const MOST_COUNTED: u64 = 100_000;
 
 #[derive(Deserialize)]
@@ -156,12 +156,20 @@ impl Schedule {
     /// The latest moment that has come by `now`, when `next` has.
     fn due(&self, next: Timestamp, now: Timestamp) -> Due {
         let mut due = Due { at: next, missed: 0 };
-        while due.missed < MOST_COUNTED
-            && let Some(later) = self.after(due.at).filter(|later| *later <= now)
-        {
+        while let Some(later) = self.after(due.at).filter(|later| *later <= now) {
+            if due.missed == MOST_COUNTED {
+                let at = self.until(now).unwrap_or(later);
+                return Due { at, ..due };
+            }
             due = Due { at: later, missed: due.missed + 1 };
         }
         due
+    }
+
+    /// The last moment up to `now`.
+    fn until(&self, now: Timestamp) -> Option<Timestamp> {
+        let found = self.cron.find_previous_occurrence(&now.to_zoned(self.zone.clone()), true);
+        Some(found.ok()?.timestamp()).filter(|last| *last <= now)
     }
 
     fn message(&self, due: Due) -> Message {
@@ -244,6 +252,9 @@ mod tests {
         assert_eq!(due("2026-01-01T01:00:30Z"), late);
         let data = schedule.message(late);
         assert!(String::from_utf8_lossy(data.data()).contains("\"missed\":59"));
+        // Beyond what is counted, the rest comes as one tick too.
+        let late = Due { at: at("2027-01-01T00:00:00Z"), missed: MOST_COUNTED };
+        assert_eq!(due("2027-01-01T00:00:30Z"), late);
     }
 
     #[test]

@@ -329,9 +329,11 @@ struct Answer {
 fn read(response: http::Response<Body>) -> std::io::Result<Answer> {
     let status = response.status();
     let mut headers = Map::new();
-    for (name, value) in response.headers() {
-        let value = String::from_utf8_lossy(value.as_bytes()).into_owned();
-        headers.insert(name.as_str().into(), value.into());
+    for name in response.headers().keys() {
+        let values = response.headers().get_all(name).into_iter();
+        let values: Vec<_> =
+            values.map(|value| String::from_utf8_lossy(value.as_bytes())).collect();
+        headers.insert(name.as_str().into(), values.join(", ").into());
     }
     let mut body = Vec::new();
     response.into_body().into_reader().take(MAX_ANSWER + 1).read_to_end(&mut body)?;
@@ -431,5 +433,16 @@ mod tests {
         assert_eq!(said("{\"a\": 1.0}"), r#"{"status":200,"headers":{},"body":{"a": 1.0}}"#);
         assert_eq!(said("fine\""), r#"{"status":200,"headers":{},"body":"fine\""}"#);
         assert_eq!(said(""), r#"{"status":200,"headers":{},"body":""}"#);
+    }
+
+    #[test]
+    fn a_header_that_comes_twice_is_told_whole() {
+        let response = http::Response::builder()
+            .header("via", "1.1 a")
+            .header("via", "1.1 b")
+            .body(Body::builder().data("1"))
+            .unwrap();
+        let answer = read(response).unwrap();
+        assert_eq!(Value::Object(answer.headers), json!({ "via": "1.1 a, 1.1 b" }));
     }
 }

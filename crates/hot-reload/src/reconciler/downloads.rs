@@ -216,9 +216,20 @@ impl Downloads {
         let (loader, places) = (self.loader.clone(), Arc::clone(&self.places));
         let from = url.clone();
         let task = self.tasks.spawn(async move {
-            let _place = places.acquire_owned().await.expect("the semaphore is never closed");
-            let downloaded = loader.download(&url, Some(&digest)).await;
-            Ended { digest, url, downloaded: downloaded.map_err(|error| chain(&error)) }
+            let place = places.acquire_owned().await.expect("the semaphore is never closed");
+            let source = url.clone();
+            // One that is given up goes on in its thread until it ends, and keeps its place.
+            let download = tokio::spawn(async move {
+                let _place = place;
+                loader.download(&source, Some(&digest)).await
+            });
+            let downloaded = match download.await {
+                Ok(downloaded) => downloaded.map_err(|error| chain(&error)),
+                Err(error) => {
+                    Err(format!("the download broke, which is an error of reflowd: {error}"))
+                }
+            };
+            Ended { digest, url, downloaded }
         });
         let state = State::OnItsWay { url: from, since: Instant::now(), task };
         self.wanted.insert(digest, Download { urls: urls.to_vec(), state, failures, why });

@@ -312,6 +312,7 @@ impl Reconciler {
         for (actor, left) in left {
             let Some(now) = self.running.actors.get(&actor) else { continue };
             let former = back.iter().find(|(name, _)| *name == actor);
+            self.memory.bans.allow(&actor, &now.digest, &now.spec.keys);
             let banned = left.digest != now.digest || left.spec.keys != now.spec.keys;
             gone_back.push(GoneBack {
                 actor: actor.clone(),

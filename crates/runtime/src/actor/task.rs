@@ -538,7 +538,10 @@ impl ActorTask {
     /// Everything that a successful turn moves, with no wait in between: the
     /// message off the mailbox, the new state in, the outputs onto the wires.
     fn commit(&mut self, effects: Effects, origin: &Origin, routes: &Routes) {
-        self.supervisor.succeeded();
+        if self.supervisor.succeeded() {
+            let actor = self.shared.name.clone();
+            self.shared.events.record(EventKind::Recovered { actor });
+        }
         if let Some(state) = effects.state {
             *self.shared.state.lock() = state;
         }
@@ -593,9 +596,8 @@ impl ActorTask {
             }
             Verdict::Keep { rest } => {
                 warn!(%actor, error = %kind, "turn failed; the message is kept");
-                self.shared.events.record(EventKind::Failed { actor, why: kind.to_string() });
                 self.shared.mailbox.release();
-                self.rest(rest, ActorState::Failed, kind.to_string());
+                self.outage(rest, kind.to_string());
             }
             Verdict::Answer => {
                 debug!(%actor, error = %kind, "the guest returned an error");
@@ -625,8 +627,7 @@ impl ActorTask {
                         "none of the last {FRUITLESS} messages succeeded; the last one {kind}"
                     );
                     warn!(%actor, "actor failed; its mailbox is kept");
-                    self.shared.events.record(EventKind::Failed { actor, why: why.clone() });
-                    self.rest(rest, ActorState::Failed, why);
+                    self.outage(rest, why);
                 }
             }
         }
@@ -640,9 +641,17 @@ impl ActorTask {
         if self.supervisor.attempts() == 0 {
             self.shared.mailbox.release();
         }
-        self.shared.events.record(EventKind::Failed { actor, why: error.to_string() });
         let rest = self.supervisor.outage();
-        self.rest(rest, ActorState::Failed, error.to_string());
+        self.outage(rest, error.to_string());
+    }
+
+    /// The actor has given up until it tries again.
+    fn outage(&mut self, rest: Duration, why: String) {
+        if self.supervisor.is_news(&why) {
+            let actor = self.shared.name.clone();
+            self.shared.events.record(EventKind::Failed { actor, why: why.clone() });
+        }
+        self.rest(rest, ActorState::Failed, why);
     }
 
     fn rest(&mut self, pause: Duration, state: ActorState, why: String) {

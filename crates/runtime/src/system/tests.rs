@@ -438,9 +438,16 @@ async fn what_a_connector_cannot_deliver_is_kept() {
     rig.send("a.in", "one");
     let status = rig.state("a", ActorState::Failed).await;
     assert_eq!(status.why.unwrap(), "the disk is full");
+    let failed = || rig.actor("a").meters().turns_unavailable.get();
+    while failed() < 5 {
+        time::advance(Duration::from_secs(1)).await;
+        tokio::task::yield_now().await;
+    }
     now_there.store(true, Ordering::Relaxed);
     assert_eq!(rig.seen(1).await, ["one"]);
     assert!(rig.reasons().is_empty());
+    // An outage is told when it begins and when it ends, not each time that it is tried.
+    assert_eq!(told(&rig, "a"), ["started", "failed", "recovered"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -1305,6 +1312,48 @@ async fn a_source_that_recovered_starts_its_backoff_anew() {
     assert_eq!(pauses, [1, 2, 4, 1, 2, 4, 8]);
     let why = rig.state("moody", ActorState::Failed).await.why.unwrap();
     assert_eq!(why, "run 7 failed");
+    let names = told(&rig, "moody");
+    assert_eq!(names.iter().position(|name| *name == "recovered"), Some(4), "{names:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_lasts_has_recovered_though_it_puts_nothing_out() {
+    struct Late(AtomicUsize, Metadata);
+    impl Source for Late {
+        fn digest(&self) -> Digest {
+            Digest::new([8; 32])
+        }
+
+        fn metadata(&self) -> &Metadata {
+            &self.1
+        }
+
+        fn run(&self, _out: Emitter) -> BoxFuture<'_, Result<(), SourceError>> {
+            Box::pin(async move {
+                if self.0.fetch_add(1, Ordering::Relaxed) < 3 {
+                    return Err(SourceError { why: "not yet".into() });
+                }
+                std::future::pending().await
+            })
+        }
+    }
+    let rig = Rig::new().await;
+    let late = Late(AtomicUsize::new(0), metadata(&[]));
+    let start = Start { ready: Ready::Source(Arc::new(late)), ..counter("late", 0, None) };
+    rig.apply(Change { start: vec![start], ..Change::default() }).await;
+    rig.system.open();
+    while told(&rig, "late").last() != Some(&"recovered") {
+        time::advance(Duration::from_secs(1)).await;
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(told(&rig, "late"), ["started", "failed", "recovered"]);
+}
+
+/// What has happened to an actor.
+fn told(rig: &Rig, actor: &str) -> Vec<&'static str> {
+    let (events, _) = rig.system.events().since(0);
+    let of_it = |event: &&crate::Event| event.kind.actor().is_some_and(|of| of.as_str() == actor);
+    events.iter().filter(of_it).map(|event| event.kind.name()).collect()
 }
 
 #[tokio::test(start_paused = true)]
