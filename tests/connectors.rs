@@ -113,8 +113,8 @@ fn address(daemon: &Daemon, actor: &str) -> SocketAddr {
 }
 
 /// A receiver of requests, which answers them as it is told, one after the other.
-struct Receiver {
-    address: SocketAddr,
+pub(crate) struct Receiver {
+    pub(crate) address: SocketAddr,
     requests: mpsc::Receiver<(String, String)>,
 }
 
@@ -152,13 +152,13 @@ impl Receiver {
         Self { address, requests }
     }
 
-    fn new(answers: &[(u16, &str)]) -> Self {
+    pub(crate) fn new(answers: &[(u16, &str)]) -> Self {
         Self::answering(TcpListener::bind("127.0.0.1:0").unwrap(), answers)
     }
 
     /// The head and the body of the next request.
     #[track_caller]
-    fn next(&self) -> (String, String) {
+    pub(crate) fn next(&self) -> (String, String) {
         self.requests.recv_timeout(PATIENCE).expect("no request came")
     }
 }

@@ -2,7 +2,11 @@
 
 use std::{fs, path::Path};
 
-use crate::rig::{Daemon, World, repository};
+use crate::{
+    connectors::Receiver,
+    rig::{Daemon, PATIENCE, World, repository},
+    trace::collector,
+};
 
 /// How a guest can say what it knows, by its entry points.
 const WAYS: [&str; 4] = ["log", "error", "answer", "print"];
@@ -48,13 +52,17 @@ fn plant(world: &World, secrets: &[String]) -> (String, Vec<(String, String)>) {
     (env.join(", "), variables)
 }
 
-fn config(env: &str, more: &str) -> String {
+/// The flow, with an actor that says secrets to a receiver.
+fn config(engine: &str, env: &str, receiver: &Receiver, more: &str) -> String {
     let actors = WAYS.map(|way| {
         format!("[actors.{way}]\nmodule = \"telltale\"\nentry_point = \"{way}\"\nretries = 0\nenv = {{ {env} }}\n")
     });
     format!(
-        "[daemon]\nmodules = \"../modules\"\ndata = \"../data\"\nquiet = \"10ms\"\nautostart = false\n{}{more}",
-        actors.join("")
+        "[daemon]\nmodules = \"../modules\"\ndata = \"../data\"\nquiet = \"10ms\"\nautostart = false\nengine = \"{engine}\"\n{}\
+         [actors.post]\nmodule = \"std:http-out\"\nretries = 0\nenv = {{ {env} }}\n\
+         config = {{ url = \"http://{}/${{S0}}\", headers = {{ X-Key = \"${{S5}}\" }} }}\n{more}",
+        actors.join(""),
+        receiver.address,
     )
 }
 
@@ -108,38 +116,58 @@ fn files(folder: &Path) -> Vec<(String, String)> {
 
 #[test]
 fn no_output_shows_a_secret() {
+    search("direct", &WAYS);
+}
+
+#[test]
+fn no_output_shows_a_secret_with_the_stock_engine() {
+    // What a guest prints is nowhere to be seen with it.
+    search("extism", &WAYS[..3]);
+}
+
+/// Plants and searches; `heard` are the ways that come to the log.
+fn search(engine: &str, heard: &[&str]) {
     let secrets = secrets();
     let world = World::new("");
     let (env, variables) = plant(&world, &secrets);
-    world.config(&config(&env, ""));
+    // A receiver that says back what it was told.
+    let receiver = Receiver::new(&[(500, "not with planted00 and planted05")]);
+    let (endpoint, spans) = collector();
+    world.config(&config(engine, &env, &receiver, ""));
     let guest = fs::read(repository().join("tests/guests/telltale.wat")).unwrap();
     world.module("telltale", &wat::parse_bytes(&guest).unwrap());
     let mut command = world.command(&[]);
     command.env("CREDENTIALS_DIRECTORY", world.path("credentials"));
-    command.env("REFLOWD_LOG", "debug,reflowd_runtime=trace,guest=trace");
+    command.env("REFLOWD_LOG", "trace,ureq=trace,extism=trace");
+    command.env("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint);
     command.envs(variables);
     let daemon = world.start_as(command);
     for way in WAYS {
         daemon.send(&format!("{way}.in"), "1");
     }
-    // Of four turns, two fail: an error, and an answer that is none.
+    // Of four turns, two fail: an error, and an answer that is none. So does the request.
+    daemon.send("post.in", "1");
+    assert!(receiver.next().0.starts_with("POST /planted00 "));
     daemon.until("all have said it", |daemon| {
         daemon.sum("reflowd_messages_completed_total") == 2.0
-            && daemon.sum("reflowd_messages_dead_lettered_total") == 2.0
+            && daemon.sum("reflowd_messages_dead_lettered_total") == 3.0
     });
+    let spans: Vec<_> =
+        (0..=WAYS.len()).map(|_| spans.recv_timeout(PATIENCE).unwrap().1.to_string()).collect();
     daemon.until("all is in the log", |d| {
-        WAYS.iter().all(|way| {
+        heard.iter().all(|way| {
             d.log_text().contains(&format!("\"actor\":\"{way}\",\"target\":\"guest\""))
                 || d.log_text().contains(&format!("\"actor\":\"{way}\",\"error\""))
         })
     });
     let mut found = outputs(&daemon);
     // An edit that is refused is shown with its text.
-    daemon.world.config(&config(&env, "[actors.more]\nmodule = \"nothing\"\n"));
+    daemon.world.config(&config(engine, &env, &receiver, "[actors.more]\nmodule = \"nothing\"\n"));
     found.push(("refused".into(), daemon.reload().to_string()));
     found.extend(outputs(&daemon));
     found.push(("log".into(), daemon.log_text()));
     found.extend(files(&daemon.world.path("data")));
+    found.push(("spans".into(), spans.join("\n")));
 
     let said = |way: &str, part: &str| {
         let text = found.iter().rev().find(|(name, _)| name == way).map(|(_, text)| text).unwrap();
@@ -148,6 +176,7 @@ fn no_output_shows_a_secret() {
     // What is searched has the places where secrets would stand.
     said("log", r#"resolved_env\":{\"S0\":\"***\""#);
     said("dead show 1", "***");
+    said("spans", "not with *** and ***");
     said("events", "nothing");
     let mut shown = Vec::new();
     for (name, text) in &found {

@@ -36,7 +36,7 @@ fn world() -> World {
 }
 
 /// A collector that takes everything, and hands on the spans and the headers that came with them.
-fn collector() -> (String, mpsc::Receiver<(String, Value)>) {
+pub(crate) fn collector() -> (String, mpsc::Receiver<(String, Value)>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let (sender, receiver) = mpsc::sync_channel(1000);

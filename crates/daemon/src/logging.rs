@@ -14,14 +14,21 @@ use std::{
 };
 
 use rustix::fs::fstat;
-use tracing::{error, warn};
+use tracing::{Metadata, error, warn};
 use tracing_subscriber::{
-    EnvFilter, Layer, filter::ParseError, fmt, layer::SubscriberExt, util::SubscriberInitExt,
+    EnvFilter, Layer,
+    filter::{FilterExt, ParseError, filter_fn},
+    fmt,
+    layer::SubscriberExt,
+    util::SubscriberInitExt,
 };
 
-/// What libraries may log where nobody asks for more: the stock engine tells every call at
-/// `debug`, and every error of a guest a second time.
-const QUIET: &str = "extism=off,wasmtime=warn,cranelift=warn";
+/// What libraries may log where nobody asks for more.
+const QUIET: &str = "wasmtime=warn,cranelift=warn";
+
+/// Libraries that log nothing, whoever asks: they tell what passes through them, such as a
+/// request's URL or a guest's error, and know of no secrets.
+const SILENT: [&str; 2] = ["ureq", "extism"];
 
 /// How much is logged.
 const LEVEL: &str = "REFLOWD_LOG";
@@ -123,6 +130,7 @@ pub(crate) fn start() -> io::Result<Log> {
             (if format == Format::Text { text(to) } else { json(to) }, Some(queue))
         }
     };
+    let filter = filter.and(filter_fn(may_log));
     tracing_subscriber::registry().with(layer.with_filter(filter)).init();
     log_panics();
     if let Some(problem) = level {
@@ -190,6 +198,11 @@ fn filter(asked: &str) -> (EnvFilter, Option<ParseError>) {
     }
 }
 
+/// Whether its author may log at all.
+fn may_log(event: &Metadata<'_>) -> bool {
+    !SILENT.iter().any(|library| event.target().starts_with(library))
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::linux::fs::MetadataExt;
@@ -200,8 +213,8 @@ mod tests {
     fn a_level_alone_does_not_bring_in_the_engine_s_own_log() {
         for (asked, has, has_not) in [
             ("", "info", "debug"),
-            ("debug", "extism=off", "extism=debug"),
-            ("debug,extism=debug", "extism=debug", "extism=off"),
+            ("debug", "wasmtime=warn", "wasmtime=debug"),
+            ("debug,wasmtime=debug", "wasmtime=debug", "wasmtime=warn"),
         ] {
             let (filter, problem) = filter(asked);
             let filter = filter.to_string();

@@ -78,6 +78,7 @@ pub(crate) fn check_flow<'c>(
     check.cycles(&mut found);
     check.joins(&mut found);
     check.pins(&mut found);
+    check.sources(&mut found);
     let mut report = Report::new(config.sources.clone());
     report.extend(found);
     report
@@ -291,6 +292,24 @@ impl<'c> Check<'c> {
                     Diagnostic::warning("W0401", message)
                         .at_some(place, "joins the other inports without it")
                         .help(format!("add a wire to `{actor}.{}`", port.name)),
+                );
+            }
+        }
+    }
+
+    /// Warns of sources whose messages go nowhere.
+    fn sources(&self, found: &mut Vec<Diagnostic>) {
+        let wired: BTreeSet<&ActorName> =
+            self.config.flow.wires.iter().map(|wire| &wire.from.actor).collect();
+        for actor in self.config.flow.actors.keys().filter(|actor| !wired.contains(actor)) {
+            let Some(metadata) = self.metadata(actor) else { continue };
+            let [port, ..] = &metadata.outports[..] else { continue };
+            if metadata.inports.is_empty() {
+                let message = format!("nothing is wired to what `{actor}` puts out");
+                found.push(
+                    Diagnostic::warning("W0406", message)
+                        .at_some(self.key(actor, "module"), "its messages go nowhere")
+                        .help(format!("add a wire from `{actor}.{}`", port.name)),
                 );
             }
         }

@@ -949,7 +949,10 @@ fn the_flow_is_held_against_its_modules() {
         &format!("{tick}{a}[[wires]]\nfrom = 'tick.out'\nto = 'tick.in'"),
         "7:6 E0204, 7:12 E0202",
     );
-    finds(&format!("{tick}[[wires]]\nfrom = 'a.x'\nto = 'tick.y'"), "4:9 E0201, 5:12 E0202");
+    finds(
+        &format!("{tick}[[wires]]\nfrom = 'a.x'\nto = 'tick.y'"),
+        "2:10 W0406, 4:9 E0201, 5:12 E0202",
+    );
     // Written with an escape, the whole string is shown.
     finds(
         &format!("{tick}{a}[[wires]]\nfrom = \"tick.\\u006but\"\nto = 'a.increment'"),
@@ -1048,7 +1051,14 @@ fn an_actor_with_more_than_its_messages_should_be_pinned() {
         "[actors.a]\nmodule = { file = 'counter', sha256 = '0000000000000000000000000000000000000000000000000000000000000000' }\nallow_hosts = ['a.b']",
         "",
     );
-    finds("[actors.a]\nmodule = 'std:interval'\nallow_hosts = ['a.b']", "");
+    finds("[actors.a]\nmodule = 'std:http-in'\nallow_hosts = ['a.b']", "");
+}
+
+#[test]
+fn a_source_without_a_wire_is_warned_about() {
+    let source = "[actors.t]\nmodule = 'std:interval'\n[actors.l]\nmodule = 'std:http-in'\n";
+    finds(source, "2:10 W0406");
+    finds(&format!("{source}[[wires]]\nfrom = 't.out'\nto = 'l.in'\n"), "");
 }
 
 #[test]

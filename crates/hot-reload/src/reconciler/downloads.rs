@@ -20,9 +20,10 @@ use reflowd_loader::{Loader, ModuleUrl};
 use reflowd_runtime::Digest;
 use tokio::{
     sync::Semaphore,
-    task::{AbortHandle, JoinError, JoinSet},
+    task::{self, JoinError, JoinSet},
     time::Instant,
 };
+use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use super::{library::blocking, telling::chain};
@@ -48,7 +49,7 @@ pub(super) struct Downloads {
     loader: Loader,
     kept: Arc<Kept>,
     wanted: BTreeMap<Digest, Download>,
-    tasks: JoinSet<Ended>,
+    tasks: JoinSet<Option<Ended>>,
     places: Arc<Semaphore>,
 }
 
@@ -75,7 +76,9 @@ enum State {
     OnItsWay {
         url: ModuleUrl,
         since: Instant,
-        task: AbortHandle,
+        task: task::Id,
+        /// Ends it while it waits for a place.
+        given_up: CancellationToken,
     },
     /// It is tried again then.
     Failed(Instant),
@@ -131,8 +134,8 @@ impl Downloads {
     pub(super) fn retain(&mut self, wanted: &BTreeSet<Digest>) {
         self.wanted.retain(|digest, download| {
             let keep = wanted.contains(digest);
-            if let (false, State::OnItsWay { task, .. }) = (keep, &download.state) {
-                task.abort();
+            if let (false, State::OnItsWay { given_up, .. }) = (keep, &download.state) {
+                given_up.cancel();
             }
             keep
         });
@@ -184,7 +187,7 @@ impl Downloads {
         match &download.state {
             State::Here(_) => return,
             State::OnItsWay { url, .. } if urls.contains(url) => return,
-            State::OnItsWay { task, .. } => task.abort(),
+            State::OnItsWay { given_up, .. } => given_up.cancel(),
             State::Failed(_) => {}
         }
         self.wanted.remove(digest);
@@ -214,31 +217,34 @@ impl Downloads {
         // Where several are known, they take turns.
         let Some(url) = urls.get(failures % urls.len().max(1)).cloned() else { return };
         let (loader, places) = (self.loader.clone(), Arc::clone(&self.places));
-        let from = url.clone();
+        let (from, given_up) = (url.clone(), CancellationToken::new());
+        let gone = given_up.clone();
         let task = self.tasks.spawn(async move {
-            let place = places.acquire_owned().await.expect("the semaphore is never closed");
-            let source = url.clone();
-            // One that is given up goes on in its thread until it ends, and keeps its place.
-            let download = tokio::spawn(async move {
-                let _place = place;
-                loader.download(&source, Some(&digest)).await
-            });
-            let downloaded = match download.await {
-                Ok(downloaded) => downloaded.map_err(|error| chain(&error)),
-                Err(error) => {
-                    Err(format!("the download broke, which is an error of reflowd: {error}"))
-                }
+            let place = tokio::select! {
+                place = places.acquire_owned() => place.expect("the semaphore is never closed"),
+                () = gone.cancelled() => return None,
             };
-            Ended { digest, url, downloaded }
+            // One that is given up goes on in its thread until it ends, and so it keeps its place.
+            let downloaded = loader.download(&url, Some(&digest)).await;
+            drop(place);
+            Some(Ended { digest, url, downloaded: downloaded.map_err(|error| chain(&error)) })
         });
-        let state = State::OnItsWay { url: from, since: Instant::now(), task };
+        let task = task.id();
+        let state = State::OnItsWay { url: from, since: Instant::now(), task, given_up };
         self.wanted.insert(digest, Download { urls: urls.to_vec(), state, failures, why });
     }
 
     /// Takes in how an attempt has ended.
-    fn take(&mut self, ended: Result<Ended, JoinError>) {
-        // One that was given up has nothing to say.
-        let Ok(Ended { digest, url, downloaded }) = ended else { return };
+    fn take(&mut self, ended: Result<Option<Ended>, JoinError>) {
+        let Ended { digest, url, downloaded } = match ended {
+            Ok(Some(ended)) => ended,
+            // One that was given up has nothing to say.
+            Ok(None) => return,
+            Err(broke) => match self.broken(&broke) {
+                Some(ended) => ended,
+                None => return,
+            },
+        };
         let Some(download) = self.wanted.get_mut(&digest) else { return };
         match (&download.state, downloaded) {
             (State::Here(_), _) => {}
@@ -254,6 +260,19 @@ impl Downloads {
                 download.why = Some(why);
             }
         }
+    }
+
+    /// What an attempt came to that panicked, which is an error of this program: it is tried
+    /// again like any other.
+    fn broken(&self, error: &JoinError) -> Option<Ended> {
+        self.wanted.iter().find_map(|(digest, download)| match &download.state {
+            State::OnItsWay { url, task, .. } if *task == error.id() => Some(Ended {
+                digest: *digest,
+                url: url.clone(),
+                downloaded: Err(format!("the download broke: {error}")),
+            }),
+            _ => None,
+        })
     }
 
     fn sight(&self, digest: &Digest) -> Sight<Digest> {
