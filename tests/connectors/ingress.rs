@@ -289,6 +289,7 @@ fn a_tap_shows_what_comes_in() {
     daemon.until("the tap is open", |daemon| daemon.actor("door")["taps"] == 1);
     let reply = Client::new(address(&daemon, "door")).post("/orders", "7");
     assert_eq!(reply.status, 202);
+    daemon.until("it has seen one and is gone", |daemon| daemon.actor("door")["taps"] == 0);
     let output = tap.wait_with_output().unwrap();
     let seen: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!((&seen["port"], &seen["direction"]), (&"orders".into(), &"out".into()), "{seen}");
