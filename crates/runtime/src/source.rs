@@ -548,7 +548,9 @@ impl SourceTask {
     }
 
     fn pause(&self, pause: &watch::Sender<bool>, on: bool) {
-        pause.send_replace(on);
+        if pause.send_replace(on) == on {
+            return;
+        }
         let actor = self.shared.name.clone();
         let event = if on { EventKind::Paused { actor } } else { EventKind::Resumed { actor } };
         self.shared.events.record(event);

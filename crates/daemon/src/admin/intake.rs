@@ -261,9 +261,7 @@ enum Content {
 
 /// A body must say what it is: pages cannot send these types unasked.
 fn content(headers: &HeaderMap) -> Result<Content, Problem> {
-    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    let essence = value.unwrap_or("").split(';').next().unwrap_or("").trim().to_ascii_lowercase();
-    match essence.as_str() {
+    match media_type(headers).as_str() {
         "application/json" => Ok(Content::One),
         "application/x-ndjson" | "application/jsonl" | "application/ndjson" => Ok(Content::Lines),
         _ => Err(Problem::new(
@@ -273,6 +271,12 @@ fn content(headers: &HeaderMap) -> Result<Content, Problem> {
             "send a message as application/json, or messages as application/x-ndjson",
         )),
     }
+}
+
+/// What a body says that it is, without parameters and in small letters; empty where it does not.
+pub(super) fn media_type(headers: &HeaderMap) -> String {
+    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    value.unwrap_or("").split(';').next().unwrap_or("").trim().to_ascii_lowercase()
 }
 
 /// The type of an inport, or the problem that there is no such port.

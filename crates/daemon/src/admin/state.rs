@@ -9,7 +9,7 @@ use axum::{
     Extension, Json,
     body::Body,
     extract::{Path, State as Of},
-    http::{HeaderMap, StatusCode, header},
+    http::{HeaderMap, StatusCode},
 };
 use reflowd_runtime::{
     Actor, Persistence, Precondition, SetStateError, State, StateSet, TrialOutcome,
@@ -18,7 +18,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio::task::spawn_blocking;
 
-use super::{Admin, Phase, Problem, actors, version};
+use super::{Admin, Phase, Problem, actors, intake::media_type, version};
 use crate::receipt::ReceiveError;
 
 /// A state with what it belongs to, so that it can be told where it fits.
@@ -74,8 +74,7 @@ pub(super) async fn set(
     body: Body,
 ) -> Result<Json<Answer>, Problem> {
     let actor = actors::running(&admin, &name)?;
-    let content = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    if content.and_then(|value| value.split(';').next()) != Some("application/json") {
+    if media_type(&headers) != "application/json" {
         let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
         let why = "send the state as application/json";
         return Err(Problem::new(status, "content-type", "unknown content type", why));

@@ -596,6 +596,9 @@ async fn a_state_is_set_after_the_turn_in_hand_and_is_on_disk_with_the_answer() 
     assert_eq!(std::fs::read_to_string(file).unwrap(), "{\"n\": 1}");
     let plain = rig.request(Method::PUT, path, &[("content-type", "text/plain")], whole("{}"));
     assert_eq!(plain.await.problem(), "content-type");
+    let json = [("content-type", "Application/JSON ; charset=utf-8")];
+    let set = rig.request(Method::PUT, path, &json, whole("{\"n\": 2}")).await;
+    assert_eq!(set.status, StatusCode::OK);
     rig.phase.send_replace(Phase::Starting);
     let unknown = rig.get("/v1/actors/b/state").await;
     assert_eq!(unknown.problem(), "not-ready", "it may come yet");

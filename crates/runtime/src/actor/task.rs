@@ -277,17 +277,17 @@ impl ActorTask {
             }
             Command::Release => self.held = false,
             Command::Pause => {
-                self.paused = true;
-                self.show();
-                self.shared.events.record(EventKind::Paused { actor });
+                if !mem::replace(&mut self.paused, true) {
+                    self.show();
+                    self.shared.events.record(EventKind::Paused { actor });
+                }
             }
             Command::Resume => {
-                if self.paused {
-                    self.paused = false;
+                if mem::take(&mut self.paused) {
                     self.free = Instant::now();
+                    self.show();
+                    self.shared.events.record(EventKind::Resumed { actor });
                 }
-                self.show();
-                self.shared.events.record(EventKind::Resumed { actor });
             }
             Command::Retry => {
                 self.supervisor.forgive();

@@ -424,6 +424,23 @@ async fn an_engine_that_cannot_be_made_loses_no_message() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_pauses_twice_has_paused_once() {
+    let mut rig = Rig::new().await;
+    rig.start("a", marker(1, ""), Settings::default(), &["sink"]).await;
+    rig.system.open();
+    let actor = rig.actor("a");
+    actor.resume().await;
+    actor.pause().await;
+    actor.pause().await;
+    rig.state("a", ActorState::Paused).await;
+    actor.resume().await;
+    actor.resume().await;
+    rig.send("a.in", "one");
+    assert_eq!(rig.seen(1).await, ["one"]);
+    assert_eq!(told(&rig, "a"), ["started", "paused", "resumed"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_a_connector_cannot_deliver_is_kept() {
     let mut rig = Rig::new().await;
     let there = Arc::new(AtomicBool::new(false));
