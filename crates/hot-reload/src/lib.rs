@@ -56,11 +56,13 @@ mod absence;
 mod file;
 mod include;
 mod scan;
+mod snapshot;
 mod emptied;
 mod running;
 mod generations;
 mod history;
 mod plan;
+mod planner;
 mod negative;
 mod own_file;
 mod kept;
@@ -78,11 +80,13 @@ pub use negative::{BadModules, Fault, RefusedChanges, Standing};
 pub use own_file::read_own_file;
 pub use plan::{
     Adjusting, Blocked, ChangePlan, Doubt, Held, Note, Plan, Removals, Retired, Starting,
-    StopReason, Stopping, Swapping, Template, Wanted, builtin_digest, plan,
+    StopReason, Stopping, Swapping, Template, Wanted, builtin_digest,
 };
+pub use planner::plan;
 pub use reconciler::{Parts, Reconciler, ReloadError, Reloader, RollBackError, States};
 pub use report::{ActorView, ModuleFile, Refusal, ReloadOptions, Report, View};
 pub use running::{Running, RunningActor};
-pub use scan::{Depth, FetchError, Look, Moment, ScanOptions, Scanner, Sight, Snapshot, Trouble};
+pub use scan::{Depth, FetchError, Look, Moment, ScanOptions, Scanner};
 pub use settle::{Pace, Settle, Wake};
+pub use snapshot::{Sight, Snapshot, Trouble};
 pub use watch::{Demand, DiskWatcher, Eyes, Watching};

@@ -89,6 +89,8 @@
 
 mod loader;
 mod loaded;
+mod load_error;
+mod inspection;
 mod signature;
 mod binary;
 mod code_cache;
@@ -108,8 +110,10 @@ pub use binary::{Binary, Export, Import, InvalidBinary, ItemType, Memory};
 pub use code::{EngineKind, UnknownEngine};
 pub use code_cache::CodeCacheError;
 pub use download::{Authorities, DownloadError, DownloadRules, InvalidAuthorities};
+pub use inspection::Inspection;
+pub use load_error::{LoadError, LoadErrorKind};
 pub use loaded::{LoadedModule, check_version};
-pub use loader::{Inspection, Limits, LoadError, LoadErrorKind, Loader, Source};
+pub use loader::{Limits, Loader, Source};
 pub use metadata::InvalidMetadata;
 pub use signature::{Signature, host_functions};
 pub use url::{InvalidUrl, ModuleUrl};

@@ -1,10 +1,12 @@
 //! Plans, each from a few lines of disk and of what runs.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
+use reflowd_runtime::{Generation, Settings};
 
 use super::*;
+use crate::{Bans, Flow, GenerationKeys, Retired, Snapshot, Template, Trouble};
 
 const FOLDER: &str = "/modules";
 
