@@ -92,6 +92,8 @@ pub(crate) struct Places {
     pub(crate) waits: Vec<Wait>,
     /// Actors of whose `env` a value cannot be read.
     pub(crate) unread: BTreeSet<ActorName>,
+    /// Whether some wire could not be read, so that a port may seem to have none.
+    pub(crate) unread_wires: bool,
     /// Whether some file could not be read as a whole, so that an actor may seem not to be there.
     pub(crate) incomplete: bool,
 }

@@ -299,6 +299,9 @@ impl<'c> Check<'c> {
 
     /// Warns of sources whose messages go nowhere.
     fn sources(&self, found: &mut Vec<Diagnostic>) {
+        if self.config.places.unread_wires || self.config.places.incomplete {
+            return;
+        }
         let wired: BTreeSet<&ActorName> =
             self.config.flow.wires.iter().map(|wire| &wire.from.actor).collect();
         for actor in self.config.flow.actors.keys().filter(|actor| !wired.contains(actor)) {

@@ -1058,6 +1058,7 @@ fn an_actor_with_more_than_its_messages_should_be_pinned() {
 fn a_source_without_a_wire_is_warned_about() {
     let source = "[actors.t]\nmodule = 'std:interval'\n[actors.l]\nmodule = 'std:http-in'\n";
     finds(source, "2:10 W0406");
+    finds(&format!("{source}[[wires]]\nfrom = 't.out'\nto = 'l'\n"), "7:6 E0106");
     finds(&format!("{source}[[wires]]\nfrom = 't.out'\nto = 'l.in'\n"), "");
 }
 

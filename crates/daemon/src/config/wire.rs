@@ -52,6 +52,7 @@ impl Parsing<'_> {
         });
         let to = to.map(|item| item.strings()).unwrap_or_default();
         let to: Vec<_> = to.iter().filter_map(|(item, text)| port(item, text)).collect();
+        self.config.places.unread_wires |= from.is_none() || to.is_empty();
         let Some((from, from_place)) = from else { return };
         for (to, to_place) in to {
             let origin = self.sources.origin(&from_place);
