@@ -117,6 +117,9 @@ fn dead_letters_are_listed_shown_replayed_and_purged() {
         let path = format!("/v1/dead-letters{}", if word == "replay" { "/replay" } else { "" });
         let method = if word == "replay" { "POST" } else { "DELETE" };
         assert_eq!(daemon.request(method, &path, "application/json", b"").status, 400);
+        // A variable of a shell that is not set means no letter, and not every one.
+        let (code, _, said) = dead(&daemon, &[word, "--digest", ""]);
+        assert!(code != 0 && said.contains("`digest` is empty"), "{said}");
         let (code, _, said) = dead(&daemon, &[word, "--since", "yesterday"]);
         assert!(code == 2 && said.contains("such as 10m"), "{said}");
     }

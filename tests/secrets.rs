@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use crate::{
     connectors::Receiver,
-    rig::{Daemon, PATIENCE, World, repository},
+    rig::{Daemon, PATIENCE, World, guest, repository},
     trace::collector,
 };
 
@@ -193,4 +193,27 @@ fn search(engine: &str, heard: &[&str]) {
         shown.len()
     );
     assert!(shown.is_empty(), "{shown:?}\n{}", daemon.log_text());
+}
+
+#[test]
+fn what_a_module_says_of_a_state_that_it_refuses_shows_no_secret() {
+    let world = World::new(
+        "[daemon]\nmodules = \"../modules\"\ndata = \"../data\"\nautostart = false\n\
+         [actors.a]\nmodule = \"a\"\nenv = { S = { file = \"token\" } }\n",
+    );
+    fs::write(world.path("config/token"), "planted-token").unwrap();
+    world.module("a", &guest("relay"));
+    let daemon = world.start();
+    let set = daemon.world.run(&["state", "set", "a", "{\"k\":\"planted-token\"}"]);
+    assert!(set.status.success(), "{set:?}");
+    let text = fs::read_to_string(repository().join("tests/guests/telltale.wat")).unwrap();
+    let says = "(call $error (call $block (i32.const 1000) (call $read))) (i32.const 1)";
+    let text = text.replace("(export \"answer\")", "(export \"process\")");
+    let end = text.rfind(')').unwrap();
+    let migrates = format!("(func (export \"migrate_state\") (result i32) {says}))");
+    daemon.world.module("a", &wat::parse_str(text[..end].to_owned() + &migrates).unwrap());
+    let report = daemon.reload().to_string();
+    assert!(report.contains("***") && !report.contains("planted"), "{report}");
+    let seen = [daemon.get("/v1/events").body, daemon.log_text()].concat();
+    assert!(seen.contains("***") && !seen.contains("planted"), "{seen}");
 }

@@ -222,6 +222,51 @@ fn a_followed_file_goes_on_through_edits_stops_and_rotations() {
 }
 
 #[test]
+fn a_renamed_source_goes_on_where_it_was() {
+    let world = World::new(&followed(""));
+    append(&world, "in.log", "1\n2\n");
+    let daemon = world.start();
+    wait_for(&daemon, &[1, 2]);
+    let renamed = followed("").replace("[actors.lines]", "[actors.rows]\nwas = \"lines\"");
+    daemon.world.config(&renamed.replace("lines.out", "rows.out"));
+    assert_eq!(daemon.reload()["added"], serde_json::json!(["rows"]));
+    append(&daemon.world, "in.log", "3\n");
+    wait_for(&daemon, &[1, 2, 3]);
+}
+
+#[test]
+fn a_source_that_was_removed_goes_on_where_it_was_after_a_stop() {
+    let world = World::new(&followed(""));
+    append(&world, "in.log", "1\n2\n");
+    let daemon = world.start();
+    wait_for(&daemon, &[1, 2]);
+    let config = followed("");
+    let (head, rest) = config.split_once("[actors.lines]").unwrap();
+    let (_, sink) = rest.split_once("[actors.file]").unwrap();
+    let (sink, _) = sink.split_once("[[wires]]").unwrap();
+    daemon.world.config(&format!("{head}[actors.file]{sink}"));
+    assert_eq!(daemon.reload()["removed"], serde_json::json!(["lines"]));
+    daemon.wait_event("stopped", "lines");
+    let (_, _, world) = daemon.stop();
+    append(&world, "in.log", "3\n");
+    world.config(&config);
+    wait_for(&world.start(), &[1, 2, 3]);
+}
+
+#[test]
+fn a_last_line_without_an_end_is_not_read_twice_when_it_has_one() {
+    let once = |more: &str| followed(more).replace("\"follow\"", "\"once\"");
+    let world = World::new(&once(""));
+    append(&world, "in.log", "1\n2\n3");
+    let daemon = world.start();
+    wait_for(&daemon, &[1, 2, 3]);
+    append(&daemon.world, "in.log", "\n4\n");
+    daemon.world.config(&once(", rate = 5000"));
+    daemon.reload();
+    wait_for(&daemon, &[1, 2, 3, 4]);
+}
+
+#[test]
 fn a_killed_daemon_goes_on_in_a_file_from_where_it_was_written_last() {
     let world = World::new(&followed(""));
     append(&world, "in.log", "1\n2\n");

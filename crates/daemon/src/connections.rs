@@ -27,6 +27,10 @@ const MAX: usize = 1024;
 /// stream gives a sign of life more often.
 const STALLED: Duration = Duration::from_secs(20);
 
+/// How long a request may be with us, whole and not yet answered, where others wait: it is the
+/// flow that has not moved, and not the caller.
+const WITH_US: Duration = Duration::from_secs(120);
+
 /// The connections of one listener.
 #[derive(Default)]
 pub(crate) struct Connections {
@@ -44,6 +48,8 @@ struct Open {
 struct One {
     /// Requests in hand, those included whose answers are still going out.
     busy: usize,
+    /// Those of them that have come in whole and are not answered yet.
+    with_us: usize,
     /// When something last moved.
     moved: Instant,
     close: CancellationToken,
@@ -60,7 +66,8 @@ impl Connections {
                 if open.all.len() < MAX {
                     let (id, close) = (open.next, CancellationToken::new());
                     open.next += 1;
-                    let one = One { busy: 0, moved: Instant::now(), close: close.clone() };
+                    let one =
+                        One { busy: 0, with_us: 0, moved: Instant::now(), close: close.clone() };
                     open.all.insert(id, one);
                     return Guest { id, close, of: Arc::clone(self) };
                 }
@@ -79,8 +86,20 @@ impl Open {
     /// nothing has moved for longest, if that is long.
     fn least_wanted(&self, now: Instant) -> Option<u64> {
         let standing = self.all.iter().filter(|(_, one)| !one.close.is_cancelled());
-        let (id, one) = standing.min_by_key(|(_, one)| (one.busy > 0, one.moved))?;
-        (one.busy == 0 || now.duration_since(one.moved) >= STALLED).then_some(*id)
+        let (id, one) =
+            standing.min_by_key(|(_, one)| (one.busy > 0, one.moved + one.patience()))?;
+        (now >= one.moved + one.patience()).then_some(*id)
+    }
+}
+
+impl One {
+    /// How long nothing may move on it.
+    fn patience(&self) -> Duration {
+        match self {
+            Self { busy: 0, .. } => Duration::ZERO,
+            Self { with_us: 0, .. } => STALLED,
+            Self { .. } => WITH_US,
+        }
     }
 }
 
@@ -109,30 +128,74 @@ impl Drop for Guest {
 }
 
 /// A request in hand, from its head to the end of its answer.
-pub(crate) struct InHand(Arc<Guest>);
+pub(crate) struct InHand {
+    guest: Arc<Guest>,
+    stage: Mutex<Stage>,
+}
+
+/// How far a request has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    ComingIn,
+    WithUs,
+    Answered,
+}
 
 impl InHand {
     pub(crate) fn begin(guest: &Arc<Guest>) -> Arc<Self> {
         guest.note(|one| one.busy += 1);
-        Arc::new(Self(Arc::clone(guest)))
+        Arc::new(Self { guest: Arc::clone(guest), stage: Mutex::new(Stage::ComingIn) })
     }
 
-    /// A body of which each piece counts as a move, and that is in hand until it is through.
-    pub(crate) fn watch(self: &Arc<Self>, body: Body) -> Body {
-        Body::new(Watched { body, in_hand: Arc::clone(self) })
+    /// The request's body, of which each piece counts as a move. When it is dropped, all of
+    /// the request is with us.
+    pub(crate) fn request(self: &Arc<Self>, body: Body) -> Body {
+        Body::new(Watched { body, in_hand: Arc::clone(self), then: Stage::WithUs })
+    }
+
+    /// The answer's body: each piece counts, and the request is in hand until it is through.
+    pub(crate) fn answer(self: &Arc<Self>, body: Body) -> Body {
+        self.come_to(Stage::Answered);
+        Body::new(Watched { body, in_hand: Arc::clone(self), then: Stage::Answered })
+    }
+
+    fn come_to(&self, next: Stage) {
+        let mut stage = self.stage.lock();
+        match (*stage, next) {
+            (Stage::ComingIn, Stage::WithUs) => self.guest.note(|one| one.with_us += 1),
+            (Stage::WithUs, Stage::Answered) => self.guest.note(|one| one.with_us -= 1),
+            (Stage::ComingIn, Stage::Answered) => {}
+            _ => return,
+        }
+        *stage = next;
     }
 }
 
 impl Drop for InHand {
     fn drop(&mut self) {
-        self.0.note(|one| one.busy -= 1);
-        self.0.of.changed.notify_one();
+        // It may have ended without an answer.
+        self.come_to(Stage::Answered);
+        self.guest.note(|one| one.busy -= 1);
+        self.guest.of.changed.notify_one();
     }
 }
 
 struct Watched {
     body: Body,
     in_hand: Arc<InHand>,
+    /// How far the request has come when the body is dropped.
+    then: Stage,
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.in_hand.come_to(self.then);
+    }
+}
+
+/// Whether a piece of a request brings nobody anything: one such now and then keeps no place.
+fn is_blank(frame: &Frame<Bytes>) -> bool {
+    frame.data_ref().is_some_and(|piece| piece.trim_ascii().is_empty())
 }
 
 impl hyper::body::Body for Watched {
@@ -144,8 +207,10 @@ impl hyper::body::Body for Watched {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let frame = Pin::new(&mut self.body).poll_frame(cx);
-        if frame.is_ready() {
-            self.in_hand.0.note(|_| ());
+        if let Poll::Ready(Some(Ok(frame))) = &frame
+            && (self.then == Stage::Answered || !is_blank(frame))
+        {
+            self.in_hand.guest.note(|_| ());
         }
         frame
     }
@@ -162,6 +227,7 @@ impl hyper::body::Body for Watched {
 #[cfg(test)]
 mod tests {
     use futures_util::poll;
+    use http_body_util::BodyExt;
 
     use super::*;
 
@@ -206,5 +272,39 @@ mod tests {
         let closed = guests.iter().filter(|guest| guest.close.is_cancelled()).count();
         assert_eq!((closed, guests[0].close.is_cancelled()), (1, true));
         drop(busy);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_for_the_flow_is_not_sent_away_like_one_who_stalls() {
+        let (connections, guests) = full().await;
+        let busy: Vec<_> = guests.iter().map(InHand::begin).collect();
+        // All but the last have sent all that they have to say.
+        busy[..MAX - 1].iter().for_each(|in_hand| drop(in_hand.request(Body::empty())));
+        let entering = connections.enter();
+        tokio::pin!(entering);
+        tokio::time::advance(STALLED).await;
+        assert!(poll!(&mut entering).is_pending());
+        let closed = || guests.iter().filter(|guest| guest.close.is_cancelled()).count();
+        assert_eq!((closed(), guests[MAX - 1].close.is_cancelled()), (1, true));
+        tokio::time::advance(WITH_US).await;
+        assert!(poll!(&mut entering).is_pending());
+        assert_eq!(closed(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_blank_line_is_no_move() {
+        let connections = Arc::<Connections>::default();
+        let guest = Arc::new(connections.enter().await);
+        let in_hand = InHand::begin(&guest);
+        let began = Instant::now();
+        let moved = || connections.open.lock().all[&guest.id].moved;
+        let mut bodies = Vec::new();
+        for (piece, moves) in [(" \n", false), ("1\n", true)] {
+            tokio::time::advance(Duration::from_secs(1)).await;
+            let mut body = in_hand.request(Body::from(piece));
+            assert!(body.frame().await.unwrap().is_ok());
+            assert_eq!(moved() > began, moves, "{piece:?}");
+            bodies.push(body);
+        }
     }
 }

@@ -59,6 +59,16 @@ pub(crate) struct Round {
     pub(crate) failed: usize,
 }
 
+impl Round {
+    fn count(&mut self, written: Written) {
+        match written {
+            Written::Same => {}
+            Written::New => self.written += 1,
+            Written::Failed => self.failed += 1,
+        }
+    }
+}
+
 /// What became of one actor's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Written {
@@ -109,14 +119,26 @@ impl Snapshots {
                 continue;
             }
             live.insert(actor.name().clone());
-            match self.write_state(&mut past, &actor) {
-                Written::Same => {}
-                Written::New => round.written += 1,
-                Written::Failed => round.failed += 1,
+            round.count(self.write_state(&mut past, actor.name(), actor.state()));
+        }
+        // Asked for after the live ones: what goes in between is in both and not in neither.
+        let mut known = live.clone();
+        for (name, state) in system.left_states() {
+            match state {
+                _ if live.contains(&name) => {}
+                Some(state) => {
+                    round.count(self.write_state(&mut past, &name, state));
+                    known.insert(name);
+                }
+                // The heir's file has it, if that could be written.
+                None if round.failed == 0 && past.written.contains_key(&name) => {
+                    _ = fs::remove_file(self.path(&name));
+                }
+                None => _ = known.insert(name),
             }
         }
-        past.written.retain(|name, _| live.contains(name));
-        past.failing.retain(|name| live.contains(name));
+        past.written.retain(|name, _| known.contains(name));
+        past.failing.retain(|name| known.contains(name));
         let now = Instant::now();
         if past.swept.is_none_or(|at| now.duration_since(at) >= SWEEP_EVERY) {
             past.swept = Some(now);
@@ -130,24 +152,22 @@ impl Snapshots {
         let mut past = self.past.lock();
         // The file may be from before the actor went and came back.
         if !past.written.contains_key(actor.name()) && self.path(actor.name()).exists() {
-            return self.replace_state(&mut past, actor) != Written::Failed;
+            return self.replace_state(&mut past, actor.name(), actor.state()) != Written::Failed;
         }
-        self.write_state(&mut past, actor) != Written::Failed
+        self.write_state(&mut past, actor.name(), actor.state()) != Written::Failed
     }
 
     /// Writes a state that is another than what is on disk.
-    fn write_state(&self, past: &mut Past, actor: &Actor) -> Written {
-        let state = actor.state();
-        let same = match past.written.get(actor.name()) {
+    fn write_state(&self, past: &mut Past, name: &ActorName, state: State) -> Written {
+        let same = match past.written.get(name) {
             Some(written) => *written == state,
             // Most actors never have a state, and need no file to say so.
             None => state == State::default(),
         };
-        if same { Written::Same } else { self.replace_state(past, actor) }
+        if same { Written::Same } else { self.replace_state(past, name, state) }
     }
 
-    fn replace_state(&self, past: &mut Past, actor: &Actor) -> Written {
-        let (name, state) = (actor.name(), actor.state());
+    fn replace_state(&self, past: &mut Past, name: &ActorName, state: State) -> Written {
         match replace(&self.folder, &self.path(name), state.text()) {
             Ok(()) => {
                 past.written.insert(name.clone(), state);

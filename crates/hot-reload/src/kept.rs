@@ -144,12 +144,11 @@ impl Kept {
         let path = self.path(&digest);
         let failed = |source| KeepError::Write { path: path.clone(), source };
         if self.read(&digest).is_ok() {
-            // The newest of the recent ones are the last to go.
-            return File::options()
-                .append(true)
-                .open(&path)
-                .and_then(|file| file.set_modified(SystemTime::now()))
-                .map_err(failed);
+            // The newest of the recent ones are the last to go. One that cannot be marked goes
+            // too early, which is no reason not to run it.
+            let marked = File::options().append(true).open(&path);
+            _ = marked.and_then(|file| file.set_modified(SystemTime::now()));
+            return Ok(());
         }
         self.make_room(&digest, bytes.len() as u64, claims)?;
         let temporary = self.folder.join(format!(".{digest}.tmp"));

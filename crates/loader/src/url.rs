@@ -88,14 +88,17 @@ impl ModuleUrl {
 
     /// Whether both are asked of the same server: scheme, host and port.
     pub(crate) fn same_origin(&self, other: &Self) -> bool {
-        let origin = |url: &Self| {
-            let uri = url.uri();
-            let scheme = uri.scheme_str().unwrap_or_default().to_ascii_lowercase();
-            let host = uri.host().unwrap_or_default().to_ascii_lowercase();
-            let port = uri.port_u16().unwrap_or(if scheme == "https" { 443 } else { 80 });
-            (scheme, host, port)
-        };
-        origin(self) == origin(other)
+        self.server() == other.server()
+    }
+
+    /// The server that is asked: scheme, host and port.
+    #[must_use]
+    pub fn server(&self) -> String {
+        let uri = self.uri();
+        let scheme = uri.scheme_str().unwrap_or_default().to_ascii_lowercase();
+        let host = uri.host().unwrap_or_default().to_ascii_lowercase();
+        let port = uri.port_u16().unwrap_or(if scheme == "https" { 443 } else { 80 });
+        format!("{scheme}://{host}:{port}")
     }
 }
 

@@ -211,6 +211,10 @@ impl Message {
             #[serde(borrow)]
             data: Option<&'a RawValue>,
         }
+        // A list of the same values would pass for it.
+        if part.trim_ascii_start().first() == Some(&b'[') {
+            return Err(MessageError::Shape("a list, expected an object".into()));
+        }
         let encoded: Encoded<'_> = serde_json::from_slice(part).map_err(unread)?;
         let ty = Type::from_name(&encoded.ty)
             .ok_or_else(|| MessageError::UnknownType(encoded.ty.chars().take(40).collect()))?;
@@ -398,6 +402,7 @@ mod tests {
         check(r#"{"type":"Int","data":1}"#, Err(()));
         check(r#"{"data":1}"#, Err(()));
         check(r#"[1]"#, Err(()));
+        check(r#" ["Integer",1]"#, Err(()));
         check("", Err(()));
     }
 

@@ -39,7 +39,7 @@ pub use spawn::SpawnError;
 
 use crate::{
     Actor, ActorName, ActorState, Budget, DeadLetters, EventKind, Events, Generation, Meters,
-    Secrets, SpanSink, Wire,
+    Secrets, SpanSink, State, Wire,
     actor::{Command, Kind},
     onlookers::Gallery,
     system::past::Past,
@@ -200,6 +200,13 @@ impl System {
         let mut actors: Vec<_> = self.0.actors.iter().map(|a| Arc::clone(a.value())).collect();
         actors.sort_by(|a, b| a.name().cmp(b.name()));
         actors
+    }
+
+    /// What removed actors have left that persist their state, by name; nothing, where an
+    /// actor that was renamed has taken it along.
+    #[must_use]
+    pub fn left_states(&self) -> Vec<(ActorName, Option<State>)> {
+        self.0.past.lock().left()
     }
 
     /// All wires, by their sending actor.

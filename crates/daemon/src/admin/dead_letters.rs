@@ -62,6 +62,10 @@ impl Which {
         let at = |text: Option<String>| {
             text.map(|text| moment(&text, unix_millis())).transpose().map_err(bad)
         };
+        // Every digest begins with nothing, which is hardly what is meant.
+        if self.digest.as_deref() == Some("") {
+            return Err(bad("`digest` is empty; write how it begins, or leave it out".into()));
+        }
         Ok(Filter {
             numbers,
             after: self.after,

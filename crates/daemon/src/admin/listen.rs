@@ -273,10 +273,10 @@ pub(crate) async fn serve<D: Door>(mut door: D, router: Router, stopping: Cancel
         let (caller, router, of) = (D::caller(&io, &address), router.clone(), Arc::clone(&guest));
         let service = service_fn(move |request: Request<Incoming>| {
             let in_hand = InHand::begin(&of);
-            let mut request = request.map(|body| in_hand.watch(Body::new(body)));
+            let mut request = request.map(|body| in_hand.request(Body::new(body)));
             request.extensions_mut().insert(caller.clone());
             let answer = router.clone().oneshot(request);
-            async move { answer.await.map(|answer| answer.map(|body| in_hand.watch(body))) }
+            async move { answer.await.map(|answer| answer.map(|body| in_hand.answer(body))) }
         });
         let mut http = http1::Builder::new();
         http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(MAX_HEAD);

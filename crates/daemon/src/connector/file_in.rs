@@ -60,6 +60,9 @@ const EMPTY_PAUSE: Duration = Duration::from_secs(1);
 /// At most one warning about unreadable lines in this time; it tells how many there were.
 const WARNING_GAP: Duration = Duration::from_secs(1);
 
+/// The lowest rate that can be asked for, in messages a second: one in eleven days.
+const LOWEST_RATE: f64 = 1e-6;
+
 /// The highest rate that can be asked for, in messages a second.
 const HIGHEST_RATE: f64 = 1e6;
 
@@ -88,8 +91,9 @@ impl Rate {
             Self::Number(rate) => Some(*rate),
             Self::Text(text) => text.strip_suffix("/s").unwrap_or(text).trim().parse().ok(),
         };
-        rate.filter(|rate| *rate > 0.0 && *rate <= HIGHEST_RATE)
-            .ok_or_else(|| format!("`rate` is messages a second, above 0 and up to {HIGHEST_RATE}"))
+        rate.filter(|rate| (LOWEST_RATE..=HIGHEST_RATE).contains(rate)).ok_or_else(|| {
+            format!("`rate` is messages a second, from {LOWEST_RATE} to {HIGHEST_RATE}")
+        })
     }
 }
 
@@ -228,15 +232,23 @@ impl Lines<'_> {
     }
 
     /// Goes on in a file from there, unless it has become another since.
-    async fn go_on(&mut self, mut file: File, come: Position) -> io::Result<(File, LineSplitter)> {
+    async fn go_on(
+        &mut self,
+        mut file: File,
+        mut come: Position,
+    ) -> io::Result<(File, LineSplitter)> {
         let length = file.metadata().await?.len();
         if come.at > 0 && come.at != length {
-            let mut before = [0];
+            let mut around = [0; 2];
             if come.at < length {
                 file.seek(SeekFrom::Start(come.at - 1)).await?;
-                file.read_exact(&mut before).await?;
+                file.read_exact(&mut around).await?;
             }
-            if before != *b"\n" {
+            let [before, after] = around;
+            if before != b'\n' && after == b'\n' {
+                // The last line had no end then, and has one now.
+                come.at += 1;
+            } else if before != b'\n' {
                 info!(path = %self.path.display(), "the file is another than when it was read last, and is read from its beginning");
                 return self.begin(file).await;
             }

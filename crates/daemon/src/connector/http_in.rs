@@ -45,6 +45,9 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 /// The longest that one can wait.
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(3600);
 
+/// The lowest rate that can be asked for, in requests a second: one in eleven days.
+const LOWEST_RATE: f64 = 1e-6;
+
 /// The highest rate that can be asked for, in requests a second.
 const HIGHEST_RATE: f64 = 1e6;
 
@@ -179,10 +182,14 @@ pub(super) fn prepare(
         .filter(|size| (1..=MOST_BODY).contains(size))
         .ok_or("`max_body` is a size from 1 byte to 16 MiB, such as \"64 KiB\"")?;
     let rate = match config.rate {
-        Some(rate) if rate > 0.0 && rate <= HIGHEST_RATE => Some(Mutex::new(Bucket::new(rate))),
+        Some(rate) if (LOWEST_RATE..=HIGHEST_RATE).contains(&rate) => {
+            Some(Mutex::new(Bucket::new(rate)))
+        }
         None => None,
         Some(_) => {
-            return Err(format!("`rate` is requests a second, above 0 and up to {HIGHEST_RATE}"));
+            return Err(format!(
+                "`rate` is requests a second, from {LOWEST_RATE} to {HIGHEST_RATE}"
+            ));
         }
     };
     let door = Door {

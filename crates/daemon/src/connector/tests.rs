@@ -62,8 +62,9 @@ fn a_config_that_does_not_fit_is_refused_with_one_that_does() {
     refused("std:file-in", json!({}), "missing field `path`");
     refused("std:file-in", json!({ "path": "" }), "`path` is empty");
     refused("std:file-in", json!({ "path": "a", "mode": "always" }), "unknown variant `always`");
-    refused("std:file-in", json!({ "path": "a", "rate": 0 }), "above 0");
-    refused("std:file-in", json!({ "path": "a", "rate": "many" }), "above 0");
+    refused("std:file-in", json!({ "path": "a", "rate": 0 }), "from 0.000001 to");
+    refused("std:file-in", json!({ "path": "a", "rate": 1e-300 }), "from 0.000001 to");
+    refused("std:file-in", json!({ "path": "a", "rate": "many" }), "from 0.000001 to");
     refused("std:file-in", json!({ "path": "a", "rate": [1] }), "messages a second");
     refused("std:file-out", json!({ "append": true }), "missing field `path`");
     refused("std:file-out", json!({ "path": "a", "what": "all" }), "unknown variant `all`");

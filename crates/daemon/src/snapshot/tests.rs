@@ -68,13 +68,24 @@ impl Rig {
     }
 
     async fn start(&self, name: &str, persistence: Persistence, state: Option<State>) {
+        self.start_as(name, persistence, state, None).await;
+    }
+
+    async fn start_as(
+        &self,
+        name: &str,
+        persistence: Persistence,
+        state: Option<State>,
+        was: Option<&str>,
+    ) {
         let name: ActorName = name.parse().unwrap();
         let program = Arc::new(Keeper::new());
         let engine = program.instantiate().await.unwrap();
         let log = ActorLog::new(name.clone(), 1);
         let settings = Settings { state: persistence, ..Settings::default() };
         let ready = Ready::Engine { program, engine, version: None, log };
-        let start = Start { name, ready, settings, state, was: None };
+        let was = was.map(|was| was.parse().unwrap());
+        let start = Start { name, ready, settings, state, was };
         self.system.apply(Change { start: vec![start], ..Change::default() }).await;
     }
 
@@ -114,6 +125,42 @@ async fn a_state_is_written_when_it_has_changed() {
     assert_eq!(rig.round(), (0, 0));
     rig.set("a", "{}").await;
     assert_eq!(rig.round(), (1, 0));
+    rig.set("a", r#"{"n":2}"#).await;
+    assert_eq!(rig.round(), (1, 0));
+    assert_eq!(rig.reloaded("a").as_deref(), Some(r#"{"n":2}"#));
+}
+
+#[tokio::test]
+async fn what_a_removed_actor_has_left_is_written_too() {
+    let rig = Rig::new();
+    rig.start("a", Persistence::Snapshot, None).await;
+    rig.start("b", Persistence::Memory, None).await;
+    rig.set("a", r#"{"n":1}"#).await;
+    rig.set("b", r#"{"n":1}"#).await;
+    let stop = ["a", "b"].map(|name| name.parse().unwrap()).to_vec();
+    let drain = Duration::from_secs(60);
+    rig.system.apply(Change { stop, drain, ..Change::default() }).await;
+    while !rig.system.actors().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(rig.round(), (1, 0));
+    assert_eq!(rig.round(), (0, 0));
+    assert_eq!(rig.reloaded("a").as_deref(), Some(r#"{"n":1}"#));
+    assert!(!rig.file("b").exists());
+}
+
+#[tokio::test]
+async fn a_state_that_an_heir_has_is_under_one_name() {
+    let rig = Rig::new();
+    rig.start("a", Persistence::Snapshot, None).await;
+    rig.set("a", r#"{"n":1}"#).await;
+    assert_eq!(rig.round(), (1, 0));
+    rig.start_as("b", Persistence::Snapshot, None, Some("a")).await;
+    assert_eq!(rig.round(), (1, 0));
+    assert_eq!(rig.reloaded("b").as_deref(), Some(r#"{"n":1}"#));
+    assert!(!rig.file("a").exists());
+    // Another of the old name has a file of its own.
+    rig.start("a", Persistence::Snapshot, None).await;
     rig.set("a", r#"{"n":2}"#).await;
     assert_eq!(rig.round(), (1, 0));
     assert_eq!(rig.reloaded("a").as_deref(), Some(r#"{"n":2}"#));

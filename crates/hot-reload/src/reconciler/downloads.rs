@@ -41,6 +41,9 @@ const PAUSES: [Duration; 5] = [
 /// Downloads at a time. Each takes a thread and the memory of a module.
 const MAX_AT_ONCE: usize = 8;
 
+/// Of them from one server, so that a slow one leaves places to the others.
+const MAX_OF_ONE: usize = 2;
+
 /// How long whoever asks for a pass waits for a download: as long as one from a
 /// server nearby takes.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -51,6 +54,8 @@ pub(super) struct Downloads {
     wanted: BTreeMap<Digest, Download>,
     tasks: JoinSet<Option<Ended>>,
     places: Arc<Semaphore>,
+    /// The places at each server that was asked.
+    servers: BTreeMap<String, Arc<Semaphore>>,
 }
 
 /// How an attempt has ended.
@@ -96,7 +101,14 @@ pub(super) enum Fetching {
 impl Downloads {
     pub(super) fn new(loader: Loader, kept: Arc<Kept>) -> Self {
         let places = Arc::new(Semaphore::new(MAX_AT_ONCE));
-        Self { loader, kept, wanted: BTreeMap::new(), tasks: JoinSet::new(), places }
+        Self {
+            loader,
+            kept,
+            wanted: BTreeMap::new(),
+            tasks: JoinSet::new(),
+            places,
+            servers: BTreeMap::new(),
+        }
     }
 
     /// What can be said of the wanted modules now. Starts to fetch what is not here.
@@ -219,9 +231,13 @@ impl Downloads {
         let (loader, places) = (self.loader.clone(), Arc::clone(&self.places));
         let (from, given_up) = (url.clone(), CancellationToken::new());
         let gone = given_up.clone();
+        self.servers.retain(|_, places| Arc::strong_count(places) > 1);
+        let own = self.servers.entry(url.server());
+        let own = Arc::clone(own.or_insert_with(|| Arc::new(Semaphore::new(MAX_OF_ONE))));
         let task = self.tasks.spawn(async move {
+            let place = async { (own.acquire_owned().await, places.acquire_owned().await) };
             let place = tokio::select! {
-                place = places.acquire_owned() => place.expect("the semaphore is never closed"),
+                place = place => place,
                 () = gone.cancelled() => return None,
             };
             // One that is given up goes on in its thread until it ends, and so it keeps its place.

@@ -70,6 +70,9 @@ impl Reconciler {
             limit: *limit,
         };
         let migrated = program.migrate_state(left).await;
-        migrated.map_err(|error| ChangeRefused::passing(actor, error))
+        // The error may be the guest's own words.
+        migrated.map_err(|error| {
+            ChangeRefused::passing(actor, self.system.secrets().mask(&error.to_string()))
+        })
     }
 }

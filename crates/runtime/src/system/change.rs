@@ -146,6 +146,8 @@ struct Newcomer {
 enum Seat {
     /// Nothing.
     Free,
+    /// The state of a source that has ended and is gone.
+    Left(State),
     /// An actor without a task, still counted, whose mailbox and state it takes over.
     Inherited(Arc<Actor>),
 }
@@ -327,11 +329,18 @@ impl System {
         if let (Seat::Free, Some(was)) = (&seat, was)
             && let Some(actor) = self.actor(was.as_str())
         {
-            // A source has nothing to leave and nothing to do with a mailbox.
+            // A source has nothing to do with a mailbox; another source goes on where it was.
             if actor.is_source() || ready.is_source() {
+                let heir = actor.is_source() && ready.is_source();
+                paused = heir && actor.status().state == ActorState::Paused;
                 actor.drain(Instant::now() + drain).await;
                 actor.stopped().await;
-                self.bury(&actor);
+                if heir {
+                    seat = Seat::Left(actor.state());
+                    self.bury_leaving(&actor, None);
+                } else {
+                    self.bury(&actor);
+                }
             } else {
                 paused = actor.status().state == ActorState::Paused;
                 actor.leaving.store(true, Ordering::Release);
@@ -377,9 +386,12 @@ impl System {
             Some(Left { moved: true, .. }) => None,
             left => left.and_then(|left| left.state).or(state),
         };
+        if let Seat::Left(taken) = &seat {
+            state = Some(taken.clone());
+        }
         let bounds = bounds_of(&settings);
         let mailbox = match &seat {
-            Seat::Free => Arc::new(Mailbox::new(bounds).within(self.budget())),
+            Seat::Free | Seat::Left(_) => Arc::new(Mailbox::new(bounds).within(self.budget())),
             Seat::Inherited(from) => {
                 from.mailbox().set_bounds(bounds);
                 state = Some(from.state());
@@ -390,7 +402,7 @@ impl System {
         };
         let generation = generation.unwrap_or(Generation::FIRST);
         let outbox = match &seat {
-            Seat::Free => Vec::new(),
+            Seat::Free | Seat::Left(_) => Vec::new(),
             Seat::Inherited(from) => from.shared.waiting_outputs(),
         };
         let (actor, digest) = self.run(Outfit {
@@ -530,6 +542,11 @@ impl System {
 
     /// Takes a stopped actor off the registry and keeps its books and state.
     fn bury(&self, actor: &Arc<Actor>) {
+        self.bury_leaving(actor, Some(actor.state()));
+    }
+
+    /// The same, leaving that state; none, where an heir has it.
+    fn bury_leaving(&self, actor: &Arc<Actor>, state: Option<State>) {
         let mut past = self.0.past.lock();
         let same = |_: &ActorName, a: &Arc<Actor>| Arc::ptr_eq(a, actor);
         if self.0.kill.is_cancelled() || self.0.actors.remove_if(actor.name(), same).is_none() {
@@ -539,6 +556,6 @@ impl System {
         actor.shared.close_mailbox();
         past.books.deliveries.add(&actor.mailbox().counts());
         past.take_over(actor);
-        past.leave(actor, Some(actor.state()), Instant::now());
+        past.leave(actor, state, Instant::now());
     }
 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 use super::Books;
-use crate::{Actor, ActorName, Generation, Meters, State, Wire};
+use crate::{Actor, ActorName, Generation, Meters, Persistence, State, Wire};
 
 /// How long it is known what a removed actor has left.
 const KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -31,6 +31,8 @@ pub(super) struct Left {
     pub(super) state: Option<State>,
     /// Whether an heir has it: then it is not to be had from disk either.
     pub(super) moved: bool,
+    /// Whether its state is to be had from disk after this process.
+    persists: bool,
     /// The last that ran under the name.
     pub(super) generation: Generation,
     since: Instant,
@@ -49,13 +51,21 @@ impl Past {
     pub(super) fn leave(&mut self, actor: &Actor, state: Option<State>, now: Instant) {
         self.left.retain(|_, left| now.duration_since(left.since) < KEPT);
         let generation = actor.status().generation;
-        let left = Left { moved: state.is_none(), state, generation, since: now };
+        let persists = actor.settings().state == Persistence::Snapshot;
+        let left = Left { moved: state.is_none(), state, persists, generation, since: now };
         self.left.insert(actor.name().clone(), left);
     }
 
     /// An earlier process has run an actor of that name.
     pub(super) fn recall(&mut self, name: ActorName, generation: Generation, now: Instant) {
-        self.left.insert(name, Left { state: None, moved: false, generation, since: now });
+        let left = Left { state: None, moved: false, persists: false, generation, since: now };
+        self.left.insert(name, left);
+    }
+
+    /// The states that are to be had from disk after this process; none, where an heir has it.
+    pub(super) fn left(&self) -> Vec<(ActorName, Option<State>)> {
+        let persist = self.left.iter().filter(|(_, left)| left.persists);
+        persist.map(|(name, left)| (name.clone(), left.state.clone())).collect()
     }
 
     /// What is left of the actor of that name, which is coming back.

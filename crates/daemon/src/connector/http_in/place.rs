@@ -197,11 +197,11 @@ async fn serve(
     let of = Arc::clone(&guest);
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         let in_hand = InHand::begin(&of);
-        let request = request.map(|body| in_hand.watch(Body::new(body)));
+        let request = request.map(|body| in_hand.request(Body::new(body)));
         let behind = behind.load_full();
         async move {
             let answer = request::answer(behind, request).await;
-            Ok::<_, Infallible>(answer.map(|body| in_hand.watch(body)))
+            Ok::<_, Infallible>(answer.map(|body| in_hand.answer(body)))
         }
     });
     let connection = http1::Builder::new()

@@ -57,8 +57,10 @@ async fn a_config_that_does_not_fit_is_refused_with_what_to_do() {
     sized["max_body"] = json!("1 GiB");
     refused(sized, &[], "up to 16 MiB".trim_start_matches("up to "));
     let mut paced = on("127.0.0.1:0");
-    paced["rate"] = json!(0);
-    refused(paced, &[], "above 0");
+    for rate in [0.0, -1.0, 1e-20, 1e300] {
+        paced["rate"] = json!(rate);
+        refused(paced.clone(), &[], "from 0.000001 to");
+    }
 }
 
 #[test]
