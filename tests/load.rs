@@ -21,7 +21,7 @@ use std::{
 use parking_lot::{Condvar, Mutex};
 use serde_json::Value;
 
-use crate::rig::{Daemon, PATIENCE, read_response, request_at};
+use crate::rig::{Daemon, PATIENCE, pause, read_response, request_at};
 
 pub(crate) const SENDERS: usize = 4;
 
@@ -110,7 +110,7 @@ impl Load {
         let began = Instant::now();
         while self.arrived() < messages {
             assert!(began.elapsed() < patience, "only {} have arrived", self.arrived());
-            thread::yield_now();
+            pause();
         }
     }
 

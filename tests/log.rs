@@ -3,11 +3,10 @@
 use std::{
     io::{BufRead, BufReader, Read},
     process::{Child, Stdio},
-    thread,
     time::Instant,
 };
 
-use crate::rig::{PATIENCE, World, request_at};
+use crate::rig::{PATIENCE, World, pause, request_at};
 
 /// Ends a line, begins another and drives a terminal, in three ways.
 const FORGED: &str = "x\nFORGED INFO all is well \u{1b}[31m\u{9b}31m\u{202e}";
@@ -124,7 +123,7 @@ fn a_log_that_nobody_reads_holds_nobody_up_and_its_end_is_there() {
     let until = Instant::now() + PATIENCE;
     while figure("reflowd_messages_completed_total{") < LINES as f64 {
         assert!(Instant::now() < until, "somebody waits for the log");
-        thread::yield_now();
+        pause();
     }
     assert_eq!(ask("GET", "/livez", b"").body, "alive\n");
     let lost = figure("reflowd_log_lines_lost_total");

@@ -20,6 +20,12 @@ use tempfile::TempDir;
 /// How long anything may take before a test fails. Compilers share the machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
+/// Lets others have the cores between two looks at something that is waited for: tests and
+/// daemons share them, and looking without a pause takes from both.
+pub(crate) fn pause() {
+    thread::park_timeout(Duration::from_millis(2));
+}
+
 /// The binary under test.
 pub(crate) const REFLOWD: &str = env!("CARGO_BIN_EXE_reflowd");
 
@@ -276,7 +282,7 @@ impl Daemon {
         let patience = Instant::now() + PATIENCE;
         while !so(self) {
             assert!(Instant::now() < patience, "never: {what}\n{}", self.log_text());
-            thread::yield_now();
+            pause();
         }
     }
 
