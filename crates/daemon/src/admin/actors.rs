@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use axum::{
     Extension, Json,
-    extract::{Path, State},
+    extract::State,
     http::{StatusCode, Uri},
 };
 use reflowd_hot_reload::{ActorView, RollBackError};
@@ -14,7 +14,7 @@ use reflowd_runtime::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Admin, Phase, Problem, query, version};
+use super::{Admin, InPath, Phase, Problem, query, version};
 
 /// One actor at a glance, as `ps` shows it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -94,7 +94,7 @@ pub(super) async fn list(State(admin): State<Admin>) -> Json<Vec<ActorSummary>> 
 /// `GET /v1/actors/{actor}`.
 pub(super) async fn show(
     State(admin): State<Admin>,
-    Path(name): Path<String>,
+    InPath(name): InPath<String>,
 ) -> Result<Json<ActorDetail>, Problem> {
     let view = admin.reloader.view();
     let Some(actor) = admin.system.actor(&name) else {
@@ -138,9 +138,11 @@ pub(super) async fn show(
 /// `POST /v1/actors/{actor}/pause`.
 pub(super) async fn pause(
     State(admin): State<Admin>,
-    Path(name): Path<String>,
+    Extension(precondition): Extension<Precondition>,
+    InPath(name): InPath<String>,
 ) -> Result<Json<Told>, Problem> {
     let actor = running(&admin, &name)?;
+    version::check(&precondition)?;
     let was = actor.status();
     actor.pause().await;
     Ok(Json(told(&actor, was, |status| status.state == ActorState::Paused).await))
@@ -149,9 +151,11 @@ pub(super) async fn pause(
 /// `POST /v1/actors/{actor}/resume`.
 pub(super) async fn resume(
     State(admin): State<Admin>,
-    Path(name): Path<String>,
+    Extension(precondition): Extension<Precondition>,
+    InPath(name): InPath<String>,
 ) -> Result<Json<Told>, Problem> {
     let actor = running(&admin, &name)?;
+    version::check(&precondition)?;
     let was = actor.status();
     actor.resume().await;
     Ok(Json(told(&actor, was, |status| status.state != ActorState::Paused).await))
@@ -160,9 +164,11 @@ pub(super) async fn resume(
 /// `POST /v1/actors/{actor}/retry`.
 pub(super) async fn retry(
     State(admin): State<Admin>,
-    Path(name): Path<String>,
+    Extension(precondition): Extension<Precondition>,
+    InPath(name): InPath<String>,
 ) -> Result<Json<Told>, Problem> {
     let actor = running(&admin, &name)?;
+    version::check(&precondition)?;
     let was = actor.status();
     actor.retry().await;
     let idle = |state| matches!(state, ActorState::Resting | ActorState::Failed);
@@ -215,7 +221,7 @@ struct RollBack {
 pub(super) async fn roll_back(
     State(admin): State<Admin>,
     Extension(precondition): Extension<Precondition>,
-    Path(name): Path<String>,
+    InPath(name): InPath<String>,
     uri: Uri,
 ) -> Result<Json<Vec<GoneBack>>, Problem> {
     let RollBack { to } = query(&uri)?;

@@ -11,7 +11,7 @@ use std::{
 use axum::{
     Json,
     body::Body,
-    extract::{Path, State},
+    extract::State,
     http::{StatusCode, Uri},
     response::Response,
 };
@@ -23,7 +23,7 @@ use reflowd_runtime::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Admin, Problem,
+    Admin, InPath, Problem,
     events::{line, ndjson},
     flag, query,
 };
@@ -139,15 +139,13 @@ fn piece(mut letters: Letters) -> (Bytes, Option<Letters>) {
 /// `GET /v1/dead-letters/{number}`.
 pub(super) async fn show(
     State(admin): State<Admin>,
-    Path(number): Path<u64>,
+    InPath(number): InPath<u64>,
 ) -> Result<Response, Problem> {
     let filter = Filter { numbers: [number].into(), ..Filter::default() };
     let letters = admin.system.dead_letters().clone();
     let found = blocking(&admin, move || letters.letters(filter).next()).await?;
     let letter = found.ok_or_else(|| no_letter(number))?;
-    let mut text = Vec::new();
-    line(&mut text, &*letter);
-    Ok(ndjson(text.into()))
+    Ok(Json(&*letter).into_response())
 }
 
 /// What is kept, and what is lost and why.

@@ -10,7 +10,7 @@ use std::{sync::Arc, time::Duration};
 use axum::{
     Json,
     body::Body,
-    extract::{Path, State},
+    extract::State,
     http::{HeaderMap, StatusCode, Uri, header},
     response::{IntoResponse, Response},
 };
@@ -28,7 +28,7 @@ use tokio::{
 };
 
 use super::{
-    Admin, Answered, Phase, Problem, actors, answered, flag,
+    Admin, Answered, InPath, Phase, Problem, actors, answered, flag,
     lines::{Line, Lines, TooLong},
     query,
 };
@@ -63,7 +63,7 @@ struct Wanted {
 /// `POST /v1/actors/{actor}/ports/{port}`.
 pub(super) async fn take(
     State(admin): State<Admin>,
-    Path((actor, port)): Path<(String, String)>,
+    InPath((actor, port)): InPath<(String, String)>,
     uri: Uri,
     headers: HeaderMap,
     body: Body,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::{
-    extract::{Path, State},
+    extract::State,
     http::{HeaderMap, Uri},
     response::Response,
 };
@@ -15,7 +15,7 @@ use tokio::time;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Admin, Problem, actors, flag,
+    Admin, InPath, Problem, actors, flag,
     live::{Form, SIGN_OF_LIFE},
     query,
 };
@@ -64,7 +64,7 @@ struct Wanted {
 /// `GET /v1/actors/{actor}/logs?follow=true&level=warn&lines=10`.
 pub(super) async fn logs(
     State(admin): State<Admin>,
-    Path(actor): Path<String>,
+    InPath(actor): InPath<String>,
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use axum::{
     Extension, Json,
     body::Body,
-    extract::{Path, State as Of},
+    extract::State as Of,
     http::{HeaderMap, StatusCode},
 };
 use reflowd_runtime::{
@@ -18,7 +18,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio::task::spawn_blocking;
 
-use super::{Admin, Phase, Problem, actors, intake::media_type, version};
+use super::{Admin, InPath, Phase, Problem, actors, intake::media_type, version};
 use crate::receipt::ReceiveError;
 
 /// A state with what it belongs to, so that it can be told where it fits.
@@ -47,7 +47,7 @@ pub(super) struct Answer {
 /// `GET /v1/actors/{actor}/state`.
 pub(super) async fn show(
     Of(admin): Of<Admin>,
-    Path(name): Path<String>,
+    InPath(name): InPath<String>,
 ) -> Result<Json<Shown>, Problem> {
     let actor = actors::running(&admin, &name)?;
     let (status, state) = (actor.status(), actor.state());
@@ -69,7 +69,7 @@ pub(super) async fn show(
 pub(super) async fn set(
     Of(admin): Of<Admin>,
     Extension(precondition): Extension<Precondition>,
-    Path(name): Path<String>,
+    InPath(name): InPath<String>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Answer>, Problem> {
@@ -101,7 +101,7 @@ pub(super) async fn set(
 pub(super) async fn reset(
     Of(admin): Of<Admin>,
     Extension(precondition): Extension<Precondition>,
-    Path(name): Path<String>,
+    InPath(name): InPath<String>,
 ) -> Result<Json<Answer>, Problem> {
     let actor = actors::running(&admin, &name)?;
     change(&admin, actor, State::default(), precondition).await

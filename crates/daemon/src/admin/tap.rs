@@ -4,7 +4,7 @@
 //! a number in the place where it is missing.
 
 use axum::{
-    extract::{Path, State},
+    extract::State,
     http::{HeaderMap, StatusCode, Uri},
     response::Response,
 };
@@ -19,7 +19,7 @@ use tokio::time;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Admin, Problem, actors,
+    Admin, InPath, Problem, actors,
     live::{Form, SIGN_OF_LIFE},
     query,
 };
@@ -34,7 +34,7 @@ struct Wanted {
 /// `GET /v1/actors/{actor}/tap?direction=in`.
 pub(super) async fn actor(
     State(admin): State<Admin>,
-    Path(actor): Path<String>,
+    InPath(actor): InPath<String>,
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
@@ -46,7 +46,7 @@ pub(super) async fn actor(
 /// `GET /v1/actors/{actor}/ports/{port}/tap`.
 pub(super) async fn port(
     State(admin): State<Admin>,
-    Path((actor, port)): Path<(String, String)>,
+    InPath((actor, port)): InPath<(String, String)>,
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {

@@ -896,3 +896,102 @@ async fn what_has_changed_meanwhile_is_not_changed_by_who_has_not_seen_it() {
     assert_eq!(done.status, StatusCode::OK);
     assert!(rig.get("/v1/actors").await.headers.contains_key(header::ETAG));
 }
+
+#[tokio::test]
+async fn what_is_not_there_is_said_before_its_version_is_compared() {
+    let rig = Rig::start(&[("a", Does::Echo)]).await;
+    let headers = [("if-match", "\"another\""), JSON];
+    for (method, path) in [
+        (Method::POST, "/v1/actors/none/pause"),
+        (Method::POST, "/v1/actors/none/resume"),
+        (Method::POST, "/v1/actors/none/retry"),
+        (Method::POST, "/v1/actors/none/rollback"),
+        (Method::PUT, "/v1/actors/none/state"),
+        (Method::DELETE, "/v1/actors/none/state"),
+        (Method::POST, "/v1/actors/none/ports/in"),
+    ] {
+        let refused = rig.request(method.clone(), path, &headers, whole("{}")).await;
+        assert_eq!(
+            (refused.status, refused.problem()),
+            (StatusCode::NOT_FOUND, "no-actor".into()),
+            "{method} {path}"
+        );
+    }
+    // And what is wrong with the request itself.
+    let refused = rig.request(Method::POST, "/v1/reload?dry=1", &headers, whole("")).await;
+    assert_eq!(refused.status, StatusCode::BAD_REQUEST);
+    let refused = rig.request(Method::PUT, "/v1/actors/a/state", &headers, whole("[]")).await;
+    assert_eq!(refused.status, StatusCode::UNPROCESSABLE_ENTITY);
+}
+
+#[tokio::test]
+async fn who_has_seen_another_version_changes_nothing_by_any_word() {
+    let rig = Rig::start(&[("a", Does::Echo)]).await;
+    for (method, path) in [
+        (Method::POST, "/v1/actors/a/pause"),
+        (Method::POST, "/v1/actors/a/resume"),
+        (Method::POST, "/v1/actors/a/retry"),
+        (Method::PUT, "/v1/actors/a/state"),
+        (Method::DELETE, "/v1/actors/a/state"),
+    ] {
+        let seen = match path {
+            "/v1/actors/a/state" => rig.get(path).await,
+            _ => rig.get("/v1/actors/a").await,
+        };
+        let seen = seen.headers[header::ETAG].to_str().unwrap().to_owned();
+        // A caller that has seen another version, and one that wants any but this one.
+        for (condition, tag) in [
+            ("if-match", "\"another\""),
+            ("if-match", &*format!("W/{seen}")),
+            ("if-none-match", &*seen),
+            ("if-none-match", "*"),
+        ] {
+            let headers = [(condition, tag), JSON];
+            let refused = rig.request(method.clone(), path, &headers, whole("{}")).await;
+            assert_eq!(
+                (refused.status, refused.problem()),
+                (StatusCode::PRECONDITION_FAILED, "changed".into()),
+                "{method} {path} {condition}: {tag}"
+            );
+        }
+    }
+    assert_eq!(rig.system.actor("a").unwrap().status().state.name(), "active");
+}
+
+#[tokio::test]
+async fn who_has_the_current_version_is_not_sent_it_again() {
+    let rig = Rig::start(&[("a", Does::Echo)]).await;
+    for path in ["/v1/actors", "/v1/actors/a", "/v1/actors/a/state", "/v1/graph"] {
+        let seen = rig.get(path).await.headers[header::ETAG].to_str().unwrap().to_owned();
+        for tag in [seen.clone(), format!("\"00\", {seen}"), format!("W/{seen}"), "*".into()] {
+            let headers = [("if-none-match", &*tag)];
+            let same = rig.request(Method::GET, path, &headers, whole("")).await;
+            let found = (same.status, same.body.len(), same.headers.get(header::ETAG).is_some());
+            assert_eq!(found, (StatusCode::NOT_MODIFIED, 0, true), "{path} {tag}");
+        }
+        let headers = [("if-none-match", "\"another\"")];
+        let other = rig.request(Method::GET, path, &headers, whole("")).await;
+        assert_eq!(other.status, StatusCode::OK, "{path}");
+    }
+    let headers = [("if-none-match", "*")];
+    let gone = rig.request(Method::GET, "/v1/actors/none", &headers, whole("")).await;
+    assert_eq!(gone.status, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn a_path_that_cannot_be_read_is_a_problem_document() {
+    let rig = Rig::start(&[("a", Does::Echo)]).await;
+    for path in [
+        "/v1/dead-letters/first",
+        "/v1/dead-letters/-1",
+        "/v1/dead-letters/18446744073709551616",
+        "/v1/dead-letters/%FF",
+        "/v1/actors/%FF",
+        "/v1/actors/%C3%28/state",
+        "/v1/actors/a/ports/%FF/tap",
+    ] {
+        let refused = rig.get(path).await;
+        let found = (refused.status, refused.problem());
+        assert_eq!(found, (StatusCode::BAD_REQUEST, "path".into()), "{path}");
+    }
+}
