@@ -13,7 +13,7 @@ use axum::{
     body::Body,
     extract::State,
     http::{StatusCode, Uri},
-    response::Response,
+    response::{IntoResponse as _, Response},
 };
 use bytes::Bytes;
 use futures_util::stream;
