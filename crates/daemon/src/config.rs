@@ -28,7 +28,7 @@ use std::{
     sync::Arc,
 };
 
-use reflowd_hot_reload::{Flow, Include, IncludeError, Template};
+use reflowd_hot_reload::{Flow, Include, IncludeError, Stranger, Template};
 use reflowd_runtime::{ActorName, PortRef};
 use toml::de::DeTable;
 
@@ -353,7 +353,24 @@ impl Parsing<'_> {
         }
     }
 
+    /// Who could change a file of the operator's and should not, where that matters.
+    fn stranger(&self, path: &Path) -> Option<Stranger> {
+        let trusted = self.config.daemon.allow_insecure_dir;
+        Stranger::to(path).filter(|_| !trusted)
+    }
+
+    /// Reports files of the configuration that others could change.
+    fn strangers(&mut self) {
+        for (path, text) in self.sources.files() {
+            if let (Ok(_), Some(stranger)) = (text, self.stranger(path)) {
+                let message = format!("`{}` {stranger}", self.sources.shown(path));
+                self.problems.add(Diagnostic::error("E0004", message));
+            }
+        }
+    }
+
     fn finish(&mut self) {
+        self.strangers();
         self.former_names();
         self.download_hosts();
         self.doubled_wires();

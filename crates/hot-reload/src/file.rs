@@ -15,6 +15,8 @@ use std::{
 use bytes::Bytes;
 use rustix::fs::{Mode, OFlags};
 
+use crate::stranger::{self, Stranger};
+
 /// What the system says of a file's content without reading it.
 ///
 /// The change time is the one that no program can set, so a copy that keeps
@@ -34,8 +36,8 @@ pub(crate) enum Found {
     /// A file.
     File {
         stamp: Stamp,
-        /// Whether anybody on the machine may write to it.
-        writable_by_all: bool,
+        /// Who could change it without being asked to.
+        stranger: Option<Stranger>,
     },
     /// Something that is no file, and is passed over.
     Oddity(Oddity),
@@ -122,10 +124,7 @@ pub(crate) fn find(path: &Path) -> io::Result<Found> {
     };
     let kind = metadata.file_type();
     Ok(if kind.is_file() {
-        Found::File {
-            stamp: Stamp::of(&metadata),
-            writable_by_all: metadata.mode() & Mode::WOTH.bits() != 0,
-        }
+        Found::File { stamp: Stamp::of(&metadata), stranger: stranger::of(path, &metadata) }
     } else if kind.is_dir() {
         Found::Oddity(Oddity::Folder)
     } else if kind.is_fifo() {

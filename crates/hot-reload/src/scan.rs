@@ -30,6 +30,7 @@ use crate::{
     file::{self, Found, ReadFile, Stamp},
     include::{Include, is_temporary},
     snapshot::{Sight, Snapshot, Trouble},
+    stranger::Stranger,
 };
 
 /// A file is read once more when it has stood still for this long.
@@ -425,11 +426,15 @@ impl Pass<'_> {
             self.snapshot.oddities.insert(path.to_owned(), oddity.words());
         }
         match found {
-            Ok(Found::File { stamp, writable_by_all }) => {
+            Ok(Found::File { stamp, stranger }) => {
                 self.present(path);
                 self.snapshot.targets.extend(file::target(path));
-                if writable_by_all && !self.scanner.options.allow_insecure {
-                    return Some(Sight::Unknown(Trouble::Insecure(path.to_owned())));
+                if let Some(stranger) = stranger.filter(|_| !self.scanner.options.allow_insecure) {
+                    let path = path.to_owned();
+                    return Some(Sight::Unknown(match stranger {
+                        Stranger::Anybody => Trouble::Insecure(path),
+                        Stranger::User(owner) => Trouble::Foreign { path, owner },
+                    }));
                 }
                 Some(self.settled(path, kind, stamp))
             }

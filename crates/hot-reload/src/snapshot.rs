@@ -15,7 +15,7 @@ use reflowd_runtime::Digest;
 use thiserror::Error;
 use tokio::time::Instant;
 
-use crate::{flow::ModuleRef, plan::builtin_digest};
+use crate::{flow::ModuleRef, plan::builtin_digest, stranger::Stranger};
 
 /// What one look says of one file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,6 +55,14 @@ pub enum Trouble {
     /// Anybody on the machine could put code there.
     #[error("anybody may write to {}; take away the permission (chmod o-w)", .0.display())]
     Insecure(PathBuf),
+    /// A user who runs neither the machine nor the daemon nor the folder could change the file.
+    #[error("{} {}", .path.display(), Stranger::User(*.owner))]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// The number of its owner.
+        owner: u32,
+    },
     /// The folder holds too many files.
     #[error("the folder holds more than {max} files")]
     TooMany {

@@ -7,6 +7,7 @@ mod bounds;
 
 use std::borrow::Cow;
 
+use reflowd_runtime::excerpt;
 use serde::Serialize;
 use thiserror::Error;
 use wasmparser::{
@@ -18,6 +19,9 @@ use crate::signature::{Signature, WASI};
 
 /// Bytes of one page of linear memory.
 pub(crate) const PAGE: u64 = 64 << 10;
+
+/// Bytes of one element of a table: a pointer.
+pub(crate) const TABLE_ELEMENT: usize = 8;
 
 /// Pages that 32 bits can address.
 const MAX_PAGES: u64 = 1 << 16;
@@ -38,6 +42,8 @@ pub struct Binary {
     pub imports: Vec<Import>,
     /// Its linear memory, if it has one.
     pub memory: Option<Memory>,
+    /// Bytes that its tables take from the start.
+    pub tables: u64,
     /// Whether code runs as soon as it is instantiated.
     pub start: bool,
 }
@@ -152,6 +158,12 @@ impl Binary {
         (binary, valid)
     }
 
+    /// Bytes that an instance takes from the start: its linear memory and its tables.
+    #[must_use]
+    pub fn needed_memory(&self) -> u64 {
+        self.memory.map_or(0, |memory| memory.min).saturating_add(self.tables)
+    }
+
     /// The type of the exported function of that name.
     #[must_use]
     pub fn export(&self, name: &str) -> Option<&ItemType> {
@@ -176,7 +188,7 @@ impl Binary {
             .exports
             .iter()
             .filter(|export| matches!(export.ty, ItemType::Function(_)))
-            .map(|export| format!("`{}`", export.name))
+            .map(|export| format!("`{}`", excerpt(export.name.as_bytes())))
             .take(21)
             .collect();
         if names.len() > 20 {
@@ -281,6 +293,7 @@ impl Binary {
                         TypeRef::Global(_) => ItemType::Other("global"),
                         TypeRef::Tag(_) => ItemType::Other("tag"),
                     };
+                    bounds::NAME.check(import.module.len().max(import.name.len()))?;
                     let (module, name) = (import.module.into(), import.name.into());
                     self.imports.push(Import { module, name, ty });
                 }
@@ -298,6 +311,12 @@ impl Binary {
                     self.memory.get_or_insert(Memory { min, max });
                 }
             }
+            Payload::TableSection(section) => {
+                for table in section.clone() {
+                    let bytes = table?.ty.initial.saturating_mul(TABLE_ELEMENT as u64);
+                    self.tables = self.tables.saturating_add(bytes);
+                }
+            }
             Payload::ExportSection(section) => {
                 for export in section.clone() {
                     let export = export?;
@@ -312,6 +331,7 @@ impl Binary {
                         ExternalKind::Global => ItemType::Other("global"),
                         ExternalKind::Tag => ItemType::Other("tag"),
                     };
+                    bounds::NAME.check(export.name.len())?;
                     self.exports.push(Export { name: export.name.into(), ty });
                 }
             }

@@ -229,24 +229,56 @@ pub(crate) enum Ended {
     Timeout,
 }
 
-/// Bytes of a guest's own error that are kept: enough for whoever reads it.
+/// Bytes of what a guest says went wrong that are kept: enough for whoever reads it.
 const MAX_ERROR: usize = 8 << 10;
 
 impl Ended {
     /// The guest answered with that error. What is too long to read is cut.
-    pub(crate) fn guest(mut error: String) -> Self {
-        if error.len() > MAX_ERROR {
-            error.truncate(error.floor_char_boundary(MAX_ERROR));
-            error.push('…');
-            error.shrink_to_fit();
-        }
-        Self::Guest(error)
+    pub(crate) fn guest(error: String) -> Self {
+        Self::Guest(readable(error))
     }
+
+    /// The guest broke for that reason. What is too long to read is cut.
+    pub(crate) fn trap(why: String) -> Self {
+        Self::Trap(readable(why))
+    }
+}
+
+/// What a guest has set as its error, as text. Only what is kept of it is looked at.
+pub(crate) fn error_text(error: &[u8]) -> String {
+    // Replacing what is no UTF-8 never makes it shorter; one byte more tells that it is cut.
+    let kept = error.len().min(MAX_ERROR + 1);
+    readable(String::from_utf8_lossy(&error[..kept]).into_owned())
+}
+
+/// As much of a text as anybody reads.
+fn readable(mut text: String) -> String {
+    if text.len() > MAX_ERROR {
+        text.truncate(text.floor_char_boundary(MAX_ERROR));
+        text.push('…');
+        text.shrink_to_fit();
+    }
+    text
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_guest_says_went_wrong_is_cut_to_what_anybody_reads() {
+        for error in [b"\xff".repeat(1 << 20), vec![b'x'; MAX_ERROR + 1], vec![0xc3; MAX_ERROR + 1]]
+        {
+            let text = error_text(&error);
+            assert!(text.len() <= MAX_ERROR + 3 && text.ends_with('…'), "{}", text.len());
+        }
+        assert_eq!(error_text(&vec![b'x'; MAX_ERROR]), "x".repeat(MAX_ERROR));
+        let long = "x".repeat(1 << 20);
+        for ended in [Ended::guest(long.clone()), Ended::trap(long)] {
+            let (Ended::Guest(text) | Ended::Trap(text)) = ended else { panic!("another end") };
+            assert!(text.len() <= MAX_ERROR + 3, "{}", text.len());
+        }
+    }
 
     #[test]
     fn an_engine_is_named_by_its_word() {

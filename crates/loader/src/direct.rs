@@ -28,7 +28,7 @@ use reflowd_runtime::{
 };
 use tokio::runtime::Handle;
 use tracing::warn;
-use wasmtime::{InstancePre, Linker, Memory, Module, Store, Trap, TypedFunc, Val};
+use wasmtime::{InstancePre, Linker, Module, Store, Trap, TypedFunc, Val};
 
 use self::{
     blocks::Blocks,
@@ -128,8 +128,7 @@ impl Code {
         let guest = store.data_mut();
         Wasi::flush(guest);
         guest.blocks.end();
-        let memory = instance.exports(&mut store).find_map(wasmtime::Export::into_memory);
-        Ok(Instance { store, instance, memory })
+        Ok(Instance { store, instance })
     }
 }
 
@@ -176,7 +175,6 @@ fn linker() -> &'static Linker<Guest> {
 pub(crate) struct Instance {
     store: Store<Guest>,
     instance: wasmtime::Instance,
-    memory: Option<Memory>,
 }
 
 impl Instance {
@@ -214,7 +212,7 @@ async fn call(store: &mut Store<Guest>, function: &TypedFunc<(), i32>) -> Ended 
 
 /// What it means that a guest ended with that code, or did not end by itself.
 fn ended(code: wasmtime::Result<i32>, blocks: &Blocks) -> Ended {
-    let said = || blocks.error().map(|error| String::from_utf8_lossy(error).into_owned());
+    let said = || blocks.error().map(code::error_text);
     let code = match code {
         Err(error) if error.downcast_ref() == Some(&Exit(0)) => Ok(0),
         code => code,
@@ -229,7 +227,7 @@ fn ended(code: wasmtime::Result<i32>, blocks: &Blocks) -> Ended {
             (None, code, _) => Ended::Guest(format!("exit code {code}, and no text")),
         },
         Err(error) if error.downcast_ref() == Some(&Trap::Interrupt) => Ended::Timeout,
-        Err(error) => Ended::Trap(said().unwrap_or_else(|| error.root_cause().to_string())),
+        Err(error) => Ended::trap(said().unwrap_or_else(|| error.root_cause().to_string())),
     }
 }
 
@@ -355,10 +353,7 @@ impl Engine for DirectEngine {
     }
 
     fn memory_bytes(&self) -> u64 {
-        let Some(Ready { instance: Instance { store, memory, .. }, .. }) = &self.ready else {
-            return 0;
-        };
-        memory.map_or(0, |memory| memory.data_size(store) as u64)
+        self.ready.as_ref().map_or(0, |ready| ready.instance.store.data().room.taken() as u64)
     }
 }
 

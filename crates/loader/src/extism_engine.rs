@@ -192,7 +192,7 @@ fn classify(error: &Error) -> Ended {
     if error.chain().count() == 1 && !sdk {
         Ended::guest(cause)
     } else {
-        Ended::Trap(innermost(error))
+        Ended::trap(innermost(error))
     }
 }
 

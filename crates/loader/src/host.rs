@@ -132,7 +132,7 @@ impl Host {
 
     pub(crate) fn log(&self, level: Level, text: &[u8]) {
         if let Some(log) = &self.around.log {
-            log.line(level, &String::from_utf8_lossy(text));
+            log.line(level, text);
         }
     }
 

@@ -16,6 +16,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use reflowd_runtime::excerpt;
 use serde::Deserialize;
 use thiserror::Error;
 use ureq::{
@@ -30,6 +31,37 @@ use ureq::{
 
 /// Bytes of a response's body; what is longer is refused.
 const MAX_BODY: u64 = 16 << 20;
+
+/// The methods that a guest may use. `CONNECT` would make a tunnel to anywhere, and the
+/// answer to `TRACE` shows a proxy's credentials.
+const METHODS: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
+
+/// Headers that the host writes itself, in small letters: they say whom a request is for,
+/// where it ends, and what the connection is used for afterwards. Two that disagree make
+/// one request of several, or a request for a host that is not allowed.
+const RESERVED: [&str; 13] = [
+    "connection",
+    "content-length",
+    "expect",
+    "host",
+    "http2-settings",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
+
+/// Whether only the host may write that header of a request.
+#[must_use]
+pub fn is_reserved_header(name: &str) -> bool {
+    // Some servers take one for the other.
+    let name = name.to_ascii_lowercase().replace('_', "-");
+    RESERVED.contains(&name.as_str())
+}
 
 /// The header that carries a W3C trace context.
 const TRACEPARENT: &str = "traceparent";
@@ -52,6 +84,10 @@ pub(crate) enum HttpError {
     HostNotAllowed(String),
     #[error("only http and https can be asked, not {0}")]
     Scheme(String),
+    #[error("the method {0} cannot be used; there are {methods}", methods = METHODS.join(", "))]
+    Method(String),
+    #[error("the header `{0}` is the host's to write; leave it out")]
+    Reserved(String),
     #[error("the turn has no time left")]
     NoTime,
     #[error("the answer has more than {MAX_BODY} bytes")]
@@ -89,6 +125,13 @@ pub(crate) fn request(
     if !allows(allow_hosts, host) {
         return Err(HttpError::HostNotAllowed(host.into()));
     }
+    let method = written.method.as_deref().unwrap_or("GET").to_uppercase();
+    if !METHODS.contains(&method.as_str()) {
+        return Err(HttpError::Method(excerpt(method.as_bytes())));
+    }
+    if let Some(name) = written.headers.keys().find(|name| is_reserved_header(name)) {
+        return Err(HttpError::Reserved(name.clone()));
+    }
     let left = deadline.saturating_duration_since(Instant::now());
     if left.is_zero() {
         return Err(HttpError::NoTime);
@@ -103,7 +146,6 @@ pub(crate) fn request(
     let resolver = Checked { allow_hosts: allow_hosts.to_vec(), inner: DefaultResolver::default() };
     let agent = Agent::with_parts(config, DefaultConnector::default(), resolver);
 
-    let method = written.method.as_deref().unwrap_or("GET").to_uppercase();
     let mut request = Request::builder().method(method.as_str()).uri(uri);
     let named = written.headers.keys().any(|name| name.eq_ignore_ascii_case(TRACEPARENT));
     if let Some(traceparent) = traceparent.filter(|_| !named) {
@@ -347,10 +389,19 @@ mod tests {
     const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
     fn ask(url: &str, body: &str, list: &[&str]) -> Result<Answer, HttpError> {
-        let written = serde_json::json!({
-            "url": url, "method": if body.is_empty() { "get" } else { "post" },
-            "headers": {"x-mine": "yes"},
-        });
+        let method = if body.is_empty() { "get" } else { "post" };
+        ask_with(url, method, &[("x-mine", "yes")], body, list)
+    }
+
+    fn ask_with(
+        url: &str,
+        method: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+        list: &[&str],
+    ) -> Result<Answer, HttpError> {
+        let headers: BTreeMap<_, _> = headers.iter().copied().collect();
+        let written = serde_json::json!({ "url": url, "method": method, "headers": headers });
         let list: Vec<_> = list.iter().map(ToString::to_string).collect();
         let deadline = Instant::now() + Duration::from_secs(30);
         request(written.to_string().as_bytes(), body.as_bytes(), Some(TRACE), &list, deadline)
@@ -399,6 +450,48 @@ mod tests {
         }
         listener.set_nonblocking(true).unwrap();
         assert!(listener.accept().is_err(), "nobody has connected");
+    }
+
+    #[test]
+    fn what_frames_or_routes_a_request_is_not_a_guest_s_to_say() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/", listener.local_addr().unwrap());
+        let refused = |method: &str, header: (&str, &str)| {
+            ask_with(&url, method, &[header], "12345", &["127.0.0.1"]).unwrap_err().to_string()
+        };
+        for method in ["CONNECT", "connect", "TRACE", "TRACK", "PROPFIND", "", "GET / HTTP/1.1\r\n"]
+        {
+            let why = refused(method, ("x-mine", "yes"));
+            assert!(why.contains("there are GET, HEAD, POST"), "{method}: {why}");
+        }
+        for name in
+            RESERVED.into_iter().chain(["Host", "TRANSFER-ENCODING", "Content_Length", "tE"])
+        {
+            let why = refused("POST", (name, "5"));
+            assert!(why.starts_with(&format!("the header `{name}` is the host's")), "{why}");
+        }
+        for header in
+            [("x\r\nhost", "a"), ("x-mine", "a\r\nhost: b"), ("transfer-encoding ", "chunked")]
+        {
+            let why = refused("POST", header);
+            assert!(why.starts_with("the request is no"), "{header:?}: {why}");
+        }
+        listener.set_nonblocking(true).unwrap();
+        assert!(listener.accept().is_err(), "nobody has connected");
+    }
+
+    #[test]
+    fn every_method_that_a_guest_may_use_arrives() {
+        for method in METHODS {
+            let answer = "HTTP/1.1 204 No Content\r\n\r\n";
+            let (port, served) = server(vec![answer.into()]);
+            let url = format!("http://127.0.0.1:{port}/");
+            let body = if ["POST", "PUT", "PATCH"].contains(&method) { "data" } else { "" };
+            let answer = ask_with(&url, method, &[("x-mine", "yes")], body, &["127.0.0.1"]);
+            assert_eq!(answer.unwrap().status, 204, "{method}");
+            let request = &served.join().unwrap()[0];
+            assert!(request.starts_with(&format!("{method} / HTTP/1.1\r\n")), "{request}");
+        }
     }
 
     #[test]

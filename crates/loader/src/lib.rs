@@ -110,6 +110,7 @@ pub use binary::{Binary, Export, Import, InvalidBinary, ItemType, Memory};
 pub use code::{EngineKind, UnknownEngine};
 pub use code_cache::CodeCacheError;
 pub use download::{Authorities, DownloadError, DownloadRules, InvalidAuthorities};
+pub use http::is_reserved_header;
 pub use inspection::Inspection;
 pub use load_error::{LoadError, LoadErrorKind};
 pub use loaded::{LoadedModule, check_version};

@@ -143,7 +143,7 @@ pub enum LoadErrorKind {
     },
     /// The memory that it declares is over the limit.
     #[error(
-        "the module needs {needed} bytes of memory from the start, and `memory` allows {limit}; raise `memory`"
+        "the module needs {needed} bytes of memory and tables from the start, and `memory` allows {limit}; raise `memory`"
     )]
     MemoryTooSmall {
         /// Bytes that it declares.

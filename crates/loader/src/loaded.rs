@@ -168,7 +168,7 @@ pub fn check_version(version: Option<&str>, wanted: Option<&str>) -> Result<(), 
 }
 
 fn check_memory(binary: &Binary, limit: u64) -> Result<(), PrepareError> {
-    let needed = binary.memory.map_or(0, |memory| memory.min);
+    let needed = binary.needed_memory();
     if needed > limit { Err(PrepareError::MemoryTooSmall { needed, limit }) } else { Ok(()) }
 }
 

@@ -453,7 +453,7 @@ fn check_imports(binary: &Binary) -> Result<(), LoadErrorKind> {
 }
 
 fn check_memory(binary: &Binary, limit: u64) -> Result<(), LoadErrorKind> {
-    let needed = binary.memory.map_or(0, |memory| memory.min);
+    let needed = binary.needed_memory();
     if needed > limit { Err(LoadErrorKind::MemoryTooSmall { needed, limit }) } else { Ok(()) }
 }
 
@@ -488,14 +488,21 @@ fn ask(code: &Code, binary: &Binary, limits: Limits) -> Result<Said, LoadErrorKi
 }
 
 fn version_of(answer: &[u8]) -> Result<String, LoadErrorKind> {
+    // As much again as a version could take in JSON, in base64 or not.
+    if answer.len() > 4 * MAX_VERSION {
+        return Err(LoadErrorKind::VersionInvalid(excerpt(answer)));
+    }
     serde_json::from_slice(answer)
         .or_else(|_| serde_json::from_slice(&unwrap_base64(answer)))
         .map_err(|_| LoadErrorKind::VersionInvalid(excerpt(answer)))
 }
 
+/// The longest version, in bytes: it is shown wherever the module is.
+const MAX_VERSION: usize = 256;
+
 fn check_version(version: &str) -> Result<(), LoadErrorKind> {
     match Version::parse(version) {
-        Ok(_) => Ok(()),
-        Err(_) => Err(LoadErrorKind::VersionInvalid(excerpt(version.as_bytes()))),
+        Ok(_) if version.len() <= MAX_VERSION => Ok(()),
+        _ => Err(LoadErrorKind::VersionInvalid(excerpt(version.as_bytes()))),
     }
 }

@@ -6,7 +6,7 @@
 use std::{borrow::Cow, collections::HashSet};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use reflowd_runtime::{Metadata, Port, Type, excerpt};
+use reflowd_runtime::{Metadata, Port, PortName, PortNameError, Type, excerpt};
 use serde::Deserialize;
 use serde_json::Value;
 use thiserror::Error;
@@ -51,9 +51,47 @@ pub enum InvalidMetadata {
         /// The type that it claims.
         ty: String,
     },
+    /// Something is longer or more than anybody needs.
+    #[error("{what} has {found} {unit}, and at most {max} are allowed")]
+    OverBound {
+        /// What of the metadata.
+        what: String,
+        /// How much there is.
+        found: usize,
+        /// Bytes, or ports.
+        unit: &'static str,
+        /// How much may be.
+        max: usize,
+    },
     /// The schema for the configuration is none.
     #[error("`config_schema` is no JSON Schema: {0}")]
     Schema(String),
+}
+
+/// How long or how many a part of the metadata may be. All of it is kept for as long as
+/// the module is, shown in answers and written to logs.
+struct Bound {
+    unit: &'static str,
+    max: usize,
+}
+
+/// The whole answer. Most of it can only be the schema.
+const ANSWER: Bound = Bound { unit: "bytes", max: 1 << 20 };
+/// What is shown wherever the module is: its component's name, its version.
+const NAME: Bound = Bound { unit: "bytes", max: 256 };
+/// What people read: a page of text.
+const DESCRIPTION: Bound = Bound { unit: "bytes", max: 16 << 10 };
+/// Ports of one direction, each of which is looked at for every wire.
+const PORTS: Bound = Bound { unit: "ports", max: 1_000 };
+
+impl Bound {
+    fn check(&self, what: impl Into<String>, found: usize) -> Result<(), InvalidMetadata> {
+        let &Self { unit, max } = self;
+        if found <= max {
+            return Ok(());
+        }
+        Err(InvalidMetadata::OverBound { what: what.into(), found, unit, max })
+    }
 }
 
 fn types() -> String {
@@ -65,12 +103,17 @@ fn types() -> String {
 /// # Errors
 /// What is wrong with it.
 pub(crate) fn read(answer: &[u8]) -> Result<Metadata, InvalidMetadata> {
+    ANSWER.check("its JSON", answer.len())?;
     let shape = |why: String| InvalidMetadata::Shape { why, answer: excerpt(answer) };
     let text = unwrap_base64(answer);
     let written: Written = serde_json::from_slice(&text).map_err(|e| shape(e.to_string()))?;
     if written.component.trim().is_empty() {
         return Err(InvalidMetadata::NoComponent);
     }
+    let description = written.description.unwrap_or_default();
+    NAME.check("`component`", written.component.len())?;
+    NAME.check("`version`", written.version.as_ref().map_or(0, String::len))?;
+    DESCRIPTION.check("`description`", description.len())?;
     let inports = ports("inport", written.inports)?;
     let outports = ports("outport", written.outports)?;
     if let Some(schema) = &written.config_schema {
@@ -78,7 +121,7 @@ pub(crate) fn read(answer: &[u8]) -> Result<Metadata, InvalidMetadata> {
     }
     Ok(Metadata {
         component: written.component,
-        description: written.description.unwrap_or_default(),
+        description,
         inports,
         outports,
         config_schema: written.config_schema,
@@ -109,17 +152,28 @@ fn schema_of(schema: &Value) -> Result<jsonschema::Validator, InvalidMetadata> {
 }
 
 fn ports(direction: &'static str, written: Vec<WrittenPort>) -> Result<Vec<Port>, InvalidMetadata> {
+    PORTS.check(format!("`{direction}s`"), written.len())?;
     let mut seen = HashSet::new();
     let port = |port: WrittenPort| {
-        let name = port.name.parse().map_err(|_| InvalidMetadata::NoPortName { direction })?;
+        let name = port.name.parse::<PortName>().map_err(|error| match error {
+            PortNameError::Empty => InvalidMetadata::NoPortName { direction },
+            PortNameError::TooLong(found) => InvalidMetadata::OverBound {
+                what: format!("the name of an {direction}"),
+                found,
+                unit: "bytes",
+                max: PortName::MAX_LEN,
+            },
+        })?;
         if !seen.insert(port.name.clone()) {
             return Err(InvalidMetadata::DoublePort { direction, port: port.name });
         }
         let Some(port_type) = Type::from_name(&port.port_type) else {
-            let (port, ty) = (port.name, port.port_type);
+            let (port, ty) = (port.name, excerpt(port.port_type.as_bytes()));
             return Err(InvalidMetadata::UnknownType { direction, port, ty });
         };
         let description = port.description.unwrap_or_default();
+        DESCRIPTION
+            .check(format!("`description` of the {direction} `{name}`"), description.len())?;
         Ok(Port { name, description, port_type, required: port.required.unwrap_or(false) })
     };
     written.into_iter().map(port).collect()
@@ -194,6 +248,57 @@ mod tests {
         check(&with("", remote), Err("no JSON Schema"));
         let file = r#","config_schema":{"$ref":"file:///etc/passwd"}"#;
         check(&with("", file), Err("no JSON Schema"));
+    }
+
+    #[test]
+    fn every_part_of_the_metadata_has_a_bound() {
+        let long = |bytes: usize| "x".repeat(bytes);
+        let with = |ports: &str, rest: &str| {
+            format!(r#"{{"component":"c","inports":[{ports}],"outports":[]{rest}}}"#)
+        };
+        let named =
+            |bytes| format!(r#"{{"component":"{}","inports":[],"outports":[]}}"#, long(bytes));
+        let described = |bytes| with("", &format!(r#","description":"{}""#, long(bytes)));
+        let versioned = |bytes| with("", &format!(r#","version":"{}""#, long(bytes)));
+        let port = |name: &str, text: &str| {
+            format!(r#"{{"name":"{name}","port_type":"Any","description":"{text}"}}"#)
+        };
+        let ports =
+            |count| (0..count).map(|n| port(&n.to_string(), "")).collect::<Vec<_>>().join(",");
+        let over = |what: &str, max: usize| format!("{what} has {} ", max + 1);
+        for (at, beyond, what, max) in [
+            (named(NAME.max), named(NAME.max + 1), "`component`", NAME.max),
+            (versioned(NAME.max), versioned(NAME.max + 1), "`version`", NAME.max),
+            (
+                described(DESCRIPTION.max),
+                described(DESCRIPTION.max + 1),
+                "`description`",
+                DESCRIPTION.max,
+            ),
+            (with(&ports(PORTS.max), ""), with(&ports(PORTS.max + 1), ""), "`inports`", PORTS.max),
+            (
+                with(&port(&long(PortName::MAX_LEN), ""), ""),
+                with(&port(&long(PortName::MAX_LEN + 1), ""), ""),
+                "the name of an inport",
+                PortName::MAX_LEN,
+            ),
+            (
+                with(&port("a", &long(DESCRIPTION.max)), ""),
+                with(&port("a", &long(DESCRIPTION.max + 1)), ""),
+                "`description` of the inport `a`",
+                DESCRIPTION.max,
+            ),
+        ] {
+            check(&at, Ok(()));
+            check(&beyond, Err(&over(what, max)));
+        }
+        let blanks =
+            |bytes: usize| format!("{}{}", with("", ""), " ".repeat(bytes - with("", "").len()));
+        check(&blanks(ANSWER.max), Ok(()));
+        check(&blanks(ANSWER.max + 1), Err(&over("its JSON", ANSWER.max)));
+        let ty = format!(r#"{{"name":"a","port_type":"{}"}}"#, long(1000));
+        let why = read(with(&ty, "").as_bytes()).unwrap_err().to_string();
+        assert!(why.len() < 600, "{why}");
     }
 
     #[test]

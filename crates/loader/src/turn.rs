@@ -172,8 +172,8 @@ impl Side {
         }
         let state = match written.state {
             Some(state) => {
-                let text = whole.slice_ref(state.get().as_bytes());
-                Some(State::new(text).map_err(|e| format!("`state` in the result: {e}"))?)
+                let state = State::from_slice_of(&whole, state.get().as_bytes());
+                Some(state.map_err(|e| format!("`state` in the result: {e}"))?)
             }
             None => self.edits.filter(|edits| edits.changed).map(Edits::into_state),
         };
@@ -425,6 +425,22 @@ mod tests {
         side.set_state(b"b", b"2");
         let effects = side.finish(Bytes::from_static(br#"{"outputs":{},"state":{"r":0}}"#));
         assert_eq!(shown(&effects.unwrap()), r#" {"r":0}"#);
+    }
+
+    #[test]
+    fn a_state_keeps_no_large_result_alive() {
+        let kept = |result: String| {
+            let result = Bytes::from(result);
+            let effects = Side::new(context("{}")).finish(result.clone()).unwrap();
+            let state = effects.state.unwrap();
+            assert_eq!(state.text(), r#"{"a":1}"#);
+            result.as_ptr_range().contains(&state.text().as_ptr())
+        };
+        let blanks = " ".repeat(1 << 20);
+        assert!(!kept(format!(r#"{{"outputs":{{}},"state":{blanks}{{"a":1}}}}"#)));
+        let port = format!(r#"{{"type":"String","data":"{}"}}"#, "x".repeat(900));
+        assert!(!kept(format!(r#"{{"outputs":{{"o":{port}}},"state":{{"a":1}}}}"#)));
+        assert!(kept(r#"{"outputs":{},"state":{"a":1}}"#.into()), "nothing is copied in vain");
     }
 
     #[test]

@@ -65,9 +65,10 @@ impl ActorLog {
 
     /// Writes one line, unless the actor has had its share of this second.
     ///
-    /// The text comes from a guest: control and direction characters are escaped,
-    /// and what is longer than 8 KiB is cut.
-    pub fn line(&self, level: Level, text: &str) {
+    /// The text comes from a guest: what is no UTF-8 is replaced, control and direction
+    /// characters are escaped, and what is longer than 8 KiB is cut. The work and the
+    /// memory for it do not grow with what is cut off.
+    pub fn line(&self, level: Level, text: &[u8]) {
         let now = Instant::now();
         let (allowed, suppressed) = self.0.bucket.lock().take(now);
         let actor = &self.0.actor;
@@ -79,7 +80,11 @@ impl ActorLog {
         if !allowed {
             return;
         }
-        let text = clean(&self.0.secrets.mask_start(text, MAX_LINE));
+        // Replacing never makes text shorter, so this is all that the line can show, and a
+        // character more, which tells that there was more.
+        let shown = MAX_LINE + self.0.secrets.longest() + char::MAX_LEN_UTF8;
+        let text = String::from_utf8_lossy(&text[..text.len().min(shown)]);
+        let text = clean(&self.0.secrets.mask_start(&text, MAX_LINE));
         match level {
             Level::ERROR => tracing::error!(target: "guest", %actor, "{text}"),
             Level::WARN => tracing::warn!(target: "guest", %actor, "{text}"),
@@ -140,12 +145,31 @@ mod tests {
     async fn lines_over_the_rate_are_counted() {
         let log = ActorLog::new("a".parse().unwrap(), 2);
         for _ in 0..5 {
-            log.line(Level::INFO, "x");
+            log.line(Level::INFO, b"x");
         }
         assert_eq!(log.suppressed(), 3);
         tokio::time::advance(Duration::from_secs(1)).await;
-        log.line(Level::INFO, "x");
+        log.line(Level::INFO, b"x");
         assert_eq!(log.suppressed(), 3);
+    }
+
+    #[test]
+    fn a_line_is_cut_and_says_so_whatever_its_bytes() {
+        let secrets = Secrets::default();
+        secrets.add(["hidden-word"]);
+        let log = ActorLog::masked("a".parse().unwrap(), 100, secrets);
+        let (far, near) = ("x".repeat(MAX_LINE - 6), "x".repeat(20));
+        let cut = format!("{far}hidden-word");
+        let lines = [b"\xff".repeat(1 << 20), cut.into_bytes(), near.clone().into_bytes()];
+        lines.iter().for_each(|line| log.line(Level::INFO, line));
+        let kept = log.0.journal.lock().since(0);
+        let texts: Vec<_> = kept.iter().map(|line| line.text.as_str()).collect();
+        assert!(texts[0].len() <= MAX_LINE + 3 && texts[0].ends_with('…'), "{}", texts[0].len());
+        assert!(
+            texts[1].ends_with("***") && !texts[1].contains("hidden"),
+            "the cut shows no secret"
+        );
+        assert_eq!(texts[2], near);
     }
 
     #[test]

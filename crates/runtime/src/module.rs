@@ -152,6 +152,56 @@ pub struct State(Bytes);
 #[error("a state is a JSON object, not {0}")]
 pub struct StateError(String);
 
+/// Bytes that a state may keep alive beside its own, and an eighth of its own.
+const MAX_BESIDE_STATE: usize = 512;
+
+/// Some JSON object. Reading one keeps nothing of it.
+struct AnyObject;
+
+impl<'de> Deserialize<'de> for AnyObject {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries;
+        impl<'de> serde::de::Visitor<'de> for Entries {
+            type Value = AnyObject;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a JSON object")
+            }
+
+            fn visit_map<M: serde::de::MapAccess<'de>>(
+                self,
+                mut map: M,
+            ) -> Result<AnyObject, M::Error> {
+                while let Some((_, _)) = map.next_entry::<AnyKey, &serde_json::value::RawValue>()? {
+                }
+                Ok(AnyObject)
+            }
+        }
+        deserializer.deserialize_map(Entries)
+    }
+}
+
+/// Some key of a JSON object that is a string of Unicode.
+struct AnyKey;
+
+impl<'de> Deserialize<'de> for AnyKey {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Text;
+        impl serde::de::Visitor<'_> for Text {
+            type Value = AnyKey;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string")
+            }
+
+            fn visit_str<E>(self, _text: &str) -> Result<AnyKey, E> {
+                Ok(AnyKey)
+            }
+        }
+        deserializer.deserialize_str(Text)
+    }
+}
+
 impl State {
     /// A state from its JSON text.
     ///
@@ -159,12 +209,29 @@ impl State {
     /// The text is no JSON object.
     pub fn new(text: impl Into<Bytes>) -> Result<Self, StateError> {
         let text: Bytes = text.into();
-        let object: Result<BTreeMap<String, &serde_json::value::RawValue>, _> =
-            serde_json::from_slice(&text);
-        match object {
-            Ok(_) => Ok(Self(text)),
+        match serde_json::from_slice(&text) {
+            Ok(AnyObject) => Ok(Self(text)),
             Err(_) => Err(StateError(crate::message::excerpt(&text))),
         }
+    }
+
+    /// A state from `part`, its JSON text, which lies within `whole`.
+    ///
+    /// It shares the memory of `whole` only where next to nothing else is in there: a
+    /// state lives for long.
+    ///
+    /// # Errors
+    /// The text is no JSON object.
+    ///
+    /// # Panics
+    /// If `part` does not lie within `whole`.
+    pub fn from_slice_of(whole: &Bytes, part: &[u8]) -> Result<Self, StateError> {
+        let text = if whole.len() - part.len() > part.len() / 8 + MAX_BESIDE_STATE {
+            Bytes::copy_from_slice(part)
+        } else {
+            whole.slice_ref(part)
+        };
+        Self::new(text)
     }
 
     /// The JSON text.
@@ -446,7 +513,7 @@ pub enum PrepareError {
     },
     /// The declared memory is over the actor's limit.
     #[error(
-        "the module needs {needed} bytes of memory from the start, and `memory` allows {limit}; raise `memory`"
+        "the module needs {needed} bytes of memory and tables from the start, and `memory` allows {limit}; raise `memory`"
     )]
     MemoryTooSmall {
         /// Bytes that the module declares.

@@ -44,16 +44,25 @@ impl FromStr for ActorName {
     }
 }
 
-/// The name of a port, as the module's metadata gives it. Never empty.
+/// The name of a port, as the module's metadata gives it: 1 to 256 bytes.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PortName(Arc<str>);
 
-/// A port's name is empty.
+/// Why a string cannot name a port.
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("a port's name is empty")]
-pub struct PortNameError;
+pub enum PortNameError {
+    /// It has no characters.
+    #[error("a port's name is empty")]
+    Empty,
+    /// It has that many bytes.
+    #[error("a port's name has {0} bytes, and at most {max} are allowed", max = PortName::MAX_LEN)]
+    TooLong(usize),
+}
 
 impl PortName {
+    /// The longest name, in bytes: messages on their way and the metrics of wires bear it.
+    pub const MAX_LEN: usize = 256;
+
     /// The name as a string.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -65,7 +74,11 @@ impl FromStr for PortName {
     type Err = PortNameError;
 
     fn from_str(name: &str) -> Result<Self, PortNameError> {
-        if name.is_empty() { Err(PortNameError) } else { Ok(Self(name.into())) }
+        match name.len() {
+            0 => Err(PortNameError::Empty),
+            1..=PortName::MAX_LEN => Ok(Self(name.into())),
+            long => Err(PortNameError::TooLong(long)),
+        }
     }
 }
 
@@ -163,6 +176,15 @@ mod tests {
         check("a.b", false);
         check("a/b", false);
         check("ä", false);
+    }
+
+    #[test]
+    fn a_port_name_has_a_bound() {
+        let parsed = |bytes: usize| "x".repeat(bytes).parse::<PortName>().map(drop);
+        assert_eq!(parsed(0), Err(PortNameError::Empty));
+        let max = PortName::MAX_LEN;
+        assert_eq!(parsed(max), Ok(()));
+        assert_eq!(parsed(max + 1), Err(PortNameError::TooLong(max + 1)));
     }
 
     #[test]

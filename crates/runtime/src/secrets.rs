@@ -83,12 +83,18 @@ impl Secrets {
     #[must_use]
     pub fn mask_start<'t>(&self, text: &'t str, limit: usize) -> Cow<'t, str> {
         // What begins within the limit is seen whole.
-        let longest = self.0.load().first().map_or(0, |secret| secret.text.len());
-        let end = text.floor_char_boundary(limit.saturating_add(longest));
+        let end = text.floor_char_boundary(limit.saturating_add(self.longest()));
         if end == text.len() {
             return self.mask(text);
         }
         self.mask(&format!("{}{CUT}", &text[..end])).into_owned().into()
+    }
+}
+
+impl Secrets {
+    /// Bytes of the longest form that is masked.
+    pub(crate) fn longest(&self) -> usize {
+        self.0.load().first().map_or(0, |secret| secret.text.len())
     }
 }
 

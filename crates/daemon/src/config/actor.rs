@@ -330,7 +330,12 @@ impl Parsing<'_> {
 
     fn secret_file(&mut self, item: &Item<'_>, path: PathBuf) -> Option<String> {
         let read = self.environment.read_secret(&path);
-        self.config.secret_files.insert(path);
+        let stranger = self.stranger(&path);
+        self.config.secret_files.insert(path.clone());
+        if let (Ok(_), Some(stranger)) = (&read, stranger) {
+            let message = format!("`{}` {stranger}", path.display());
+            return item.refuse("E0110", message, |d| d.at(&item.place, "needed here"));
+        }
         match read {
             Ok(text) => Some(text),
             Err(error) => {

@@ -11,6 +11,7 @@ use std::{collections::BTreeMap, io::Read, sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
+use reflowd_loader::is_reserved_header;
 use reflowd_runtime::{
     Context, Digest, Effects, Engine, Failure, FailureKind, InstantiateError, Message, Metadata,
     PortName, Program, Turn, Type, excerpt,
@@ -30,15 +31,6 @@ const CONNECT: Duration = Duration::from_secs(5);
 
 /// Bytes of an answer that are passed on; the rest is cut.
 const MAX_ANSWER: u64 = 1 << 20;
-
-/// Headers that say how a request is written down, which is not for a configuration to say.
-const RESERVED: [HeaderName; 5] = [
-    header::CONTENT_LENGTH,
-    header::TRANSFER_ENCODING,
-    header::CONNECTION,
-    header::HOST,
-    header::UPGRADE,
-];
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -116,7 +108,7 @@ pub(super) fn prepare(
     for (name, value) in &config.headers {
         let in_header = |why: String| format!("the header `{name}`: {why}");
         let key: HeaderName = name.parse().map_err(|_| in_header("it is no header name".into()))?;
-        if RESERVED.contains(&key) || key == IDEMPOTENCY_KEY {
+        if is_reserved_header(key.as_str()) || key == IDEMPOTENCY_KEY {
             return Err(in_header("reflowd sets it itself".into()));
         }
         let mut value: HeaderValue = filled(value, env)

@@ -77,7 +77,7 @@ struct Log {
 
 impl Lines for Log {
     fn write<'a>(&'a self, line: &'a [u8], _: Instant) -> BoxFuture<'a, Result<(), String>> {
-        self.log.line(self.level, &String::from_utf8_lossy(line));
+        self.log.line(self.level, line);
         Box::pin(ready(Ok(())))
     }
 }

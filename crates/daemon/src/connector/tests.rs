@@ -80,6 +80,8 @@ fn a_config_that_does_not_fit_is_refused_with_one_that_does() {
     refused("std:http-out", url("https://example.com/${KEY}"), "no `KEY` in the actor's `env`");
     let with = |name: &str, value: &str| json!({ "url": "http://a", "headers": { name: value } });
     refused("std:http-out", with("Content-Length", "1"), "reflowd sets it itself");
+    refused("std:http-out", with("Proxy_Connection", "close"), "reflowd sets it itself");
+    refused("std:http-out", with("TE", "trailers"), "reflowd sets it itself");
     refused("std:http-out", with("Idempotency-Key", "1"), "reflowd sets it itself");
     refused("std:http-out", with("a b", "1"), "no header name");
     refused("std:http-out", with("X-Key", "${NO}"), "no `NO` in the actor's `env`");

@@ -25,6 +25,9 @@ pub(super) const PARAMS: Bound = Bound { what: "parameters of one function", max
 pub(super) const RESULTS: Bound = Bound { what: "results of one function or block", max: 64 };
 /// Imports. The host has less than a hundred functions.
 pub(super) const IMPORTS: Bound = Bound { what: "imports", max: 1_000 };
+/// Bytes of the name of an import or an export, which errors and inspections show.
+pub(super) const NAME: Bound =
+    Bound { what: "bytes in the name of an import or export", max: 4 << 10 };
 /// Functions with a body. The largest interpreters have a few ten thousand.
 pub(super) const FUNCTIONS: Bound = Bound { what: "functions", max: 200_000 };
 /// Tables.

@@ -11,7 +11,7 @@ use super::{
     gate::Place,
     wasi::{Stream, Wasi, WasiHost},
 };
-use crate::host::Host;
+use crate::{binary::TABLE_ELEMENT, host::Host};
 
 /// Elements of one table. Compilers make one entry for each function.
 const TABLE_ELEMENTS: usize = 1 << 20;
@@ -25,15 +25,39 @@ pub(crate) struct Guest {
     pub(super) blocks: Blocks,
     pub(super) place: Arc<Place>,
     wasi: Wasi,
-    /// Bytes of linear memory that it may have.
+    pub(super) room: Room,
+}
+
+/// What the linear memory and the tables of one instance take together, in bytes.
+pub(super) struct Room {
+    limit: usize,
     memory: usize,
+    tables: usize,
+    /// What the last growth added, in case that it fails after all.
+    added: usize,
+}
+
+impl Room {
+    fn new(limit: u64) -> Self {
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        Self { limit, memory: 0, tables: 0, added: 0 }
+    }
+
+    /// Bytes that are taken.
+    pub(super) fn taken(&self) -> usize {
+        self.memory + self.tables
+    }
+
+    /// Whether `more` bytes fit.
+    fn fits(&self, more: usize) -> bool {
+        self.taken().checked_add(more).is_some_and(|taken| taken <= self.limit)
+    }
 }
 
 impl Guest {
     pub(super) fn new(host: Host, memory: u64, place: Arc<Place>) -> Self {
         let (blocks, wasi) = (Blocks::new(memory), Wasi::new());
-        let memory = usize::try_from(memory).unwrap_or(usize::MAX);
-        Self { host, blocks, place, wasi, memory }
+        Self { host, blocks, place, wasi, room: Room::new(memory) }
     }
 
     /// When the call that goes on must have ended, as things stand. While the guest
@@ -109,20 +133,43 @@ impl WasiHost for Guest {
 impl ResourceLimiter for Guest {
     fn memory_growing(
         &mut self,
-        _current: usize,
+        current: usize,
         desired: usize,
-        _maximum: Option<usize>,
+        maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
-        Ok(desired <= self.memory)
+        let more = desired.saturating_sub(current);
+        let grows = maximum.is_none_or(|most| desired <= most) && self.room.fits(more);
+        if grows {
+            self.room.memory += more;
+            self.room.added = more;
+        }
+        Ok(grows)
+    }
+
+    fn memory_grow_failed(&mut self, _error: wasmtime::Error) -> wasmtime::Result<()> {
+        self.room.memory -= std::mem::take(&mut self.room.added);
+        Ok(())
     }
 
     fn table_growing(
         &mut self,
-        _current: usize,
+        current: usize,
         desired: usize,
-        _maximum: Option<usize>,
+        maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
-        Ok(desired <= TABLE_ELEMENTS)
+        let more = desired.saturating_sub(current).saturating_mul(TABLE_ELEMENT);
+        let most = maximum.unwrap_or(TABLE_ELEMENTS).min(TABLE_ELEMENTS);
+        let grows = desired <= most && self.room.fits(more);
+        if grows {
+            self.room.tables += more;
+            self.room.added = more;
+        }
+        Ok(grows)
+    }
+
+    fn table_grow_failed(&mut self, _error: wasmtime::Error) -> wasmtime::Result<()> {
+        self.room.tables -= std::mem::take(&mut self.room.added);
+        Ok(())
     }
 
     fn instances(&self) -> usize {
@@ -153,17 +200,39 @@ mod tests {
     }
 
     #[test]
-    fn a_memory_and_a_table_grow_to_their_bounds_and_no_further() {
-        let mut guest = guest(&Gate::of_process());
-        let mut grows = |to| guest.memory_growing(0, to, None).expect("it only decides");
-        assert_eq!(
-            [0, 1 << 20, (1 << 20) + 1, usize::MAX].map(&mut grows),
-            [true, true, false, false]
+    fn memory_and_tables_grow_to_one_bound_together_and_no_further() {
+        const LIMIT: usize = 1 << 20;
+        let memory = |guest: &mut Guest, from, to, most| {
+            guest.memory_growing(from, to, most).expect("it only decides")
+        };
+        let table = |guest: &mut Guest, from, to, most| {
+            guest.table_growing(from, to, most).expect("it only decides")
+        };
+        let gate = Gate::of_process();
+        let mut alone = guest(&gate);
+        assert!(
+            !memory(&mut alone, 0, LIMIT + 1, None) && !memory(&mut alone, 0, usize::MAX, None)
         );
-        let mut grows = |to| guest.table_growing(0, to, None).expect("it only decides");
-        let most = TABLE_ELEMENTS;
-        assert_eq!([0, most, most + 1, usize::MAX].map(&mut grows), [true, true, false, false]);
-        assert_eq!((guest.instances(), guest.memories(), guest.tables()), (1, 1, TABLES));
+        assert!(memory(&mut alone, 0, LIMIT, None) && alone.room.taken() == LIMIT);
+        assert!(!table(&mut alone, 0, 1, None), "the memory has taken all");
+
+        let mut both = guest(&gate);
+        assert!(!memory(&mut both, 0, 100, Some(99)), "its own maximum holds first");
+        assert!(!table(&mut both, 0, 2, Some(1)));
+        assert_eq!(both.room.taken(), 0);
+        assert!(memory(&mut both, 0, LIMIT / 2, None));
+        let elements = LIMIT / 2 / TABLE_ELEMENT;
+        assert!(!table(&mut both, 0, elements + 1, None));
+        assert!(table(&mut both, 0, elements - 1, None) && table(&mut both, 7, 8, None));
+        assert!(!table(&mut both, 0, 1, None) && !memory(&mut both, 0, 1, None));
+        both.table_grow_failed(wasmtime::Error::msg("no room")).expect("it only takes note");
+        assert!(table(&mut both, 0, 1, None), "what could not be had is not taken");
+
+        let mut wide = guest(&gate);
+        wide.room.limit = usize::MAX;
+        let grown = [TABLE_ELEMENTS, TABLE_ELEMENTS + 1, usize::MAX];
+        assert_eq!(grown.map(|to| table(&mut wide, 0, to, None)), [true, false, false]);
+        assert_eq!((wide.instances(), wide.memories(), wide.tables()), (1, 1, TABLES));
     }
 
     #[test]
