@@ -3,6 +3,7 @@
 mod ingress;
 mod egress;
 mod inside;
+mod files;
 
 use std::{
     io::{BufRead, BufReader, Write},

@@ -9,8 +9,6 @@
 mod interval;
 mod cron;
 mod file_in;
-mod pace;
-mod line_splitter;
 mod http_in;
 mod events;
 mod sink;
