@@ -1,6 +1,6 @@
 //! Connectors whose other end is the machine: its clock, its files, and the daemon itself.
 
-use std::fs;
+use std::{fs, path::PathBuf, process::Command};
 
 use serde_json::Value;
 
@@ -33,6 +33,53 @@ fn a_calendar_ticks_at_its_moments() {
     for pair in ticks.windows(2) {
         assert_eq!(time(&pair[1]) - time(&pair[0]), 1000 * (1 + missed(&pair[1])));
     }
+}
+
+/// The library that shows a process another time than it is, where this machine has it:
+/// `pip install libfaketime` brings it.
+fn faketime() -> Option<PathBuf> {
+    const FIND: &str = "import glob, libfaketime, os; \
+        print(*glob.glob(os.path.dirname(libfaketime.__file__) + '/vendor/**/libfaketime.so.1', recursive=True))";
+    let found = Command::new("python3").args(["-c", FIND]).output().ok()?;
+    let path = String::from_utf8(found.stdout).ok()?;
+    Some(path.trim()).filter(|path| !path.is_empty()).map(PathBuf::from)
+}
+
+#[test]
+fn a_clock_that_was_a_day_ahead_does_not_stop_a_calendar() {
+    let Some(library) = faketime() else {
+        println!("SKIPPED: python3 has no module libfaketime, so no clock can be set here");
+        return;
+    };
+    let world = World::new(&format!(
+        r#"{HEAD}
+        [actors.every-second]
+        module = "std:cron"
+        config = {{ schedule = "* * * * * *" }}
+        [actors.screen]
+        module = "std:stdout"
+        [[wires]]
+        from = "every-second.out"
+        to = "screen.in"
+        "#
+    ));
+    let clock = world.path("clock");
+    fs::write(&clock, "+1d").unwrap();
+    let mut command = world.command(&[]);
+    command.env("LD_PRELOAD", library).env("FAKETIME_TIMESTAMP_FILE", &clock);
+    command.env("FAKETIME_NO_CACHE", "1").env("DONT_FAKE_MONOTONIC", "1");
+    let mut daemon = world.start_as(command);
+    let mut time = || {
+        let tick: Value = serde_json::from_str(&daemon.line().unwrap()).unwrap();
+        tick["time"].as_u64().unwrap()
+    };
+    let ahead = time();
+    fs::write(&clock, "+0d").unwrap();
+    // What is under way comes first; then ticks go by the clock as it is.
+    let right = std::iter::repeat_with(&mut time).find(|time| *time < ahead).unwrap();
+    assert!(ahead - right > 23 * 3600 * 1000, "{ahead} {right}");
+    assert!(time() > right);
+    assert!(daemon.log_text().contains("the clock was set back"), "{}", daemon.log_text());
 }
 
 #[test]

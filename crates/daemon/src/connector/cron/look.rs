@@ -1,0 +1,180 @@
+//! What the clock on the wall says at a look, as far as a schedule is concerned.
+//!
+//! Pure: it is told the time.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::schedule::{Due, Kind, Schedule};
+
+/// A clock that is set back by as much or more was wrong before, as cron(8) takes it: a job at
+/// fixed times goes by what it says now. By less, none is run twice.
+const CORRECTION: SignedDuration = SignedDuration::from_hours(3);
+
+/// The same for jobs that run so often that nobody counts them: they go on at once.
+/// Less than that is how a clock is kept right, and gives no moment twice.
+const STEP: SignedDuration = SignedDuration::from_mins(1);
+
+/// What there is to do at a look.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Look {
+    /// Nothing before that time has passed.
+    Wait(Duration),
+    /// A tick.
+    Due(Due),
+    /// The clock was set back: the next look goes by what it says now.
+    SetBack { by: SignedDuration },
+    /// No moment will ever come.
+    Never,
+}
+
+/// A schedule that is waited for.
+pub(super) struct Watch<'a> {
+    schedule: &'a Schedule,
+    /// The last moment that had its tick, or when waiting began.
+    last: Timestamp,
+    /// The latest that the clock has shown since it was last set back.
+    latest: Timestamp,
+    /// The moment after `last`, once it is known.
+    next: Option<Timestamp>,
+}
+
+impl<'a> Watch<'a> {
+    pub(super) fn new(schedule: &'a Schedule, now: Timestamp) -> Self {
+        Self { schedule, last: now, latest: now, next: None }
+    }
+
+    pub(super) fn look(&mut self, now: Timestamp) -> Look {
+        let by = now.duration_until(self.latest);
+        let taken = match self.schedule.kind() {
+            Kind::Often => STEP,
+            Kind::Fixed => CORRECTION,
+        };
+        if by >= taken {
+            *self = Self::new(self.schedule, now);
+            return Look::SetBack { by };
+        }
+        self.latest = self.latest.max(now);
+        let Some(next) = self.next.or_else(|| self.schedule.after(self.last)) else {
+            return Look::Never;
+        };
+        self.next = Some(next);
+        if let Ok(left) = Duration::try_from(now.duration_until(next))
+            && !left.is_zero()
+        {
+            return Look::Wait(left);
+        }
+        let due = self.schedule.due(next, now);
+        (self.last, self.next) = (due.at, None);
+        Look::Due(due)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What comes of looks at these times: the moments of ticks, and `set back`.
+    #[track_caller]
+    fn check(text: &str, looks: &[&str], expected: &[&str]) {
+        let schedule = Schedule::new(text, None).unwrap();
+        let at = |text: &str| format!("2026-{text}Z").parse::<Timestamp>().unwrap();
+        let mut watch = Watch::new(&schedule, at(looks[0]));
+        let mut got = Vec::new();
+        for now in looks {
+            loop {
+                match watch.look(at(now)) {
+                    Look::Wait(_) | Look::Never => break,
+                    Look::Due(due) => got.push(due.at.strftime("%m-%dT%H:%M:%S").to_string()),
+                    Look::SetBack { .. } => got.push("set back".into()),
+                }
+            }
+        }
+        assert_eq!(got, expected, "{text}");
+    }
+
+    #[test]
+    fn a_clock_that_was_a_day_ahead_stops_nothing() {
+        for text in ["* * * * *", "0 * * * *"] {
+            check(
+                text,
+                &["06-02T11:59:30", "06-02T12:00:10", "06-01T11:59:40", "06-01T12:00:00"],
+                &["06-02T12:00:00", "set back", "06-01T12:00:00"],
+            );
+        }
+        check(
+            "0 12 * * *",
+            &["06-02T11:59:30", "06-02T12:00:10", "06-01T11:59:40", "06-01T12:00:00"],
+            &["06-02T12:00:00", "set back", "06-01T12:00:00"],
+        );
+        check(
+            "* * * * * *",
+            &["06-02T12:00:00", "06-02T12:00:01", "06-01T12:00:01", "06-01T12:00:02"],
+            &["06-02T12:00:01", "set back", "06-01T12:00:02"],
+        );
+    }
+
+    #[test]
+    fn a_job_at_a_fixed_time_is_not_run_twice_when_the_clock_goes_back_a_little() {
+        check(
+            "0 12 * * *",
+            &[
+                "06-01T11:59:59",
+                "06-01T12:00:00",
+                "06-01T09:00:01",
+                "06-01T12:00:05",
+                "06-02T12:00:00",
+            ],
+            &["06-01T12:00:00", "06-02T12:00:00"],
+        );
+        // Three hours are a correction.
+        check(
+            "0 12 * * *",
+            &["06-01T11:59:59", "06-01T12:00:00", "06-01T09:00:00", "06-01T12:00:05"],
+            &["06-01T12:00:00", "set back", "06-01T12:00:00"],
+        );
+    }
+
+    #[test]
+    fn a_job_that_runs_often_goes_on_when_the_clock_goes_back_a_little() {
+        check(
+            "*/10 * * * *",
+            &["06-01T11:59:59", "06-01T12:00:00", "06-01T11:30:00", "06-01T11:40:00"],
+            &["06-01T12:00:00", "set back", "06-01T11:40:00"],
+        );
+        // A clock that is kept right gives no moment twice.
+        check(
+            "* * * * * *",
+            &[
+                "06-01T12:00:00",
+                "06-01T12:00:01",
+                "06-01T12:00:00.5",
+                "06-01T12:00:01.2",
+                "06-01T12:00:02",
+            ],
+            &["06-01T12:00:01", "06-01T12:00:02"],
+        );
+        // Nor do many small steps hold it up.
+        check(
+            "* * * * *",
+            &[
+                "06-01T11:59:59",
+                "06-01T12:00:00",
+                "06-01T11:59:30",
+                "06-01T11:59:00",
+                "06-01T12:00:00",
+            ],
+            &["06-01T12:00:00", "set back", "06-01T12:00:00"],
+        );
+    }
+
+    #[test]
+    fn a_clock_that_jumps_forward_gives_one_tick() {
+        check(
+            "0 * * * *",
+            &["06-01T11:59:59", "06-03T12:30:00", "06-03T13:00:00"],
+            &["06-03T12:00:00", "06-03T13:00:00"],
+        );
+    }
+}
