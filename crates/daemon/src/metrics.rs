@@ -181,6 +181,9 @@ fn actors(page: &mut Page, ledger: &Ledger) {
     let name = "reflowd_messages_unrouted_total";
     let help = "Messages that left by a port without a wire";
     each(&mut page.counter(name, help), &[], |meters| meters.unrouted.get());
+    let name = "reflowd_unreadable_total";
+    let help = "Lines that a source has read and that are no messages";
+    each(&mut page.counter(name, help), &[], |meters| meters.unreadable.get());
     let mut family = page.counter("reflowd_swaps_total", "Swaps of an actor's engine");
     let forward = |meters: &Meters| meters.swaps.get().saturating_sub(meters.rollbacks.get());
     each(&mut family, &[("outcome", "swapped")], forward);

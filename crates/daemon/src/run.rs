@@ -295,9 +295,14 @@ impl Daemon {
     /// One line for the service manager.
     fn status(&self) -> String {
         let actors = self.system.actors();
-        let failed = actors.iter().filter(|a| a.status().state == ActorState::Failed).count();
+        let in_state = |state| actors.iter().filter(|a| a.status().state == state).count();
+        let failed = in_state(ActorState::Failed);
+        let waiting = match in_state(ActorState::Waiting) {
+            0 => String::new(),
+            n => format!(", {n} waiting"),
+        };
         let sync = if self.reloader.in_sync() { "in sync" } else { "not in sync" };
-        format!("{} actors, {failed} failed, config {sync}", actors.len())
+        format!("{} actors, {failed} failed{waiting}, config {sync}", actors.len())
     }
 
     /// Puts back what the last stop has left, and removes it from disk before the first

@@ -37,7 +37,8 @@ use crate::{
     dead_letter::Reason,
     envelope::{Origin, unix_millis},
     onlookers::Onlookers,
-    source::{Position, SourceSwap},
+    position::Progress,
+    source::SourceSwap,
     tap::Offer,
     wire::{Sinks, Wire},
 };
@@ -100,6 +101,8 @@ pub enum ActorState {
     /// itself broke, which is an error of this program, it waits for another
     /// generation.
     Failed,
+    /// A source whose file or server is not there yet: it goes on by itself once it is.
+    Waiting,
     /// An operator halted it.
     Paused,
     /// It was removed and works off its mailbox.
@@ -120,6 +123,7 @@ impl ActorState {
             Self::Blocked => "blocked",
             Self::Resting => "resting",
             Self::Failed => "failed",
+            Self::Waiting => "waiting",
             Self::Paused => "paused",
             Self::Draining => "draining",
             Self::Stopped => "stopped",
@@ -420,7 +424,7 @@ pub(crate) struct Shared {
     /// A source has left it as it was.
     pub(crate) state: Mutex<State>,
     /// How far a source has come, where it says so: its state then.
-    pub(crate) position: Mutex<Option<Position>>,
+    pub(crate) progress: Mutex<Progress>,
     /// Whether what the actor has is being saved: no turn moves anything any more.
     pub(crate) sealed: Mutex<bool>,
     /// How the trial stands.
@@ -445,8 +449,8 @@ pub(crate) struct Identity {
 impl Shared {
     /// What the actor is to have again when it comes back.
     pub(crate) fn state(&self) -> State {
-        let position = *self.position.lock();
-        position.map_or_else(|| self.state.lock().clone(), Position::to_state)
+        let progress = self.progress.lock().to_state();
+        progress.unwrap_or_else(|| self.state.lock().clone())
     }
 
     /// Tells that an operator has set the state.

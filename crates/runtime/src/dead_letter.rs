@@ -34,6 +34,8 @@ use crate::{ActorName, Digest, Envelope, Events, FailureKind, envelope::unix_mil
 pub enum Reason {
     /// Its turn failed, as often as it may.
     Failed(FailureKind),
+    /// A source read it, and it is no message.
+    Unreadable(String),
     /// Its actor was removed.
     Removed,
     /// Its port lost its last wire.
@@ -54,6 +56,7 @@ impl Reason {
     pub fn class(&self) -> &'static str {
         match self {
             Self::Failed(kind) => kind.class(),
+            Self::Unreadable(_) => "unreadable",
             Self::Removed => "removed",
             Self::Unwired => "unwired",
             Self::NoTarget => "no-target",
@@ -68,6 +71,7 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Failed(kind) => kind.fmt(f),
+            Self::Unreadable(why) => f.write_str(why),
             Self::Removed => f.write_str("its actor was removed"),
             Self::Unwired => f.write_str("its port lost its last wire"),
             Self::NoTarget => f.write_str("its actor or port is not there"),

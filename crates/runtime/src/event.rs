@@ -88,6 +88,14 @@ pub enum EventKind {
     Failed { actor: ActorName, why: String },
     /// An actor that had given up works again.
     Recovered { actor: ActorName },
+    /// What a source reads is not there yet; it goes on by itself once it is.
+    Waiting { actor: ActorName, why: String },
+    /// Lines that a source read are no messages: so many since this was told last. The reason is
+    /// that of the last one.
+    Unreadable { actor: ActorName, lines: u64, why: String },
+    /// A file that a source had not seen the end of is out of its reach: what came after that
+    /// byte and line may never be read.
+    SourceGap { actor: ActorName, file: String, after_byte: u64, after_line: u64, why: String },
     /// An actor has waited ten seconds for a full mailbox.
     Blocked { actor: ActorName, by: Vec<ActorName> },
     /// A join has waited ten seconds with one inport full and another empty.
@@ -159,6 +167,9 @@ impl EventKind {
         "restarted",
         "failed",
         "recovered",
+        "waiting",
+        "unreadable",
+        "source-gap",
         "blocked",
         "stalled",
         "paused",
@@ -199,6 +210,9 @@ impl EventKind {
             Self::Restarted { .. } => "restarted",
             Self::Failed { .. } => "failed",
             Self::Recovered { .. } => "recovered",
+            Self::Waiting { .. } => "waiting",
+            Self::Unreadable { .. } => "unreadable",
+            Self::SourceGap { .. } => "source-gap",
             Self::Blocked { .. } => "blocked",
             Self::Stalled { .. } => "stalled",
             Self::Paused { .. } => "paused",
@@ -238,6 +252,9 @@ impl EventKind {
             | Self::Restarted { actor, .. }
             | Self::Failed { actor, .. }
             | Self::Recovered { actor }
+            | Self::Waiting { actor, .. }
+            | Self::Unreadable { actor, .. }
+            | Self::SourceGap { actor, .. }
             | Self::Blocked { actor, .. }
             | Self::Stalled { actor, .. }
             | Self::Paused { actor }

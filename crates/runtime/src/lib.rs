@@ -6,6 +6,7 @@
 mod system;
 mod actor;
 mod source;
+mod position;
 mod mailbox;
 mod budget;
 mod wire;
@@ -49,11 +50,12 @@ pub use module::{
     ProgramSpec, SendNow, State, StateError, Turn, TurnLimits,
 };
 pub use name::{ActorName, ActorNameError, PortName, PortNameError, PortRef, PortRefError};
+pub use position::Position;
 pub use precondition::Precondition;
 pub use printable::{is_wild, printable, printable_lines};
 pub use secrets::Secrets;
 pub use settings::{Overflow, Persistence, SendMode, Settings, Trigger};
-pub use source::{Emitter, OfferError, Position, Source, SourceError, Taken};
+pub use source::{Absence, Emitter, OfferError, Refused, Source, SourceError, Taken};
 pub use span::{SpanSink, TraceContext, TraceContextError, TurnSpan};
 pub use system::{
     Books, Change, Changed, Halted, Ledger, PutBack, Ready, Remains, Replayed, SendError,

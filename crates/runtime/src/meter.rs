@@ -124,6 +124,8 @@ pub struct Meters {
     pub rollbacks: Counter,
     /// Messages that left by a port without a wire.
     pub unrouted: Counter,
+    /// What a source has read and that is no message.
+    pub unreadable: Counter,
     /// Milliseconds spent waiting for full mailboxes.
     pub blocked_millis: Counter,
     /// Messages that did not fit a tap whose reader was slow.
@@ -149,6 +151,7 @@ impl Meters {
             opinions,
             rollbacks,
             unrouted,
+            unreadable,
             blocked_millis,
             tap_skipped,
         } = other;
@@ -167,6 +170,7 @@ impl Meters {
         self.opinions.add(opinions.get());
         self.rollbacks.add(rollbacks.get());
         self.unrouted.add(unrouted.get());
+        self.unreadable.add(unreadable.get());
         self.blocked_millis.add(blocked_millis.get());
         self.tap_skipped.add(tap_skipped.get());
     }

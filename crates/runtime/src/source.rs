@@ -2,6 +2,7 @@
 
 use std::{
     panic::AssertUnwindSafe,
+    str::FromStr as _,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -14,7 +15,6 @@ use futures_util::{
     future::{BoxFuture, join_all},
 };
 use parking_lot::Mutex;
-use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::{
     sync::{Notify, mpsc, oneshot, watch},
@@ -24,12 +24,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
-    ActorName, ActorState, Answer, Digest, Envelope, EventKind, Message, MessageId, Metadata,
-    PortName, PortRef, Ready, SetStateError, State,
+    ActorName, ActorState, Answer, Digest, ERROR_PORT, Envelope, EventKind, Message, MessageId,
+    Metadata, PortName, PortRef, Position, Ready, SetStateError, State, Type,
     actor::{Command, Identity, NewState, Replaced, Shared, Swapped},
-    dead_letter::Reason,
+    dead_letter::{Ran, Reason},
     envelope::{Moment, Origin},
     panic::said,
+    position::Progress,
     supervisor::Supervisor,
     wire::Wire,
 };
@@ -61,31 +62,14 @@ pub struct SourceError {
     pub why: String,
 }
 
-/// How far a source has come in what it reads, in numbers that only it understands.
-///
-/// It is the source's [state](crate::Actor::state): kept, shown and set as that of any actor is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Position {
-    /// What it reads, so that another thing of the same name is not taken for it.
-    pub of: [u64; 2],
-    /// Where the next message begins.
-    pub at: u64,
-    /// How many there were before.
-    pub count: u64,
-}
-
-impl Position {
-    /// The position that a state is, if it is one.
-    pub(crate) fn of_state(state: &State) -> Option<Self> {
-        serde_json::from_slice(state.text()).ok()
-    }
-
-    /// The state that the position is.
-    pub(crate) fn to_state(self) -> State {
-        let text = serde_json::to_vec(&self).expect("numbers can be written");
-        State::new(text).expect("a position is an object")
-    }
+/// Something that a source has read and that is no message.
+pub struct Refused<'a> {
+    /// The port by which it would have left.
+    pub port: &'a PortName,
+    /// What it is, as far as it can be shown: kept with the dead letter.
+    pub what: &'a str,
+    /// Where it is and why it is no message.
+    pub why: &'a str,
 }
 
 /// Where a source puts its messages.
@@ -101,6 +85,8 @@ pub struct Emitter {
     offering: Arc<Mutex<()>>,
     /// Told when something was left on a wire by an offer.
     left: Arc<Notify>,
+    /// What the source waits for, where that is not there yet.
+    absent: Arc<Mutex<Option<String>>>,
 }
 
 /// A message that a source was offered from outside and that its wires do not take now.
@@ -268,16 +254,74 @@ impl Emitter {
         }
     }
 
+    /// Tells that something the source has read is no message: an `Error` with the reason and
+    /// what was read leaves by the port `error` where that is wired, else it becomes a dead
+    /// letter. Notes how far the source has come with it.
+    pub async fn refuse(&self, refused: &Refused<'_>, come: Option<Position>) {
+        let shared = &self.shared;
+        let Refused { port, what, why } = refused;
+        shared.meters.unreadable.add(1);
+        let error_port = PortName::from_str(ERROR_PORT).expect("the name of a port");
+        if !shared.routes.load().of(&error_port).is_empty() {
+            let text = format!("{why}: {what}");
+            return self.emit_from(&error_port, Message::error(&text), come).await;
+        }
+        // The sender lives as long as the task that polls this.
+        _ = self.paused.clone().wait_for(|paused| !paused).await;
+        let text = serde_json::to_string(what).expect("a string can be encoded");
+        let message = Message::new(Type::String, text).expect("it is a string");
+        let envelope = Envelope::entering((*port).clone(), message, None);
+        let ran = {
+            let status = shared.status.borrow();
+            Ran { digest: status.digest, generation: status.generation.number() }
+        };
+        let reason = Reason::Unreadable((*why).to_owned());
+        shared.sinks.dead.put(&shared.name, &envelope, reason, Some(ran), 0);
+        if come.is_some() {
+            self.come_to(come);
+        }
+    }
+
+    /// Records something that has happened to what the source reads.
+    pub fn record(&self, event: EventKind) {
+        self.shared.events.record(event);
+    }
+
     /// Notes how far the source has come where nothing was to be put out.
     pub fn come_to(&self, position: Option<Position>) {
-        *self.shared.position.lock() = position;
+        self.shared.progress.lock().come_to(position);
+    }
+
+    /// The source reads the thing of that name from now on. Tells how far it had come in it,
+    /// even if it has read others since.
+    #[must_use]
+    pub fn enter(&self, name: &str) -> Option<Position> {
+        self.shared.progress.lock().enter(name)
     }
 
     /// How far the source had come when it last ran: before an edit, a failure or a restart
     /// of the daemon. After a crash, where it was when states were last written.
     #[must_use]
     pub fn resume(&self) -> Option<Position> {
-        *self.shared.position.lock()
+        self.shared.progress.lock().now()
+    }
+
+    /// How far the source had come in what has that number, under whatever name it read it.
+    #[must_use]
+    pub fn known(&self, of: [u64; 2]) -> Option<Position> {
+        self.shared.progress.lock().known(of)
+    }
+
+    /// Shows that the source waits for something that is not there yet, until the guard is
+    /// dropped, and tells of it.
+    #[must_use]
+    pub fn waits_for(&self, why: &str) -> Absence<'_> {
+        *self.absent.lock() = Some(why.to_owned());
+        self.show();
+        let actor = self.shared.name.clone();
+        info!(%actor, why, "source waits");
+        self.shared.events.record(EventKind::Waiting { actor, why: why.to_owned() });
+        Absence(self)
     }
 
     /// Shows what a source does that runs.
@@ -287,9 +331,21 @@ impl Emitter {
         } else if self.waiting.load(Ordering::Acquire) > 0 {
             ActorState::Blocked
         } else {
-            ActorState::Active
+            let absent = self.absent.lock().clone();
+            let state = if absent.is_some() { ActorState::Waiting } else { ActorState::Active };
+            return self.shared.set_status(state, absent);
         };
         self.shared.set_status(state, None);
+    }
+}
+
+/// A source's wait for something that is not there yet.
+pub struct Absence<'a>(&'a Emitter);
+
+impl Drop for Absence<'_> {
+    fn drop(&mut self) {
+        *self.0.absent.lock() = None;
+        self.0.show();
     }
 }
 
@@ -374,6 +430,7 @@ impl SourceTask {
             leaving: Arc::default(),
             offering: Arc::default(),
             left: Arc::default(),
+            absent: Arc::default(),
         };
         let mut supervisor = Supervisor::default();
         let mut phase = Phase::Running;
@@ -486,8 +543,8 @@ impl SourceTask {
     /// Has the source go on from elsewhere: whether it is to run anew for that.
     fn set_state(&self, new: NewState) -> bool {
         let NewState { state, precondition, done } = new;
-        let position = Position::of_state(&state);
-        if position.is_none() && state != State::default() {
+        let progress = Progress::of_state(&state);
+        if progress.is_none() && state != State::default() {
             // Whoever asked may have given up; nothing has happened.
             _ = done.send(Err(SetStateError::NoPosition));
             return false;
@@ -502,7 +559,13 @@ impl SourceTask {
             return false;
         }
         let before = self.shared.state();
-        let moved = std::mem::replace(&mut *self.shared.position.lock(), position) != position;
+        let progress = progress.unwrap_or_default();
+        let moved = {
+            let mut place = self.shared.progress.lock();
+            let moved = *place != progress;
+            *place = progress;
+            moved
+        };
         *self.shared.state.lock() = State::default();
         drop(sealed);
         let set = self.shared.state_was_set(&before, &state, false);

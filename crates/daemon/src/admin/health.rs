@@ -69,6 +69,8 @@ fn parts(admin: &Admin) -> Vec<Part> {
         .filter(|(_, status)| matches!(status.state, ActorState::Failed | ActorState::Resting))
         .map(|(name, status)| format!("{name} is {}", status.state.name()))
         .collect();
+    let waiting = actors.iter().filter(|a| a.status().state == ActorState::Waiting);
+    let waiting: Vec<_> = waiting.map(|actor| format!("{} is waiting", actor.name())).collect();
     let view = admin.reloader.view();
     let behind = view.values().filter(|actor| !actor.in_sync || actor.pending.is_some()).count();
     let in_force = admin.reloader.config_in_force();
@@ -80,10 +82,11 @@ fn parts(admin: &Admin) -> Vec<Part> {
     vec![
         Part {
             name: "actors",
+            // What waits for a file will go on by itself.
             good: down.is_empty(),
-            how: match &down[..] {
+            how: match &[down, waiting].concat()[..] {
                 [] => format!("{} run", actors.len()),
-                down => format!("of {}, {}", actors.len(), down.join(", ")),
+                told => format!("of {}, {}", actors.len(), told.join(", ")),
             },
         },
         Part {

@@ -78,8 +78,10 @@ fn text(event: &Map<String, Value>) -> String {
         | "dead-letters-on-disk"
         | "config-known" => Style::Good,
         "failed" | "module-refused" | "config-refused" | "config-unknown" | "change-refused"
-        | "dead-letters-lost" | "rolled-back" => Style::Bad,
+        | "dead-letters-lost" | "rolled-back" | "source-gap" => Style::Bad,
         "restarted"
+        | "waiting"
+        | "unreadable"
         | "blocked"
         | "stalled"
         | "removal-held"

@@ -185,7 +185,7 @@ impl Reading<'_> {
     }
 
     fn position(&self, number: u64) -> Position {
-        Position { of: self.of, at: number, count: 0 }
+        Position { of: self.of, at: number, ..Position::default() }
     }
 
     fn wants(&mut self, kind: &EventKind) -> bool {

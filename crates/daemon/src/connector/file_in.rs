@@ -1,41 +1,42 @@
-//! `std:file-in`: the lines of a file, each a JSON value, as messages.
+//! `std:file-in`: the lines of a file, JSON values or text, as messages.
 //!
 //! The file is read in pieces as the flow takes them, never ahead by more than
 //! one piece. What comes after its end is the `mode`: nothing, the file again, or
-//! whatever is appended to it.
+//! whatever is appended to it. A file that is not there yet is waited for.
 //!
 //! How far it has come is noted with each line, in one step with putting it out: the file, by
-//! its number and not its name, and the byte after the line. From there it goes on after an
-//! edit of the actor, after a failure, and after a stop of the daemon, with no line lost or
+//! its number and what it begins with, and the byte after the line. From there it goes on after
+//! an edit of the actor, after a failure, and after a stop of the daemon, with no line lost or
 //! doubled. A file that was rotated meanwhile is found beside its old name and read to its end
-//! before the one in its place. After a crash it goes on from where it was when states were
-//! last written. A file that is repeated always begins anew.
+//! before the one in its place; what is out of reach is told. After a crash it goes on from
+//! where it was when states were last written. A file that is repeated always begins anew.
 
+mod follow;
+mod take_up;
+mod rotation;
+mod identity;
+mod opened;
 mod lines;
 mod line_splitter;
-mod rotation;
+mod unreadable;
 mod pace;
 
 use std::{
     io,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
 };
 
 use futures_util::future::BoxFuture;
-use reflowd_runtime::{Digest, ERROR_PORT, Emitter, Metadata, Source, SourceError, Type};
+use reflowd_runtime::{Digest, Emitter, Metadata, Source, SourceError, Type};
 use serde::Deserialize;
 use serde_json::json;
-use tokio::time;
 
-use lines::Lines;
+use lines::{Form, Lines};
 use pace::Pace;
+use unreadable::Unreadable;
 
 use super::{Builtin, Prepared, error_port, port, port_name};
-
-/// The pause after a repeated file had nothing in it: it must not be read in circles.
-const EMPTY_PAUSE: Duration = Duration::from_secs(1);
 
 /// The lowest rate that can be asked for, in messages a second: one in eleven days.
 const LOWEST_RATE: f64 = 1e-6;
@@ -53,6 +54,9 @@ pub(super) struct Config {
     /// What follows the end of the file.
     #[serde(default)]
     mode: Mode,
+    /// What a line is.
+    #[serde(default)]
+    lines: Form,
 }
 
 #[derive(Deserialize)]
@@ -90,7 +94,7 @@ enum Mode {
 pub(super) fn metadata() -> Metadata {
     Metadata {
         component: "std:file-in".into(),
-        description: "puts out each line of a file, a JSON value, as a message".into(),
+        description: "puts out each line of a file, a JSON value or text, as a message".into(),
         inports: Vec::new(),
         outports: vec![port("out", "a line's value", Type::Any), error_port()],
         config_schema: Some(json!({
@@ -101,6 +105,7 @@ pub(super) fn metadata() -> Metadata {
                     "type": ["number", "string"],
                     "description": "messages a second, such as 200 or \"200/s\"; as fast as they are taken where it is not set",
                 },
+                "lines": { "enum": ["json", "text"], "default": "json", "description": "what a line is: a JSON value, or a String of any text" },
                 "mode": { "enum": ["once", "repeat", "follow"], "default": "once" },
             },
             "required": ["path"],
@@ -118,13 +123,31 @@ pub(super) fn prepare(
     if config.path.as_os_str().is_empty() {
         return Err("`path` is empty".into());
     }
+    refuse_wildcards(&config.path)?;
     Ok(Prepared::Source(Arc::new(FileIn {
         digest: builtin.digest(),
         metadata: metadata(),
         path: base_dir.join(config.path),
         rate: config.rate.as_ref().map(Rate::per_second).transpose()?,
         mode: config.mode,
+        form: config.lines,
     })))
+}
+
+/// # Errors
+/// The path is a pattern. Taken by its letters it would be a file that never comes.
+fn refuse_wildcards(path: &Path) -> Result<(), String> {
+    let text = path.to_string_lossy();
+    let encloses = |open, close| {
+        text.split_once(open).is_some_and(|(_, rest): (&str, &str)| rest.contains(close))
+    };
+    if text.contains(['*', '?']) || encloses('[', ']') || encloses('{', '}') {
+        return Err(format!(
+            "`path` is one file, and `{text}` has wildcards, which are not supported: \
+             name the file, or use an actor for each"
+        ));
+    }
+    Ok(())
 }
 
 struct FileIn {
@@ -133,6 +156,7 @@ struct FileIn {
     path: PathBuf,
     rate: Option<f64>,
     mode: Mode,
+    form: Form,
 }
 
 impl Source for FileIn {
@@ -148,27 +172,18 @@ impl Source for FileIn {
         Box::pin(async move {
             let mut lines = Lines {
                 path: &self.path,
+                form: self.form,
                 out,
                 out_port: port_name("out"),
-                error_port: port_name(ERROR_PORT),
                 pace: self.rate.map(Pace::new),
-                file: None,
-                unreadable: 0,
-                warned: None,
+                unreadable: Unreadable::default(),
             };
-            let failed = |source| SourceError { why: explain(&self.path, &source) };
-            match self.mode {
-                Mode::Once => lines.once().await.map(|_| ()).map_err(failed),
-                Mode::Repeat => {
-                    lines.out.come_to(None);
-                    loop {
-                        if lines.pass().await.map_err(failed)? == 0 {
-                            time::sleep(EMPTY_PAUSE).await;
-                        }
-                    }
-                }
-                Mode::Follow => lines.follow().await.map_err(failed),
-            }
+            let run = match self.mode {
+                Mode::Once => lines.once().await,
+                Mode::Repeat => lines.repeat().await,
+                Mode::Follow => lines.follow().await,
+            };
+            run.map_err(|error| SourceError { why: explain(&self.path, &error) })
         })
     }
 }
@@ -176,7 +191,6 @@ impl Source for FileIn {
 /// What is wrong with a file, and what to do.
 fn explain(path: &Path, error: &io::Error) -> String {
     let advice = match error.kind() {
-        io::ErrorKind::NotFound => "put it there, or correct `path`",
         io::ErrorKind::PermissionDenied => "let the user that runs reflowd read it",
         _ => "see that it can be read",
     };

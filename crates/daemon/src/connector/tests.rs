@@ -63,6 +63,10 @@ fn a_config_that_does_not_fit_is_refused_with_one_that_does() {
     refused("std:interval", json!({ "every": "0s" }), "1ms to 366 days");
     refused("std:file-in", json!({}), "missing field `path`");
     refused("std:file-in", json!({ "path": "" }), "`path` is empty");
+    for path in ["logs/*.log", "in.?", "in-[0-9].log", "{a,b}.log"] {
+        refused("std:file-in", json!({ "path": path }), "has wildcards, which are not supported");
+    }
+    refused("std:file-in", json!({ "path": "a", "lines": "csv" }), "unknown variant `csv`");
     refused("std:file-in", json!({ "path": "a", "mode": "always" }), "unknown variant `always`");
     refused("std:file-in", json!({ "path": "a", "rate": 0 }), "from 0.000001 to");
     refused("std:file-in", json!({ "path": "a", "rate": 1e-300 }), "from 0.000001 to");

@@ -207,7 +207,8 @@ fn parts(reason: &Reason) -> (&'static str, String) {
             | FailureKind::Guest(text)
             | FailureKind::Unavailable(text)
             | FailureKind::Remote(text),
-        ) => text.clone(),
+        )
+        | Reason::Unreadable(text) => text.clone(),
         Reason::Removed
         | Reason::Unwired
         | Reason::NoTarget
@@ -230,6 +231,7 @@ fn reason(class: &str, detail: String) -> Option<Reason> {
         "guest-error" => Reason::Failed(FailureKind::Guest(detail)),
         "unavailable" => Reason::Failed(FailureKind::Unavailable(detail)),
         "remote" => Reason::Failed(FailureKind::Remote(detail)),
+        "unreadable" => Reason::Unreadable(detail),
         "removed" => Reason::Removed,
         "unwired" => Reason::Unwired,
         "no-target" => Reason::NoTarget,
@@ -259,7 +261,8 @@ mod tests {
             Reason::Failed(FailureKind::Turn(text.clone())),
             Reason::Failed(FailureKind::Guest(String::new())),
             Reason::Failed(FailureKind::Unavailable(text.clone())),
-            Reason::Failed(FailureKind::Remote(text)),
+            Reason::Failed(FailureKind::Remote(text.clone())),
+            Reason::Unreadable(text),
             Reason::Removed,
             Reason::Unwired,
             Reason::NoTarget,

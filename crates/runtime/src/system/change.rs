@@ -27,10 +27,11 @@ use tracing::info;
 use super::{System, past::Left};
 use crate::{
     Actor, ActorLog, ActorName, ActorState, Digest, Engine, EventKind, Generation, Mailbox, Meters,
-    Overflow, PortRef, Position, Program, Settings, Source, State, Status, Wire,
+    Overflow, PortRef, Program, Settings, Source, State, Status, Wire,
     actor::{ActorTask, Command, Kind, MAX_COMMANDS, Shared, bounds_of},
     envelope::unix_millis,
     panic::said,
+    position::Progress,
     source::SourceTask,
 };
 
@@ -450,8 +451,8 @@ impl System {
         };
         let onlookers = self.0.gallery.of(&name);
         let is_source = matches!(ready, Ready::Source(_));
-        let position = is_source.then(|| Position::of_state(&state)).flatten();
-        let state = if position.is_some() { State::default() } else { state };
+        let progress = is_source.then(|| Progress::of_state(&state)).flatten();
+        let state = if progress.is_some() { State::default() } else { state };
         let shared = Arc::new(Shared {
             name,
             onlookers,
@@ -462,7 +463,7 @@ impl System {
             settings: ArcSwap::from_pointee(settings),
             status: watch::channel(status).0,
             state: Mutex::new(state),
-            position: Mutex::new(position),
+            progress: Mutex::new(progress.unwrap_or_default()),
             sealed: Mutex::new(false),
             trial: Mutex::new(None),
             trials: Arc::clone(&self.0.trials),

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 use super::System;
 use crate::{
     ActorName, DeadLetter, Entry, Filter, Overflow, PortName, PortRef, SendError,
-    mailbox::PushError,
+    dead_letter::Reason, mailbox::PushError,
 };
 
 /// What came of a replay.
@@ -46,7 +46,7 @@ pub enum Staying {
     Full,
     /// The actor or the daemon is stopping.
     Stopping,
-    /// The actor or the port is gone, or takes messages of another type.
+    /// The actor or the port is gone, takes messages of another type, or none at all.
     NoTarget,
 }
 
@@ -88,6 +88,13 @@ impl System {
     /// Gives a letter's message to the mailbox that it was for.
     fn revive(&self, letter: &DeadLetter) -> Result<(), (Staying, String)> {
         let old = &letter.envelope;
+        if matches!(letter.reason, Reason::Unreadable(_)) {
+            let why = format!(
+                "`{}` has read it and takes no messages; `reflowd dead show {}` prints it",
+                letter.actor, letter.number
+            );
+            return Err((Staying::NoTarget, why));
+        }
         let to = PortRef { actor: letter.actor.clone(), port: old.port.clone() };
         let entered = self.enter(&to, old.message.clone(), old.traceparent.clone());
         let (actor, mut envelope) = entered.map_err(|error| match &error {

@@ -2,12 +2,21 @@
 //!
 //! Pure: bytes go in as they are read, lines come out as they are complete.
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 
 /// The longest line, in bytes: as much as one turn may put out.
 pub(super) const MAX_LINE: usize = 16 << 20;
 
+/// Bytes that are kept of a line that is over the limit, to know it by.
+const BEGINNING: usize = 1024;
+
+/// What some programs put before the first line of a file in UTF-8; no part of that line.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
 /// Bytes that are to become lines.
+///
+/// The byte order mark of a file is left out, and so are NULs before a line: a file that is cut
+/// under a writer which keeps its place begins with as many as were cut off.
 #[derive(Debug, Default)]
 pub(super) struct LineSplitter {
     buffer: BytesMut,
@@ -17,8 +26,9 @@ pub(super) struct LineSplitter {
     count: u64,
     /// Bytes that are in the buffer no more.
     past: u64,
-    /// The line that is being read is over the limit; its rest is not kept.
-    refused: bool,
+    /// What the line that is being read begins with, where it is over the limit; its rest is
+    /// not kept.
+    refused: Option<Bytes>,
 }
 
 /// One line of the input.
@@ -28,8 +38,17 @@ pub(super) struct Line {
     pub(super) number: u64,
     /// The bytes up to its end, its end of line and all lines before it included.
     pub(super) end: u64,
-    /// Its bytes without the end of line, or `None` where it is over [`MAX_LINE`].
-    pub(super) bytes: Option<Bytes>,
+    /// What it says.
+    pub(super) content: Content,
+}
+
+/// What a line says, without its end.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Content {
+    /// All of it.
+    Whole(Bytes),
+    /// It is over [`MAX_LINE`], and begins like this.
+    TooLong(Bytes),
 }
 
 impl LineSplitter {
@@ -38,20 +57,41 @@ impl LineSplitter {
         Self { past: bytes, count: lines, ..Self::default() }
     }
 
-    /// The end of what was read, to be filled further.
-    pub(super) fn buffer(&mut self) -> &mut BytesMut {
-        &mut self.buffer
+    /// Takes in what was read next.
+    pub(super) fn feed(&mut self, read: &[u8]) {
+        self.buffer.extend_from_slice(read);
+        self.skip_nulls();
+    }
+
+    /// So many NULs follow, which nobody needs to read.
+    pub(super) fn skip(&mut self, nulls: u64) {
+        debug_assert!(self.is_between_lines(), "they would be a part of the line");
+        self.past += nulls;
+    }
+
+    /// Whether what comes next begins a line.
+    pub(super) fn is_between_lines(&self) -> bool {
+        self.buffer.is_empty() && self.refused.is_none()
+    }
+
+    fn skip_nulls(&mut self) {
+        if self.searched == 0 && self.refused.is_none() && self.buffer.first() == Some(&0) {
+            let nulls = self.buffer.iter().take_while(|byte| **byte == 0).count();
+            self.buffer.advance(nulls);
+            self.past += nulls as u64;
+        }
     }
 
     /// The next complete line.
     pub(super) fn next(&mut self) -> Option<Line> {
+        self.skip_nulls();
         let end = self.buffer[self.searched..].iter().position(|b| *b == b'\n');
         let Some(end) = end.map(|at| at + self.searched) else {
             self.searched = self.buffer.len();
             if self.searched > MAX_LINE {
-                self.refused = true;
+                self.refused.get_or_insert_with(|| beginning(&self.buffer));
             }
-            if self.refused {
+            if self.refused.is_some() {
                 self.past += self.buffer.len() as u64;
                 self.buffer.clear();
                 self.searched = 0;
@@ -73,28 +113,49 @@ impl LineSplitter {
         self.searched = 0;
         let rest = self.buffer.split();
         self.past += rest.len() as u64;
-        (!rest.is_empty() || self.refused).then(|| self.line(rest))
+        (!rest.is_empty() || self.refused.is_some()).then(|| self.line(rest))
     }
 
     fn line(&mut self, bytes: BytesMut) -> Line {
         self.count += 1;
-        let refused = std::mem::take(&mut self.refused) || bytes.len() > MAX_LINE;
-        // Copied, so that a line that waits in a mailbox keeps nothing alive that was read with
-        // it, and the buffer, which is as large as the longest line, is used again.
-        let bytes = (!refused).then(|| Bytes::copy_from_slice(&bytes));
-        Line { number: self.count, end: self.past, bytes }
+        let mut rest = &bytes[..];
+        if self.count == 1 {
+            rest = rest.strip_prefix(BYTE_ORDER_MARK).unwrap_or(rest);
+        }
+        let content = match self.refused.take() {
+            Some(beginning) => Content::TooLong(beginning),
+            None if bytes.len() > MAX_LINE => Content::TooLong(beginning(rest)),
+            // Copied, so that a line that waits in a mailbox keeps nothing alive that was read
+            // with it, and the buffer, which is as large as the longest line, is used again.
+            None => Content::Whole(Bytes::copy_from_slice(rest)),
+        };
+        Line { number: self.count, end: self.past, content }
     }
+}
+
+fn beginning(line: &[u8]) -> Bytes {
+    Bytes::copy_from_slice(&line[..line.len().min(BEGINNING)])
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    impl Line {
+        fn whole(self) -> Option<Bytes> {
+            match self.content {
+                Content::Whole(bytes) => Some(bytes),
+                Content::TooLong(_) => None,
+            }
+        }
+    }
+
     fn all(splitter: &mut LineSplitter) -> Vec<(u64, Option<String>)> {
         let mut lines = Vec::new();
         while let Some(line) = splitter.next() {
-            let text = line.bytes.map(|bytes| String::from_utf8(bytes.to_vec()).unwrap());
-            lines.push((line.number, text));
+            let number = line.number;
+            let text = line.whole().map(|bytes| String::from_utf8(bytes.to_vec()).unwrap());
+            lines.push((number, text));
         }
         lines
     }
@@ -104,13 +165,13 @@ mod tests {
         let mut splitter = LineSplitter::default();
         let mut got = Vec::new();
         for read in reads {
-            splitter.buffer().extend_from_slice(read.as_bytes());
+            splitter.feed(read.as_bytes());
             got.extend(all(&mut splitter));
         }
         let numbers: Vec<_> = (1..).take(lines.len()).collect();
         let texts = lines.iter().map(|line| Some((*line).to_string()));
         assert_eq!(got, numbers.into_iter().zip(texts).collect::<Vec<_>>());
-        assert_eq!(splitter.rest().and_then(|line| line.bytes).as_deref(), rest.map(str::as_bytes));
+        assert_eq!(splitter.rest().and_then(Line::whole).as_deref(), rest.map(str::as_bytes));
     }
 
     #[test]
@@ -123,14 +184,42 @@ mod tests {
     }
 
     #[test]
+    fn a_byte_order_mark_is_no_part_of_the_first_line() {
+        check(&["\u{feff}a\nb\n"], &["a", "b"], None);
+        check(&["\u{feff}"], &[], Some(""));
+        // Anywhere else it is a character like any other.
+        check(&["a\n\u{feff}b\n"], &["a", "\u{feff}b"], None);
+        let mut splitter = LineSplitter::after(3, 1);
+        splitter.feed("\u{feff}b\n".as_bytes());
+        assert_eq!(all(&mut splitter), [(2, Some("\u{feff}b".into()))]);
+    }
+
+    #[test]
+    fn nulls_before_a_line_are_no_part_of_it() {
+        check(&["\0\0", "\0a\n\0b\0\n", "\0"], &["a", "b\0"], None);
+        check(&["\0\u{feff}a\n"], &["a"], None);
+        let mut splitter = LineSplitter::default();
+        // As many as a large log leaves, and not kept.
+        for _ in 0..3 {
+            splitter.feed(&vec![0; MAX_LINE]);
+            assert!(splitter.is_between_lines());
+        }
+        splitter.skip(1 << 40);
+        splitter.feed(b"a\n");
+        let line = splitter.next().unwrap();
+        let past = (3 * MAX_LINE) as u64 + (1 << 40);
+        assert_eq!((line.end, line.whole().as_deref()), (past + 2, Some(&b"a"[..])));
+    }
+
+    #[test]
     fn a_line_keeps_nothing_else_alive() {
         for length in [1, 64 << 10, 1 << 20] {
             let mut splitter = LineSplitter::default();
             let (long, next) = ("x".repeat(MAX_LINE), "1".repeat(length));
-            splitter.buffer().extend_from_slice(format!("{long}\n{next}\n").as_bytes());
-            let read = splitter.buffer().as_ptr_range();
+            splitter.feed(format!("{long}\n{next}\n").as_bytes());
+            let read = splitter.buffer.as_ptr_range();
             splitter.next().unwrap();
-            let line = splitter.next().unwrap().bytes.unwrap();
+            let line = splitter.next().unwrap().whole().unwrap();
             assert!(line == next && !read.contains(&line.as_ptr()), "{length}");
         }
     }
@@ -138,7 +227,7 @@ mod tests {
     #[test]
     fn a_line_knows_where_it_ends() {
         let mut splitter = LineSplitter::after(100, 7);
-        splitter.buffer().extend_from_slice(b"a\r\n\nbc");
+        splitter.feed(b"a\r\n\nbc");
         let ends = [splitter.next(), splitter.next(), splitter.rest()];
         let ends: Vec<_> = ends.into_iter().flatten().map(|line| (line.number, line.end)).collect();
         assert_eq!(ends, [(8, 103), (9, 104), (10, 106)]);
@@ -148,12 +237,15 @@ mod tests {
     fn a_line_over_the_limit_is_refused_and_not_kept() {
         let mut splitter = LineSplitter::default();
         for _ in 0..3 {
-            splitter.buffer().extend_from_slice(&vec![b'x'; MAX_LINE / 2]);
+            splitter.feed(&vec![b'x'; MAX_LINE / 2]);
             assert_eq!(splitter.next(), None);
-            assert!(splitter.buffer().len() <= MAX_LINE);
+            assert!(splitter.buffer.len() <= MAX_LINE);
         }
-        splitter.buffer().extend_from_slice(b"\nb\n");
-        assert_eq!(all(&mut splitter), [(1, None), (2, Some("b".into()))]);
+        splitter.feed(b"\n");
+        let begins = Content::TooLong(vec![b'x'; BEGINNING].into());
+        assert_eq!(splitter.next().map(|line| (line.number, line.content)), Some((1, begins)));
+        splitter.feed(b"b\n");
+        assert_eq!(all(&mut splitter), [(2, Some("b".into()))]);
         assert_eq!(splitter.rest(), None);
     }
 }

@@ -1,282 +1,210 @@
-//! The way of lines from a file to the wires.
+//! The way of lines from an open file to the wires.
 
-use std::{
-    fs,
-    io::{self, SeekFrom},
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
-    path::Path,
-    time::Duration,
-};
-
-use reflowd_runtime::{Emitter, Message, PortName, Position};
+use reflowd_runtime::{Emitter, EventKind, Message, PortName, Position, Refused, Type};
+use serde::Deserialize;
+use std::path::Path;
 use tokio::{
-    fs::File,
-    io::{AsyncReadExt, AsyncSeekExt},
     task::coop,
     time::{self, Instant},
 };
-use tracing::{info, warn};
+use tracing::warn;
 
 use super::{
-    line_splitter::{Line, LineSplitter},
+    line_splitter::{Content, Line, MAX_LINE},
+    opened::Opened,
     pace::Pace,
-    rotation::{Age, identity, next_younger, rotated},
+    unreadable::{Unreadable, Untold},
 };
 
-/// Bytes read at once.
-const PIECE: usize = 64 << 10;
+/// Bytes of an unreadable line that are shown with the reason and kept as a dead letter.
+const SHOWN: usize = 64 << 10;
 
-/// How often a followed file is looked at for more.
-const LOOK_AGAIN: Duration = Duration::from_millis(200);
+/// What a line is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Form {
+    /// A JSON value.
+    #[default]
+    Json,
+    /// Any text: a `String`.
+    Text,
+}
 
-/// How long nothing must have come to a file that was renamed before the one in its place is
-/// read: whoever writes may still have the old one open.
-const LET_GO: Duration = Duration::from_secs(1);
+impl Form {
+    /// The message that a line is; nothing, where the line says nothing.
+    fn message(self, line: &bytes::Bytes) -> Result<Option<Message>, String> {
+        match self {
+            Self::Json if line.iter().all(u8::is_ascii_whitespace) => Ok(None),
+            Self::Json => match Message::from_plain(line, line) {
+                Ok(message) => Ok(Some(message)),
+                Err(_) if is_utf16(line) => {
+                    Err("it is UTF-16; write UTF-8, or convert it with `iconv`".into())
+                }
+                Err(error) => Err(error.to_string()),
+            },
+            Self::Text => {
+                let text = std::str::from_utf8(line).map_err(|error| {
+                    format!("it is not UTF-8 from its byte {} on", error.valid_up_to() + 1)
+                })?;
+                let text = serde_json::to_vec(text).expect("a string can be encoded");
+                Ok(Some(Message::new(Type::String, text).expect("it is a string")))
+            }
+        }
+    }
+}
 
-/// At most one warning about unreadable lines in this time; it tells how many there were.
-const WARNING_GAP: Duration = Duration::from_secs(1);
+/// Whether a line begins with the byte order mark of UTF-16, or is the rest of such a file.
+fn is_utf16(line: &[u8]) -> bool {
+    matches!(line, [0xff, 0xfe, ..] | [0xfe, 0xff, ..])
+}
 
 /// The way of lines from a file to the wires.
 pub(super) struct Lines<'a> {
     pub(super) path: &'a Path,
+    pub(super) form: Form,
     pub(super) out: Emitter,
     pub(super) out_port: PortName,
-    pub(super) error_port: PortName,
     pub(super) pace: Option<Pace>,
-    /// The file that is read, where it is to be known how far.
-    pub(super) file: Option<[u64; 2]>,
-    /// Lines that were no message, since the last warning.
-    pub(super) unreadable: u64,
-    pub(super) warned: Option<Instant>,
+    pub(super) unreadable: Unreadable,
 }
 
 impl Lines<'_> {
-    /// Opens the file to go on where it was left, if that is known.
-    async fn take_up(&mut self) -> io::Result<(File, LineSplitter)> {
-        let file = open(self.path).await?;
-        let of = identity(&file.metadata().await?);
-        match self.out.resume().filter(|come| come.of == of) {
-            Some(come) => self.go_on(file, come).await,
-            None => self.begin(file).await,
-        }
-    }
-
-    /// Goes on in a file from there, unless it has become another since.
-    async fn go_on(
-        &mut self,
-        mut file: File,
-        mut come: Position,
-    ) -> io::Result<(File, LineSplitter)> {
-        let length = file.metadata().await?.len();
-        if come.at > 0 && come.at != length {
-            let mut around = [0; 2];
-            if come.at < length {
-                file.seek(SeekFrom::Start(come.at - 1)).await?;
-                file.read_exact(&mut around).await?;
+    /// Puts out the complete lines up to the present end of the file. Tells whether any bytes
+    /// have come.
+    pub(super) async fn read_on(&mut self, opened: &mut Opened) -> std::io::Result<bool> {
+        let mut came = false;
+        while opened.read().await? {
+            came = true;
+            while let Some((line, come)) = opened.next() {
+                self.put(line, Some(come)).await;
             }
-            let [before, after] = around;
-            if before != b'\n' && after == b'\n' {
-                // The last line had no end then, and has one now.
-                come.at += 1;
-            } else if before != b'\n' {
-                info!(path = %self.path.display(), "the file is another than when it was read last, and is read from its beginning");
-                return self.begin(file).await;
-            }
+            self.tell();
         }
-        self.file = Some(come.of);
-        file.seek(SeekFrom::Start(come.at)).await?;
-        Ok((file, LineSplitter::after(come.at, come.count)))
+        Ok(came)
     }
 
-    /// Begins at the first line of a file, and notes that.
-    async fn begin(&mut self, mut file: File) -> io::Result<(File, LineSplitter)> {
-        let of = identity(&file.metadata().await?);
-        self.file = Some(of);
-        self.out.come_to(Some(Position { of, at: 0, count: 0 }));
-        file.seek(SeekFrom::Start(0)).await?;
-        Ok((file, LineSplitter::default()))
-    }
-
-    /// Puts out the file once, up to its end.
-    pub(super) async fn once(&mut self) -> io::Result<u64> {
-        let (mut file, mut splitter) = self.take_up().await?;
-        let mut count = self.read_on(&mut file, &mut splitter).await?;
-        if let Some(line) = splitter.rest() {
-            count += 1;
-            self.put(line).await;
-        }
-        Ok(count)
-    }
-
-    /// Puts out the file from its beginning to its end, and tells how many lines it had.
-    pub(super) async fn pass(&mut self) -> io::Result<u64> {
-        let mut file = open(self.path).await?;
-        let mut splitter = LineSplitter::default();
-        let mut count = self.read_on(&mut file, &mut splitter).await?;
-        if let Some(line) = splitter.rest() {
-            count += 1;
-            self.put(line).await;
-        }
-        Ok(count)
-    }
-
-    /// Opens the file that was followed last, by whatever name it goes since it was rotated,
-    /// or else the one that is there.
-    async fn take_up_rotated(&mut self) -> io::Result<(File, LineSplitter)> {
-        let Some(come) = self.out.resume() else { return self.take_up().await };
-        let path = self.path.to_path_buf();
-        let searched = tokio::task::spawn_blocking(move || {
-            // One that was cut in its place has younger copies, which hold what was read.
-            let here = fs::metadata(&path).ok().map(|here| identity(&here));
-            if here == Some(come.of) {
-                return None;
-            }
-            let same = rotated(&path, come.of, come.at).map(|path| (path, true));
-            same.or_else(|| Some((next_younger(&path, Age::of(come.of)?)?, false)))
-        });
-        match searched.await.expect("looking at names does not panic") {
-            Some((path, true)) => self.go_on(open(&path).await?, come).await,
-            Some((path, false)) => self.begin(open(&path).await?).await,
-            None => self.take_up().await,
+    /// Puts out a last line without an end.
+    pub(super) async fn put_rest(&mut self, opened: &mut Opened) {
+        if let Some((line, come)) = opened.rest() {
+            self.put(line, Some(come)).await;
         }
     }
 
-    /// Opens the file that was begun next after the one that was read to its end.
-    async fn open_next(&self, read: &File) -> io::Result<File> {
-        let (path, age) = (self.path.to_path_buf(), Age::of_file(&read.metadata().await?));
-        let searched = tokio::task::spawn_blocking(move || next_younger(&path, age?));
-        let next = searched.await.expect("looking at names does not panic");
-        open(next.as_deref().unwrap_or(self.path)).await
-    }
-
-    /// Puts out the file and what is appended to it, for ever.
-    pub(super) async fn follow(&mut self) -> io::Result<()> {
-        let (mut file, mut splitter) = self.take_up_rotated().await?;
-        // Since when nothing has come to a file that has lost its name.
-        let mut silent: Option<Instant> = None;
+    /// Puts out the whole file as it is now, and notes nothing. Tells whether it had lines.
+    pub(super) async fn pass(&mut self, mut opened: Opened) -> std::io::Result<bool> {
+        let mut any = false;
         loop {
-            let before = file.stream_position().await?;
-            self.read_on(&mut file, &mut splitter).await?;
-            let came = file.stream_position().await? > before;
-            match look(&mut file, self.path).await? {
-                Sight::Same => {
-                    silent = None;
-                    time::sleep(LOOK_AGAIN).await;
-                }
-                Sight::Truncated => {
-                    info!(path = %self.path.display(), "the followed file was cut, and is read from its beginning");
-                    (file, splitter) = self.begin(file).await?;
-                }
-                Sight::Replaced => {
-                    // Whoever writes may not have noticed yet.
-                    let now = Instant::now();
-                    let since = *silent.get_or_insert(now);
-                    if came {
-                        silent = Some(now);
-                    }
-                    if came || now - since < LET_GO {
-                        time::sleep(LOOK_AGAIN).await;
-                        continue;
-                    }
-                    if let Some(line) = splitter.rest() {
-                        self.put(line).await;
-                    }
-                    match self.open_next(&file).await {
-                        Ok(next) => (file, splitter) = self.begin(next).await?,
-                        // It has gone again: there will be another.
-                        Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                        Err(error) => return Err(error),
-                    }
-                    silent = None;
-                }
+            let more = opened.read().await?;
+            while let Some((line, _)) = if more { opened.next() } else { opened.rest() } {
+                any = true;
+                self.put(line, None).await;
+            }
+            self.tell();
+            if !more {
+                return Ok(any);
             }
         }
     }
 
-    /// Puts out the complete lines up to the present end of the file.
-    async fn read_on(&mut self, file: &mut File, splitter: &mut LineSplitter) -> io::Result<u64> {
-        let mut count = 0;
-        loop {
-            splitter.buffer().reserve(PIECE);
-            if file.read_buf(splitter.buffer()).await? == 0 {
-                return Ok(count);
+    async fn put(&mut self, line: Line, come: Option<Position>) {
+        let (message, shown) = match &line.content {
+            Content::Whole(bytes) => (self.form.message(bytes), bytes),
+            Content::TooLong(beginning) => {
+                (Err(format!("it is longer than {} MiB", MAX_LINE >> 20)), beginning)
             }
-            while let Some(line) = splitter.next() {
-                count += 1;
-                self.put(line).await;
-            }
-        }
-    }
-
-    async fn put(&mut self, line: Line) {
-        let (at, count) = (line.end, line.number);
-        let come = self.file.map(|of| Position { of, at, count });
-        let message = match &line.bytes {
-            Some(bytes) if bytes.iter().all(u8::is_ascii_whitespace) => {
-                self.out.come_to(come);
-                coop::consume_budget().await;
-                return;
-            }
-            Some(bytes) => Message::from_plain(bytes, bytes).map_err(|error| error.to_string()),
-            None => Err("it is longer than 16 MiB".into()),
         };
-        if let Some(pace) = &mut self.pace {
-            time::sleep_until(pace.next(Instant::now())).await;
-        }
         match message {
-            Ok(message) => self.out.emit_from(&self.out_port, message, come).await,
-            Err(why) => self.complain(line.number, &why, come).await,
+            Ok(None) => self.out.come_to(come),
+            Ok(Some(message)) => {
+                self.keep_pace().await;
+                self.out.emit_from(&self.out_port, message, come).await;
+            }
+            Err(why) => {
+                let what = excerpt(shown);
+                let why = format!("{}:{}: no message: {why}", self.path.display(), line.number);
+                self.keep_pace().await;
+                let refused = Refused { port: &self.out_port, what: &what, why: &why };
+                self.out.refuse(&refused, come).await;
+                self.unreadable.add(line.number, why);
+                self.tell();
+            }
         }
         coop::consume_budget().await;
     }
 
-    async fn complain(&mut self, number: u64, why: &str, come: Option<Position>) {
-        self.unreadable += 1;
-        let now = Instant::now();
-        if self.warned.is_none_or(|at| now - at >= WARNING_GAP) {
-            self.warned = Some(now);
-            let lines = std::mem::take(&mut self.unreadable);
-            warn!(path = %self.path.display(), line = number, why, lines, "no message on a line");
+    async fn keep_pace(&mut self) {
+        if let Some(pace) = &mut self.pace {
+            time::sleep_until(pace.next(Instant::now())).await;
         }
-        let text = format!("{}:{number}: no message: {why}", self.path.display());
-        self.out.emit_from(&self.error_port, Message::error(&text), come).await;
+    }
+
+    /// Tells of unreadable lines, where that is due.
+    pub(super) fn tell(&mut self) {
+        if let Some(untold) = self.unreadable.due(Instant::now()) {
+            self.say(untold);
+        }
+    }
+
+    fn say(&self, untold: Untold) {
+        let Untold { lines, first, last, why } = untold;
+        warn!(actor = %self.out.actor(), lines, first, last, why, "lines are no messages");
+        self.out.record(EventKind::Unreadable { actor: self.out.actor().clone(), lines, why });
     }
 }
 
-/// What a followed file's path looks like from its end.
-#[derive(Debug, PartialEq, Eq)]
-enum Sight {
-    /// The same file, with nothing new before its end.
-    Same,
-    /// The same file, shorter than what was read of it. One that was cut and has
-    /// grown past that again between two looks cannot be told from one that grew.
-    Truncated,
-    /// Another file.
-    Replaced,
-}
-
-async fn look(file: &mut File, path: &Path) -> io::Result<Sight> {
-    let at = file.stream_position().await?;
-    let here = file.metadata().await?;
-    match tokio::fs::metadata(path).await {
-        Ok(there) if (there.dev(), there.ino()) != (here.dev(), here.ino()) => Ok(Sight::Replaced),
-        // A file without a name may get one again, as when it is rotated.
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ if here.len() < at => Ok(Sight::Truncated),
-        _ => Ok(Sight::Same),
+/// However a source ends, nothing is left untold.
+impl Drop for Lines<'_> {
+    fn drop(&mut self) {
+        if let Some(untold) = self.unreadable.rest() {
+            self.say(untold);
+        }
     }
 }
 
-/// Opens a regular file; anything else could make a reader wait for ever.
-async fn open(path: &Path) -> io::Result<File> {
-    let path = path.to_path_buf();
-    let opened = tokio::task::spawn_blocking(move || {
-        let nonblocking = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
-        let file = fs::OpenOptions::new().read(true).custom_flags(nonblocking).open(&path)?;
-        if !file.metadata()?.is_file() {
-            return Err(io::Error::other("it is no regular file"));
+/// What a line says, to be shown.
+fn excerpt(line: &[u8]) -> String {
+    let shown = &line[..line.len().min(SHOWN)];
+    let text = String::from_utf8_lossy(shown);
+    match line.len() - shown.len() {
+        0 => text.into_owned(),
+        more => format!("{text}… ({more} bytes more)"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(form: Form, line: &[u8], expected: Result<Option<(Type, &str)>, &str>) {
+        let message = form.message(&bytes::Bytes::copy_from_slice(line));
+        match (message, expected) {
+            (Ok(None), Ok(None)) => {}
+            (Ok(Some(message)), Ok(Some((ty, data)))) => {
+                assert_eq!((message.ty(), &message.data()[..]), (ty, data.as_bytes()));
+            }
+            (Err(why), Err(says)) => assert!(why.contains(says), "{why}"),
+            (got, _) => panic!("{line:?} as {form:?}: {got:?}"),
         }
-        Ok(file)
-    });
-    opened.await.expect("opening a file does not panic").map(File::from_std)
+    }
+
+    #[test]
+    fn a_line_is_json_or_text() {
+        check(Form::Json, b"{\"a\": 1}", Ok(Some((Type::Object, "{\"a\": 1}"))));
+        check(Form::Json, b" \t", Ok(None));
+        check(Form::Json, b"GET / 200", Err("expected value"));
+        check(Form::Json, b"\xff\xfe{\0}\0", Err("iconv"));
+        check(Form::Text, b"GET \"/\" 200", Ok(Some((Type::String, "\"GET \\\"/\\\" 200\""))));
+        // Numbers and JSON are text like any other, and so is an empty line.
+        check(Form::Text, b"1", Ok(Some((Type::String, "\"1\""))));
+        check(Form::Text, b"", Ok(Some((Type::String, "\"\""))));
+        check(Form::Text, b"caf\xe9", Err("not UTF-8 from its byte 4"));
+    }
+
+    #[test]
+    fn a_long_line_is_shown_in_part() {
+        assert_eq!(excerpt(b"abc"), "abc");
+        let long = excerpt(&vec![b'x'; SHOWN + 5]);
+        assert!(long.ends_with("xx… (5 bytes more)") && long.len() < SHOWN + 30);
+    }
 }

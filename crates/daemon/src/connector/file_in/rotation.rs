@@ -1,70 +1,172 @@
-//! Finds a file again that was renamed, and the one that was begun after it.
+//! Finds a file again that was renamed or copied, and the one that was begun after it.
+//!
+//! Everything here reads folders and blocks.
 
 use std::{
     fs,
-    os::unix::{ffi::OsStrExt, fs::MetadataExt},
+    io::{self, Read, Seek, SeekFrom},
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
-    time::SystemTime,
 };
 
-/// The name that the file `of` has beside `path`, if it is at least `at` long and its name
-/// is that of `path` with something added: so files are called when they are rotated.
-pub(super) fn rotated(path: &Path, of: [u64; 2], at: u64) -> Option<PathBuf> {
-    let own = path.file_name()?.as_bytes();
-    let names = fs::read_dir(path.parent()?).ok()?.flatten();
-    let mut rotated = names.filter(|entry| entry.file_name().as_bytes().starts_with(own));
-    rotated.find_map(|entry| {
-        let there = entry.metadata().ok()?;
-        let same = identity(&there) == of && there.is_file() && there.len() >= at;
-        same.then(|| entry.path())
+use reflowd_runtime::Position;
+
+use super::{
+    identity::{Age, identity, is, is_marked, may_be},
+    opened::Opened,
+};
+
+/// Names that are looked at in one folder: a folder of more than that is no folder of logs, and
+/// looking would hold up the reader.
+const MOST_NAMES: usize = 100_000;
+
+/// How the names of files end that were compressed.
+const COMPRESSED: [&str; 7] = [".gz", ".xz", ".zst", ".bz2", ".lz4", ".lzma", ".Z"];
+
+/// Something in a folder of logs whose name begins with that of the log.
+struct Sibling {
+    path: PathBuf,
+    /// What its name has beyond that of the log.
+    added: Vec<u8>,
+    metadata: fs::Metadata,
+}
+
+impl Sibling {
+    /// Whether a file is called so when it is rotated: `.1`, `-20261123`, `.2026-11-23T10`.
+    /// What else begins with the name is something else.
+    fn is_rotated(&self) -> bool {
+        self.added.iter().all(|b| b.is_ascii_digit() || b".-_:T".contains(b))
+    }
+}
+
+/// The places where a path leads: itself and, where it is a link, what that points to. Files
+/// are rotated where they are and not where a link to them is.
+fn places(path: &Path) -> Vec<PathBuf> {
+    let mut places = vec![path.to_path_buf()];
+    places.extend(fs::canonicalize(path).ok().filter(|real| real != path));
+    places
+}
+
+/// The folder that a path leads into.
+fn folder_of(path: &Path) -> Option<&Path> {
+    path.parent().map(|folder| if folder.as_os_str().is_empty() { Path::new(".") } else { folder })
+}
+
+fn files_in(folder: &Path) -> impl Iterator<Item = (PathBuf, fs::Metadata)> + use<> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten().take(MOST_NAMES);
+    entries.filter_map(|entry| {
+        let metadata = entry.metadata().ok().filter(fs::Metadata::is_file)?;
+        Some((entry.path(), metadata))
     })
 }
 
-/// What tells a file from all others: its number, and when it was made where the file system
-/// knows that, because the number of one that was removed is given to another.
-pub(super) fn identity(file: &fs::Metadata) -> [u64; 2] {
-    let made = file.created().ok().and_then(nanos).unwrap_or(0);
-    [file.dev().rotate_left(32) ^ file.ino(), made]
+fn siblings(path: &Path) -> Vec<Sibling> {
+    let of = |place: PathBuf| {
+        let own = place.file_name()?.as_bytes().to_vec();
+        let files = files_in(folder_of(&place)?).filter_map(move |(path, metadata)| {
+            let added = path.file_name()?.as_bytes().strip_prefix(&own[..])?.to_vec();
+            Some(Sibling { path, added, metadata })
+        });
+        Some(files.collect::<Vec<_>>())
+    };
+    places(path).into_iter().filter_map(of).flatten().collect()
 }
 
-/// When a file was made and last written, in nanoseconds since the Unix epoch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Age {
-    made: u64,
-    written: u64,
+/// The name that the file has by now in which a source had come so far.
+pub(super) fn renamed(path: &Path, come: &Position) -> Option<PathBuf> {
+    let same = |metadata: &fs::Metadata| is(metadata, come.of) && metadata.len() >= come.at;
+    let folders =
+        places(path).into_iter().filter_map(|place| folder_of(&place).map(Path::to_path_buf));
+    let mut files = folders.flat_map(|folder| files_in(&folder));
+    files.find(|(_, metadata)| same(metadata)).map(|(path, _)| path)
 }
 
-impl Age {
-    pub(super) fn of_file(file: &fs::Metadata) -> Option<Self> {
-        Some(Self { made: nanos(file.created().ok()?)?, written: nanos(file.modified().ok()?)? })
+/// The latest copy that was made since then of the file in which a source had come so far, as
+/// when it is rotated by copying and cutting it.
+pub(super) fn copied(path: &Path, come: &Position, since: u64) -> Option<PathBuf> {
+    if !is_marked(come) {
+        return None;
     }
-
-    /// What is known of a file that is gone.
-    pub(super) fn of(identity: [u64; 2]) -> Option<Self> {
-        let made = identity[1];
-        (made > 0).then_some(Self { made, written: made })
+    let here = fs::metadata(path).ok().map(|here| identity(&here));
+    let mut copies = siblings(path);
+    copies.retain(|file| file.is_rotated() && Some(identity(&file.metadata)) != here);
+    // A former copy may have been written over.
+    let made = |file: &Sibling| Age::of_file(&file.metadata).map(|age| age.made.max(age.written));
+    let latest = copies.into_iter().max_by_key(made)?;
+    if made(&latest)? < since {
+        return None;
     }
-}
-
-fn nanos(time: SystemTime) -> Option<u64> {
-    u64::try_from(time.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_nanos()).ok()
+    let file = Opened::file(&latest.path).ok()?;
+    may_be(&file, come).ok().filter(|may| *may).map(|_| latest.path)
 }
 
 /// The oldest file beside `path` that was rotated and begun after one of that age: where a
 /// file is rotated twice before it is read to its end, that is the one in the middle.
-pub(super) fn next_younger(path: &Path, than: Age) -> Option<PathBuf> {
-    let own = path.file_name()?.as_bytes();
-    let names = fs::read_dir(path.parent()?).ok()?.flatten();
-    let rotated = names.filter_map(|entry| {
-        let name = entry.file_name();
-        let added = name.as_bytes().strip_prefix(own)?;
-        // `.1`, `-20261123`, `.2026-11-23T10`: what else begins with the name is something else.
-        let counts = added.iter().all(|b| b.is_ascii_digit() || b".-_:T".contains(b));
-        let there = entry.metadata().ok().filter(fs::Metadata::is_file)?;
-        let age = Age::of_file(&there)?;
+///
+/// A copy of the file that was read is not what follows it.
+pub(super) fn next_younger(path: &Path, than: Age, read: &Position) -> Option<PathBuf> {
+    let rotated = siblings(path).into_iter().filter_map(|file| {
+        let age = Age::of_file(&file.metadata)?;
         let younger = age.made > than.made && age.written >= than.written;
+        if !file.is_rotated() || !younger || is_copy(&file, age, than, read) {
+            return None;
+        }
         // Times are no finer than some milliseconds, and the one at the path itself is the last.
-        (counts && younger).then(|| ((age.made, added.is_empty(), age.written), entry.path()))
+        Some(((age.made, file.added.is_empty(), age.written), file.path))
     });
     rotated.min().map(|(_, path)| path)
+}
+
+/// Whether a file is a copy, times and all, of the one of that age that was read so far.
+fn is_copy(file: &Sibling, age: Age, of: Age, read: &Position) -> bool {
+    age.written == of.written
+        && file.metadata.len() == read.at
+        && is_marked(read)
+        && Opened::file(&file.path).and_then(|file| may_be(&file, read)).unwrap_or(false)
+}
+
+/// What a file may have become that is out of reach.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Remains {
+    /// Compressed, and it was no longer than what was read of it.
+    Nothing,
+    /// Compressed under that name.
+    Compressed(PathBuf),
+    /// Not in sight.
+    Unknown,
+}
+
+/// Looks for what has become of the file in which a source had come so far.
+pub(super) fn remains(path: &Path, come: &Position) -> Remains {
+    let ends = |name: &[u8]| COMPRESSED.iter().any(|end| name.ends_with(end.as_bytes()));
+    let compressed = siblings(path).into_iter().filter(|file| ends(&file.added));
+    // Compressing keeps the time of the last write, which was after the file was made.
+    let since = Age::of(come.of).map_or(0, |age| age.made);
+    let mut compressed: Vec<_> = compressed
+        .filter_map(|file| Some((Age::of_file(&file.metadata)?.written, file.path)))
+        .filter(|(written, _)| *written >= since)
+        .collect();
+    compressed.sort();
+    match compressed.into_iter().next() {
+        None => Remains::Unknown,
+        Some((_, path)) => match unpacked_length(&path) {
+            Some(length) if u64::from(length) == come.at & u64::from(u32::MAX) => Remains::Nothing,
+            _ => Remains::Compressed(path),
+        },
+    }
+}
+
+/// The lower half of how long a file was that gzip has compressed: its last four bytes.
+fn unpacked_length(path: &Path) -> Option<u32> {
+    if path.extension()? != "gz" {
+        return None;
+    }
+    let last = || -> io::Result<[u8; 4]> {
+        let mut file = Opened::file(path)?;
+        file.seek(SeekFrom::End(-4))?;
+        let mut last = [0; 4];
+        file.read_exact(&mut last)?;
+        Ok(last)
+    };
+    last().ok().map(u32::from_le_bytes)
 }

@@ -65,15 +65,105 @@ async fn a_file_is_followed_through_what_happens_to_it() {
 }
 
 #[tokio::test]
-async fn a_missing_file_is_an_error_until_it_is_there() {
+async fn a_file_that_comes_later_is_read_at_once() {
+    for mode in ["once", "repeat", "follow"] {
+        let mut rig = Rig::new();
+        rig.source("std:file-in", json!({ "path": "logs/in", "mode": mode })).await;
+        let waiting = rig.until("source", |status| status.state == ActorState::Waiting).await;
+        let why = waiting.why.unwrap();
+        assert!(why.contains("logs/in is not there") && why.contains("correct `path`"), "{why}");
+        let told = |rig: &Rig, name: &str| {
+            let (past, _) = rig.system.events().since(0);
+            past.iter().filter(|event| event.kind.name() == name).count()
+        };
+        assert_eq!((told(&rig, "waiting"), told(&rig, "failed")), (1, 0));
+        // A link to nothing is as good as nothing.
+        fs::create_dir(rig.path("logs")).unwrap();
+        std::os::unix::fs::symlink("elsewhere", rig.path("logs/in")).unwrap();
+        fs::write(rig.path("logs/elsewhere"), "1\n").unwrap();
+        // No retry, no reload.
+        assert_eq!(rig.next().await, "1");
+        rig.until("source", |status| status.state != ActorState::Waiting).await;
+        rig.end().await;
+    }
+}
+
+#[tokio::test]
+async fn a_pause_hides_the_wait_for_a_file_and_ends_nothing_of_it() {
     let mut rig = Rig::new();
     rig.source("std:file-in", json!({ "path": "in" })).await;
-    let failed = rig.until("source", |status| status.state == ActorState::Failed).await;
-    let why = failed.why.unwrap();
-    assert!(why.contains("/in: No such file") && why.contains("correct `path`"), "{why}");
+    rig.until("source", |status| status.state == ActorState::Waiting).await;
+    let source = rig.system.actor("source").unwrap();
+    source.pause().await;
+    rig.until("source", |status| status.state == ActorState::Paused).await;
+    source.resume().await;
+    rig.until("source", |status| status.state == ActorState::Waiting).await;
     fs::write(rig.path("in"), "1\n").unwrap();
-    rig.system.actor("source").unwrap().retry().await;
     assert_eq!(rig.next().await, "1");
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn a_byte_order_mark_is_no_part_of_the_first_line() {
+    let mut rig = Rig::new();
+    fs::write(rig.path("in"), "\u{feff}1\r\n2\n").unwrap();
+    rig.source("std:file-in", json!({ "path": "in" })).await;
+    assert_eq!(rig.next().await, "1");
+    assert_eq!(rig.next().await, "2");
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn lines_of_text_are_strings() {
+    let mut rig = Rig::new();
+    fs::write(rig.path("in"), "GET \"/\" 200\n\n{\"a\":1}\r\ncaf\u{e9}").unwrap();
+    rig.source("std:file-in", json!({ "path": "in", "lines": "text" })).await;
+    for expected in [r#""GET \"/\" 200""#, r#""""#, r#""{\"a\":1}""#, "\"caf\u{e9}\""] {
+        assert_eq!(rig.next().await, expected);
+    }
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn an_unreadable_line_is_in_its_error() {
+    let mut rig = Rig::new();
+    fs::write(rig.path("in"), "GET / 200\n1\n").unwrap();
+    rig.source("std:file-in", json!({ "path": "in" })).await;
+    let error: String = serde_json::from_str(&rig.next().await).unwrap();
+    assert!(error.contains("in:1: no message: ") && error.ends_with(": GET / 200"), "{error}");
+    assert_eq!(rig.next().await, "1");
+    assert_eq!(rig.system.actor("source").unwrap().meters().unreadable.get(), 1);
+    // What leaves by a wire is no dead letter.
+    assert_eq!(rig.system.dead_letters().list().len(), 0);
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn a_hole_of_any_size_is_skipped() {
+    let mut rig = Rig::new();
+    let file = fs::File::create(rig.path("in")).unwrap();
+    // What a writer that keeps its place leaves of a large log that is cut.
+    file.set_len(1 << 40).unwrap();
+    io::Seek::seek(&mut &file, io::SeekFrom::End(0)).unwrap();
+    (&file).write_all(b"1\n2\n").unwrap();
+    rig.source("std:file-in", json!({ "path": "in" })).await;
+    assert_eq!(rig.next().await, "1");
+    assert_eq!(rig.next().await, "2");
+    rig.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_that_does_not_tell_its_length_is_followed_without_reading_it_again() {
+    let mut rig = Rig::new();
+    rig.source(
+        "std:file-in",
+        json!({ "path": "/proc/self/comm", "mode": "follow", "lines": "text" }),
+    )
+    .await;
+    let first = rig.next().await;
+    assert!(first.len() > 2, "{first}");
+    // Whatever is read again in this time would come.
+    time::timeout(Duration::from_secs(60), rig.got.recv()).await.unwrap_err();
     rig.end().await;
 }
 

@@ -1,0 +1,207 @@
+//! How far sources have come in what they read.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::State;
+
+/// How many things a source has read before whose positions are kept. Each costs some hundred
+/// bytes of the state; nobody switches between more by hand.
+const MAX_FORMER: usize = 16;
+
+/// How far a source has come in what it reads, in numbers that only it understands.
+///
+/// It is the source's [state](crate::Actor::state): kept, shown and set as that of any actor is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Position {
+    /// What it reads, so that another thing of the same name is not taken for it.
+    pub of: [u64; 2],
+    /// Where the next message begins.
+    pub at: u64,
+    /// How many there were before.
+    pub count: u64,
+    /// What the thing began with, so that a copy of it is known, and another thing with the
+    /// same number is not taken for it. Zero where it is not known.
+    #[serde(default, skip_serializing_if = "is_unknown")]
+    pub mark: [u64; 2],
+}
+
+fn is_unknown(mark: &[u64; 2]) -> bool {
+    *mark == [0; 2]
+}
+
+/// How far a source has come in what it reads now, and in what it read before: pointed
+/// elsewhere and back, it goes on where it was.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Progress {
+    /// What the source calls the thing that it reads. Empty where it never reads another, and
+    /// in a state that a former version has written.
+    name: String,
+    now: Option<Position>,
+    /// The latest first.
+    former: Vec<Lane>,
+}
+
+/// How far a source has come in one of the things that it reads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Lane {
+    name: String,
+    position: Position,
+}
+
+impl Lane {
+    fn of_fields(mut fields: Map<String, Value>) -> Option<Self> {
+        let name = match fields.remove("name") {
+            None => String::new(),
+            Some(name) => name.as_str()?.to_owned(),
+        };
+        let position = serde_json::from_value(Value::Object(fields)).ok()?;
+        Some(Self { name, position })
+    }
+
+    fn to_fields(&self) -> Map<String, Value> {
+        let position = serde_json::to_value(self.position).expect("numbers can be written");
+        let Value::Object(mut fields) = position else { unreachable!("it is a struct") };
+        if !self.name.is_empty() {
+            fields.insert("name".into(), self.name.as_str().into());
+        }
+        fields
+    }
+}
+
+impl Progress {
+    /// The progress that a state is, if it is one.
+    pub(crate) fn of_state(state: &State) -> Option<Self> {
+        let mut fields: Map<String, Value> = serde_json::from_slice(state.text()).ok()?;
+        let former: Vec<Map<_, _>> = match fields.remove("former") {
+            Some(former) => serde_json::from_value(former).ok()?,
+            None => Vec::new(),
+        };
+        let former: Vec<_> = former.into_iter().map(Lane::of_fields).collect::<Option<_>>()?;
+        if fields.is_empty() {
+            return (!former.is_empty()).then(|| Self { former, ..Self::default() });
+        }
+        let Lane { name, position } = Lane::of_fields(fields)?;
+        Some(Self { name, now: Some(position), former })
+    }
+
+    /// The state that it is; nothing where the source does not say how far it has come.
+    pub(crate) fn to_state(&self) -> Option<State> {
+        let now = self.now.map(|position| Lane { name: self.name.clone(), position });
+        let mut fields = now.as_ref().map(Lane::to_fields).unwrap_or_default();
+        if !self.former.is_empty() {
+            let former = self.former.iter().map(|lane| Value::Object(lane.to_fields()));
+            fields.insert("former".into(), former.collect());
+        }
+        if fields.is_empty() {
+            return None;
+        }
+        let text = serde_json::to_vec(&fields).expect("names and numbers can be written");
+        Some(State::new(text).expect("it is an object"))
+    }
+
+    /// The source reads the thing of that name from now on: how far it has come in it.
+    pub(crate) fn enter(&mut self, name: &str) -> Option<Position> {
+        if self.name != name {
+            // What no name was given for is what was read last, under whatever name.
+            if let Some(position) = self.now.filter(|_| !self.name.is_empty()) {
+                self.former.insert(0, Lane { name: std::mem::take(&mut self.name), position });
+                self.now = None;
+            }
+            self.name = name.to_owned();
+            if let Some(at) = self.former.iter().position(|lane| lane.name == name) {
+                let known = self.former.remove(at);
+                self.now = self.now.or(Some(known.position));
+            }
+            self.former.truncate(MAX_FORMER);
+        }
+        self.now
+    }
+
+    /// How far it has come in what it reads now.
+    pub(crate) fn now(&self) -> Option<Position> {
+        self.now
+    }
+
+    pub(crate) fn come_to(&mut self, position: Option<Position>) {
+        self.now = position;
+    }
+
+    /// How far it came in the thing with that number, by whatever name.
+    pub(crate) fn known(&self, of: [u64; 2]) -> Option<Position> {
+        let former = self.former.iter().map(|lane| lane.position);
+        self.now.into_iter().chain(former).find(|position| position.of == of)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn position(of: u64, at: u64) -> Position {
+        Position { of: [of, 0], at, count: at, mark: [0; 2] }
+    }
+
+    fn state(text: &str) -> State {
+        State::new(text.as_bytes().to_vec()).unwrap()
+    }
+
+    #[track_caller]
+    fn check(progress: &Progress, text: &str) {
+        let written = progress.to_state().unwrap();
+        let value = |text: &[u8]| serde_json::from_slice::<Value>(text).unwrap();
+        assert_eq!(value(written.text()), value(text.as_bytes()));
+        assert_eq!(
+            Progress::of_state(&state(text)).as_ref().map(|read| read.now),
+            Some(progress.now)
+        );
+        assert_eq!(Progress::of_state(&state(text)).unwrap().to_state(), Some(written));
+    }
+
+    #[test]
+    fn what_was_read_before_is_kept_by_name() {
+        let mut progress = Progress::default();
+        assert_eq!(progress.enter("a"), None);
+        progress.come_to(Some(position(1, 10)));
+        check(&progress, r#"{"at":10,"count":10,"name":"a","of":[1,0]}"#);
+        assert_eq!(progress.enter("b"), None);
+        check(&progress, r#"{"former":[{"at":10,"count":10,"name":"a","of":[1,0]}]}"#);
+        progress.come_to(Some(position(2, 5)));
+        assert_eq!(progress.known([1, 0]), Some(position(1, 10)));
+        assert_eq!(progress.enter("a"), Some(position(1, 10)));
+        assert_eq!(progress.enter("b"), Some(position(2, 5)));
+        // Entered again, it is where it is.
+        assert_eq!(progress.enter("b"), Some(position(2, 5)));
+        for n in 0..100 {
+            progress.enter(&n.to_string());
+            progress.come_to(Some(position(n, n)));
+        }
+        assert_eq!(progress.former.len(), MAX_FORMER);
+        assert_eq!(progress.enter("98"), Some(position(98, 98)));
+    }
+
+    #[test]
+    fn a_position_without_a_name_is_that_of_what_is_read_next() {
+        let mut progress =
+            Progress::of_state(&state(r#"{"of":[1,0],"at":10,"count":10}"#)).unwrap();
+        assert_eq!(progress.enter("a"), Some(position(1, 10)));
+        assert_eq!(progress.enter("b"), None);
+        assert_eq!(progress.enter("a"), Some(position(1, 10)));
+    }
+
+    #[test]
+    fn what_is_no_progress_is_refused() {
+        for text in [
+            "{}",
+            r#"{"n":1}"#,
+            r#"{"of":[1,0],"at":10}"#,
+            r#"{"of":[1,0],"at":10,"count":1,"more":1}"#,
+            r#"{"of":[1,0],"at":10,"count":-1}"#,
+            r#"{"of":[1,0],"at":10,"count":1,"former":1}"#,
+            r#"{"of":[1,0],"at":10,"count":1,"former":[{"at":1}]}"#,
+        ] {
+            assert_eq!(Progress::of_state(&state(text)), None, "{text}");
+        }
+    }
+}
