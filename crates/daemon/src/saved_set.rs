@@ -315,7 +315,7 @@ fn decode(bytes: &[u8]) -> Result<Saved, Unreadable> {
                     let of = saved.0.entry(actor.name.parse().ok()?).or_default();
                     if let Some(state) = actor.state {
                         let text = Bytes::copy_from_slice(state.get().as_bytes());
-                        of.state = Some(State::new(text).ok()?);
+                        of.state = Some(State::kept(text).ok()?);
                     }
                     last = Some(of);
                 }
@@ -357,7 +357,7 @@ impl<'a> MessageText<'a> {
             port: self.port.parse().ok()?,
             replayed: self.replayed,
             judged: self.judged,
-            message: Message::decode(&message).ok()?,
+            message: Message::kept(&message, &message).ok()?,
         })
     }
 }

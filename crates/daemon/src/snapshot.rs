@@ -93,7 +93,7 @@ impl Snapshots {
     pub(crate) fn load(&self, actor: &ActorName) -> Option<State> {
         let path = self.path(actor);
         let why = match read_own_file(&path) {
-            Ok(text) => match State::new(text) {
+            Ok(text) => match State::kept(text) {
                 Ok(state) => {
                     self.past.lock().written.insert(actor.clone(), state.clone());
                     return Some(state);

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use reflowd_runtime::{LeftState, MigrateError, State, excerpt};
+use reflowd_runtime::{LeftState, MigrateError, State, StateError};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
@@ -64,6 +64,10 @@ pub(crate) fn migrate(
         let (size, max) = (answer.len(), left.limit);
         return failed(format!("gave a state over `state_size`: {size} bytes of {max}"));
     }
-    let shown = excerpt(&answer);
-    State::new(answer).or_else(|_| failed(format!("gave {shown}, and a state is a JSON object")))
+    State::new(answer).or_else(|error| match error {
+        StateError::NoObject(shown) => {
+            failed(format!("gave {shown}, and a state is a JSON object"))
+        }
+        StateError::Fault(fault) => failed(format!("gave a state that nobody could read: {fault}")),
+    })
 }

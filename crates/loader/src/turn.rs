@@ -5,10 +5,13 @@
 //! not stop it; the first is remembered, and the turn fails when it ends, with
 //! the engine intact.
 
-use std::{borrow::Cow, collections::HashMap, fmt, sync::Arc};
+use std::{borrow::Cow, collections::HashMap, fmt, marker::PhantomData, sync::Arc};
 
 use bytes::Bytes;
-use reflowd_runtime::{Context, Effects, Message, PortName, SendNow, State, TurnLimits, excerpt};
+use reflowd_runtime::{
+    Context, Effects, Message, MessageError, PortName, SendNow, State, TurnLimits, WrittenMessage,
+    check_json, excerpt,
+};
 use serde::{
     Deserialize, Deserializer,
     de::{MapAccess, Visitor},
@@ -95,7 +98,7 @@ impl Side {
             return;
         }
         let whole = Bytes::copy_from_slice(text);
-        let sent: Result<Entries<'_>, _> = serde_json::from_slice(&whole);
+        let sent: Result<Entries<'_, &RawValue>, _> = serde_json::from_slice(&whole);
         let sent = match sent {
             Ok(Entries(sent)) => sent,
             Err(error) => {
@@ -142,6 +145,9 @@ impl Side {
             let shown = excerpt(value);
             return self.blame(format!("__set_state: `{key}` is not set to JSON: {shown}"));
         };
+        if let Err(fault) = check_json(raw.get().as_bytes()) {
+            return self.blame(format!("__set_state: `{key}`: {fault}"));
+        }
         self.edits().set(key, Bytes::copy_from_slice(raw.get().as_bytes()));
         let (size, max) = (self.edits().size(), self.limits.state);
         if size > max {
@@ -161,16 +167,17 @@ impl Side {
         if let Some(fault) = self.fault {
             return Err(fault);
         }
-        let written: Written<'_> = serde_json::from_slice(&whole).map_err(|error| {
-            let came = if whole.is_empty() { "nothing".into() } else { excerpt(&whole) };
-            format!("{EXPECTED}: {error}; got {came}")
-        })?;
-        for (port, value) in written.outputs.0 {
-            let message = Message::from_slice_of(&whole, value.get().as_bytes());
-            let message = message.map_err(|e| e.to_string());
-            self.put(&port, message, |side, port, message| side.outputs.push((port, message)))?;
-        }
-        let state = match written.state {
+        let state = match serde_json::from_slice::<Written<'_, WrittenMessage<'_>>>(&whole) {
+            Ok(written) => {
+                for (port, message) in written.outputs.0 {
+                    self.put_out(&port, Message::from_written(&whole, message))?;
+                }
+                written.state
+            }
+            // Read again for which of them is wrong.
+            Err(_) => self.finish_by_part(&whole)?,
+        };
+        let state = match state {
             Some(state) => {
                 let state = State::from_slice_of(&whole, state.get().as_bytes());
                 Some(state.map_err(|e| format!("`state` in the result: {e}"))?)
@@ -185,6 +192,28 @@ impl Side {
             }
             _ => Ok(Effects { outputs: self.outputs, state }),
         }
+    }
+
+    /// Puts out what a result gives until something in it is wrong. Returns its state.
+    #[cold]
+    fn finish_by_part<'w>(&mut self, whole: &'w Bytes) -> Result<Option<&'w RawValue>, String> {
+        let written: Written<'_, &RawValue> = serde_json::from_slice(whole).map_err(|error| {
+            let came = if whole.is_empty() { "nothing".into() } else { excerpt(whole) };
+            format!("{EXPECTED}: {error}; got {came}")
+        })?;
+        for (port, value) in written.outputs.0 {
+            self.put_out(&port, Message::from_slice_of(whole, value.get().as_bytes()))?;
+        }
+        Ok(written.state)
+    }
+
+    fn put_out(
+        &mut self,
+        port: &str,
+        message: Result<Message, MessageError>,
+    ) -> Result<(), String> {
+        let message = message.map_err(|error| error.to_string());
+        self.put(port, message, |side, port, message| side.outputs.push((port, message)))
     }
 
     /// Names the port of a message, counts it against the limit, and passes it on.
@@ -226,7 +255,7 @@ impl Edits {
     fn of(state: &State) -> Self {
         let mut edits =
             Self { entries: Vec::new(), index: HashMap::new(), bytes: 0, changed: false };
-        let Entries(entries) =
+        let Entries::<'_, &RawValue>(entries) =
             serde_json::from_slice(state.text()).expect("a state is a JSON object");
         for (key, value) in entries {
             edits.set(&key, state.text().slice_ref(value.get().as_bytes()));
@@ -268,31 +297,31 @@ impl Edits {
             out.extend_from_slice(value);
         }
         out.push(b'}');
-        State::new(out).expect("keys and values that were JSON make a JSON object")
+        State::kept(out).expect("keys and values that were JSON make a JSON object")
     }
 }
 
 /// A result as guests write it.
 #[derive(Deserialize)]
-struct Written<'a> {
-    #[serde(borrow)]
-    outputs: Entries<'a>,
+struct Written<'a, V> {
+    #[serde(borrow, bound(deserialize = "V: Deserialize<'de>"))]
+    outputs: Entries<'a, V>,
     #[serde(borrow)]
     state: Option<&'a RawValue>,
 }
 
-/// The entries of a JSON object, in their order, with values as they are written.
-struct Entries<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
+/// The entries of a JSON object, in their order.
+struct Entries<'a, V>(Vec<(Cow<'a, str>, V)>);
 
 /// A key, borrowed where it is written without escapes.
 #[derive(Deserialize)]
 struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
 
-impl<'de: 'a, 'a> Deserialize<'de> for Entries<'a> {
+impl<'de: 'a, 'a, V: Deserialize<'de>> Deserialize<'de> for Entries<'a, V> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct InOrder;
-        impl<'de> Visitor<'de> for InOrder {
-            type Value = Vec<(Cow<'de, str>, &'de RawValue)>;
+        struct InOrder<V>(PhantomData<V>);
+        impl<'de, V: Deserialize<'de>> Visitor<'de> for InOrder<V> {
+            type Value = Vec<(Cow<'de, str>, V)>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a JSON object")
@@ -306,7 +335,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Entries<'a> {
                 Ok(entries)
             }
         }
-        deserializer.deserialize_map(InOrder).map(Self)
+        deserializer.deserialize_map(InOrder(PhantomData)).map(Self)
     }
 }
 
@@ -314,7 +343,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Entries<'a> {
 mod tests {
     use base64::{Engine as _, engine::general_purpose::STANDARD};
     use parking_lot::Mutex;
-    use reflowd_runtime::MessageId;
+    use reflowd_runtime::{MAX_DEPTH, MessageId};
 
     use super::*;
 
@@ -371,6 +400,14 @@ mod tests {
         check("{'outputs':{'o':{'type':'Int','data':1}}}", Err("port `o`: unknown type `Int`"));
         check("{'outputs':{'o':7}}", Err("port `o`: expected {\"type\""));
         check("{'outputs':{'':{'type':'Flow'}}}", Err("a port's name is empty"));
+        let place = "port `o`: the number 1e400 at `/a/1` fits neither";
+        check("{'outputs':{'o':{'type':'Object','data':{'a':[0,1e400]}}}}", Err(place));
+        let place = "`state` in the result: the number -1e999 at `/a` fits neither";
+        check("{'outputs':{},'state':{'a':-1e999}}", Err(place));
+        check(
+            "{'outputs':{'o':{'type':'Float','data':1e308}}}",
+            Ok("o={'type':'Float','data':1e308} -"),
+        );
         let long = "x".repeat(1001);
         let big = format!("{{'outputs':{{'o':{{'type':'String','data':'{long}'}}}}}}");
         check(&big, Err("over `output`"));
@@ -417,6 +454,27 @@ mod tests {
         assert_eq!(side.get_state(b"c"), r#"{"x": 1e2}"#);
         let effects = side.finish(Bytes::from_static(br#"{"outputs":{}}"#)).unwrap();
         assert_eq!(shown(&effects), r#" {"b":3,"a":2,"c":{"x": 1e2}}"#);
+    }
+
+    #[test]
+    fn what_an_earlier_version_took_into_a_state_is_left_there() {
+        let mut context = context("{}");
+        context.state = State::kept(r#"{"a":1e400,"b":1}"#).unwrap();
+        let mut side = Side::new(context);
+        side.set_state(b"b", b"2");
+        let effects = side.finish(Bytes::from_static(br#"{"outputs":{}}"#)).unwrap();
+        assert_eq!(shown(&effects), r#" {"a":1e400,"b":2}"#);
+    }
+
+    #[test]
+    fn a_value_may_be_as_deep_in_a_state_as_in_a_message() {
+        let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        let mut side = Side::new(context("{}"));
+        side.set_state(b"k", nested(MAX_DEPTH).as_bytes());
+        let effects = side.finish(Bytes::from_static(br#"{"outputs":{}}"#)).unwrap();
+        assert!(State::new(effects.state.unwrap().text().clone()).is_ok());
+        let deeper = nested(MAX_DEPTH + 1);
+        faulty(|s| s.set_state(b"k", deeper.as_bytes()), "nested deeper than 100 levels");
     }
 
     #[test]
@@ -468,6 +526,11 @@ mod tests {
         faulty(|s| _ = s.get_state(b"\xff"), "__get_state: the key is not UTF-8");
         faulty(|s| s.set_state(b"\xff", b"1"), "__set_state: the key is not UTF-8");
         faulty(|s| s.set_state(b"k", b"nope"), "`k` is not set to JSON: nope");
+        let number = "the number 1e400 fits neither";
+        faulty(|s| s.set_state(b"k", b"1e400"), &format!("__set_state: `k`: {number}"));
+        faulty(|s| s.send_output(b"{\"o\":1e400}"), &format!("__send_output: port `o`: {number}"));
+        let encoded = b"{\"o\":{\"type\":\"Any\",\"data\":1e400}}";
+        faulty(|s| s.send_output(encoded), &format!("__send_output: port `o`: {number}"));
         let text = format!("\"{}\"", "x".repeat(400));
         let many = |s: &mut Side| (0..9).for_each(|i| s.set_state(&[b'a' + i], text.as_bytes()));
         faulty(many, "over `state_size`");

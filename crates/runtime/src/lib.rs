@@ -13,6 +13,7 @@ mod wire;
 mod envelope;
 mod span;
 mod message;
+mod strict_json;
 mod name;
 mod module;
 mod settings;
@@ -42,7 +43,7 @@ pub use event::{Event, EventKind, Events, GoneBack};
 pub use journal::{Journal, LogLine};
 pub use log::ActorLog;
 pub use mailbox::{Bounds, Counts, Entry, Mailbox};
-pub use message::{EXCERPT, Message, MessageError, Type, excerpt};
+pub use message::{EXCERPT, Message, MessageError, Type, WrittenMessage, excerpt};
 pub use meter::{Counter, Histogram, Meters};
 pub use module::{
     Context, Digest, DigestError, Effects, Engine, EnginePer, Failure, FailureKind,
@@ -57,6 +58,9 @@ pub use secrets::Secrets;
 pub use settings::{Overflow, Persistence, SendMode, Settings, Trigger};
 pub use source::{Absence, Emitter, OfferError, Refused, Source, SourceError, Taken};
 pub use span::{SpanSink, TraceContext, TraceContextError, TurnSpan};
+pub use strict_json::{
+    JsonFault, JsonPlace, MAX_DEPTH, check as check_json, check_within as check_json_within,
+};
 pub use system::{
     Books, Change, Changed, Halted, Ledger, PutBack, Ready, Remains, Replayed, SendError,
     SpawnError, Start, Stayed, Staying, System, Trialing, WireDef,

@@ -2,14 +2,21 @@
 //!
 //! A message keeps its data as the JSON text in which it came. Routing looks at
 //! the type and never at the data, so `1e2` stays `1e2`, key order and spaces
-//! survive, and a hop costs a reference count.
+//! survive, and a hop costs a reference count. So that whoever gets it can read it, its
+//! data is JSON as strict readers have it: [`strict_json`] has the rule, which holds wherever
+//! a message is made.
 
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{Error as _, IgnoredAny, MapAccess, Visitor},
+};
 use serde_json::value::RawValue;
 use thiserror::Error;
+
+use crate::strict_json::{self, JsonFault};
 
 /// The type of a message. The names are those of Reflow's messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -134,7 +141,7 @@ impl fmt::Display for Type {
     }
 }
 
-/// A typed value whose data fits its type.
+/// A typed value whose data fits its type, and every reader.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Message {
     ty: Type,
@@ -163,6 +170,9 @@ pub enum MessageError {
         /// The beginning of the data.
         data: String,
     },
+    /// Data that not every reader takes.
+    #[error(transparent)]
+    Fault(#[from] JsonFault),
 }
 
 /// How much of something unfit an error shows, in bytes.
@@ -172,14 +182,17 @@ impl Message {
     /// A message of type `ty` from the JSON text of its data.
     ///
     /// # Errors
-    /// [`MessageError::Unfit`] when the data is not JSON or no value of the type.
+    /// [`MessageError::Unfit`] when the data is not JSON or no value of the type, and
+    /// [`MessageError::Fault`] when not every reader takes it.
     pub fn new(ty: Type, data: impl Into<Bytes>) -> Result<Self, MessageError> {
         let data: Bytes = data.into();
         let unfit = |data: &[u8]| MessageError::Unfit { ty, data: excerpt(data) };
         let raw: &RawValue = serde_json::from_slice(&data).map_err(|_| unfit(&data))?;
         if !ty.holds(raw.get()) {
+            strict_json::check(raw.get().as_bytes())?;
             return Err(unfit(&data));
         }
+        strict_json::check(raw.get().as_bytes())?;
         let data = share(&data, raw.get().as_bytes());
         Ok(Self { ty, data })
     }
@@ -203,31 +216,35 @@ impl Message {
     /// # Panics
     /// If `part` does not lie within `whole`.
     pub fn from_slice_of(whole: &Bytes, part: &[u8]) -> Result<Self, MessageError> {
-        #[derive(Deserialize)]
-        #[serde(expecting = "an object")]
-        struct Encoded<'a> {
-            #[serde(rename = "type", borrow)]
-            ty: std::borrow::Cow<'a, str>,
-            #[serde(borrow)]
-            data: Option<&'a RawValue>,
-        }
-        // A list of the same values would pass for it.
-        if part.trim_ascii_start().first() == Some(&b'[') {
-            return Err(MessageError::Shape("a list, expected an object".into()));
-        }
-        let encoded: Encoded<'_> = serde_json::from_slice(part).map_err(unread)?;
-        let ty = Type::from_name(&encoded.ty)
-            .ok_or_else(|| MessageError::UnknownType(encoded.ty.chars().take(40).collect()))?;
-        match encoded.data {
-            Some(data) if ty.holds(data.get()) => {
-                Ok(Self { ty, data: share(whole, data.get().as_bytes()) })
-            }
-            Some(data) => Err(MessageError::Unfit { ty, data: excerpt(data.get().as_bytes()) }),
-            None if matches!(ty, Type::Flow | Type::Optional | Type::Event | Type::Any) => {
-                Ok(Self { ty, data: Bytes::from_static(b"null") })
-            }
-            None => Err(MessageError::Unfit { ty, data: "none".into() }),
-        }
+        let message = Self::kept(whole, part)?;
+        message.check()?;
+        Ok(message)
+    }
+
+    /// The same of what this daemon has written itself, however long ago: data that an
+    /// earlier version has taken is not refused where it is only put back.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    ///
+    /// # Panics
+    /// If `part` does not lie within `whole`.
+    pub fn kept(whole: &Bytes, part: &[u8]) -> Result<Self, MessageError> {
+        let written: WrittenMessage<'_> = serde_json::from_slice(part).map_err(unread)?;
+        written.message(whole)
+    }
+
+    /// A message as it was read within `whole`, which is JSON.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    ///
+    /// # Panics
+    /// If it does not lie within `whole`.
+    pub fn from_written(whole: &Bytes, written: WrittenMessage<'_>) -> Result<Self, MessageError> {
+        let message = written.message(whole)?;
+        message.check()?;
+        Ok(message)
     }
 
     /// A message from a plain JSON value, as `__send_output` and `reflowd send` take it.
@@ -237,7 +254,8 @@ impl Message {
     /// exactly the keys `type` (naming one of the twelve) and `data` is that message.
     ///
     /// # Errors
-    /// The text is not JSON, or a message in it has data that does not fit its type.
+    /// The text is not JSON, not every reader takes it, or a message in it has data that does
+    /// not fit its type.
     pub fn from_plain(whole: &Bytes, part: &[u8]) -> Result<Self, MessageError> {
         let raw: &RawValue = serde_json::from_slice(part).map_err(unread)?;
         let text = raw.get();
@@ -251,6 +269,7 @@ impl Message {
             _ if text.parse::<i64>().is_ok() => Type::Integer,
             _ => Type::Float,
         };
+        strict_json::check(text.as_bytes())?;
         Ok(Self { ty, data: share(whole, text.as_bytes()) })
     }
 
@@ -259,6 +278,15 @@ impl Message {
     pub fn error(text: &str) -> Self {
         let data = serde_json::to_vec(text).expect("a string can be encoded");
         Self { ty: Type::Error, data: data.into() }
+    }
+
+    /// Whether every reader takes its data. Only a message that an earlier version has kept
+    /// can have some that one does not.
+    ///
+    /// # Errors
+    /// What in it one does not take.
+    pub fn check(&self) -> Result<(), JsonFault> {
+        strict_json::check(&self.data)
     }
 
     /// Its type.
@@ -306,6 +334,67 @@ impl Message {
     }
 }
 
+/// A message in the JSON text that it is part of, read in one go with the rest of it. An
+/// object, and no list of the same values.
+pub struct WrittenMessage<'a> {
+    ty: Cow<'a, str>,
+    data: Option<&'a RawValue>,
+}
+
+impl WrittenMessage<'_> {
+    fn message(self, whole: &Bytes) -> Result<Message, MessageError> {
+        let Self { ty: name, data } = self;
+        let ty = Type::from_name(&name)
+            .ok_or_else(|| MessageError::UnknownType(name.chars().take(40).collect()))?;
+        match data {
+            Some(data) if ty.holds(data.get()) => {
+                Ok(Message { ty, data: share(whole, data.get().as_bytes()) })
+            }
+            Some(data) => {
+                strict_json::check(data.get().as_bytes())?;
+                Err(MessageError::Unfit { ty, data: excerpt(data.get().as_bytes()) })
+            }
+            None if matches!(ty, Type::Flow | Type::Optional | Type::Event | Type::Any) => {
+                Ok(Message { ty, data: Bytes::from_static(b"null") })
+            }
+            None => Err(MessageError::Unfit { ty, data: "none".into() }),
+        }
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for WrittenMessage<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        /// Borrowed where it is written without escapes.
+        #[derive(Deserialize)]
+        struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+        struct AnObject;
+        impl<'de> Visitor<'de> for AnObject {
+            type Value = WrittenMessage<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
+                let (mut ty, mut data) = (None, None);
+                while let Some(Text(key)) = map.next_key()? {
+                    match &*key {
+                        "type" if ty.is_some() => return Err(M::Error::duplicate_field("type")),
+                        "type" => ty = Some(map.next_value::<Text<'_>>()?.0),
+                        "data" if data.is_some() => return Err(M::Error::duplicate_field("data")),
+                        "data" => data = Some(map.next_value()?),
+                        _ => _ = map.next_value::<IgnoredAny>()?,
+                    }
+                }
+                let ty = ty.ok_or_else(|| M::Error::missing_field("type"))?;
+                Ok(WrittenMessage { ty, data: data.flatten() })
+            }
+        }
+        deserializer.deserialize_map(AnObject)
+    }
+}
+
 /// Why there is no message, as the reader of JSON has it.
 fn unread(error: serde_json::Error) -> MessageError {
     let why = error.to_string();
@@ -330,7 +419,7 @@ fn is_encoded_message(text: &str) -> bool {
     #[serde(deny_unknown_fields)]
     struct Exactly<'a> {
         #[serde(rename = "type", borrow)]
-        ty: std::borrow::Cow<'a, str>,
+        ty: Cow<'a, str>,
         #[serde(rename = "data", borrow)]
         _data: &'a RawValue,
     }
@@ -424,6 +513,35 @@ mod tests {
             encoded.starts_with("expected {\"type\"") && encoded.contains("expected an object")
         );
         assert_eq!(plain, None);
+    }
+
+    #[test]
+    fn data_that_not_every_reader_takes_is_refused_however_it_comes() {
+        for (data, why) in [
+            ("1e400", "the number 1e400 fits neither"),
+            ("[0,{\"a\":-1e999}]", "the number -1e999 at `/1/a` fits neither"),
+            ("\"\\ud800\"", "the string has \\ud800"),
+        ] {
+            let (plain, encoded) =
+                (Bytes::from(data), Bytes::from(format!("{{\"type\":\"Any\",\"data\":{data}}}")));
+            let made = [
+                Message::new(Type::Any, data),
+                Message::from_plain(&plain, &plain),
+                Message::from_plain(&encoded, &encoded),
+                Message::decode(&encoded),
+            ];
+            for made in made {
+                let error = made.unwrap_err();
+                assert!(matches!(error, MessageError::Fault(_)), "{error:?}");
+                assert!(error.to_string().starts_with(why), "{error}");
+            }
+            // What was taken before there was the rule can be put back, and told apart.
+            assert!(Message::kept(&encoded, &encoded).unwrap().check().is_err());
+        }
+        for ty in [Type::Float, Type::Integer] {
+            let error = Message::new(ty, "1e400").unwrap_err();
+            assert!(matches!(error, MessageError::Fault(_)), "{error:?}");
+        }
     }
 
     #[test]

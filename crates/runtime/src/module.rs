@@ -14,7 +14,10 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::time::Instant;
 
-use crate::{ActorLog, ActorName, Message, MessageId, PortName, Settings, Type};
+use crate::{
+    ActorLog, ActorName, Message, MessageId, PortName, Settings, Type,
+    strict_json::{self, JsonFault, MAX_DEPTH},
+};
 
 /// Bytes of linear memory for an engine of an actor that says nothing of it.
 const MEMORY: u64 = 100 << 20;
@@ -143,14 +146,20 @@ pub trait SendNow: Send + Sync {
     fn send(&self, port: PortName, message: Message);
 }
 
-/// An actor's state: the JSON text of one object.
+/// An actor's state: the JSON text of one object, which every reader takes.
 #[derive(Clone, PartialEq, Eq)]
 pub struct State(Bytes);
 
-/// The text is no JSON object.
+/// The text is no state.
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("a state is a JSON object, not {0}")]
-pub struct StateError(String);
+pub enum StateError {
+    /// It is no JSON object.
+    #[error("a state is a JSON object, not {0}")]
+    NoObject(String),
+    /// Not every reader takes it.
+    #[error(transparent)]
+    Fault(#[from] JsonFault),
+}
 
 /// Bytes that a state may keep alive beside its own, and an eighth of its own.
 const MAX_BESIDE_STATE: usize = 512;
@@ -206,12 +215,24 @@ impl State {
     /// A state from its JSON text.
     ///
     /// # Errors
-    /// The text is no JSON object.
+    /// The text is no JSON object, or not every reader takes it.
     pub fn new(text: impl Into<Bytes>) -> Result<Self, StateError> {
+        let state = Self::kept(text)?;
+        // Each of its values may be as deep as one that is set alone.
+        strict_json::check_to(&state.0, MAX_DEPTH + 1)?;
+        Ok(state)
+    }
+
+    /// The same of what this daemon has written itself, however long ago: what an earlier
+    /// version has taken is not refused where it is only put back.
+    ///
+    /// # Errors
+    /// The text is no JSON object.
+    pub fn kept(text: impl Into<Bytes>) -> Result<Self, StateError> {
         let text: Bytes = text.into();
         match serde_json::from_slice(&text) {
             Ok(AnyObject) => Ok(Self(text)),
-            Err(_) => Err(StateError(crate::message::excerpt(&text))),
+            Err(_) => Err(StateError::NoObject(crate::message::excerpt(&text))),
         }
     }
 

@@ -242,7 +242,8 @@ impl Reading {
                 if port == Type::Any || message.ty() == port || is_encoded(&message, part) {
                     return Ok(message);
                 }
-                // What looks like an Integer is a Float to a port that takes Floats.
+                // What looks like an Integer is a Float to a port that takes Floats, and `1.0` an
+                // Integer to one that takes those.
                 Ok(Message::new(port, message.data().clone()).unwrap_or(message))
             }
         }
@@ -360,7 +361,7 @@ fn too_large(what: &str) -> Problem {
 fn unread(error: &MessageError) -> Problem {
     let status = match error {
         MessageError::NotJson(_) | MessageError::Shape(_) => StatusCode::BAD_REQUEST,
-        MessageError::UnknownType(_) | MessageError::Unfit { .. } => {
+        MessageError::UnknownType(_) | MessageError::Unfit { .. } | MessageError::Fault(_) => {
             StatusCode::UNPROCESSABLE_ENTITY
         }
     };

@@ -9,7 +9,8 @@ use clap_complete::ArgValueCandidates;
 use futures_util::stream;
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::{StatusCode, body::Frame};
-use reflowd_runtime::{PortRef, Type};
+use reflowd_runtime::{PortRef, Type, check_json};
+use serde::de::IgnoredAny;
 use serde_json::Value;
 use tokio::{
     fs::File,
@@ -144,14 +145,19 @@ fn source(value: Option<&str>, ty: Option<Type>) -> anyhow::Result<Source<'_>> {
         return Ok(if lines { Source::LinesOf(path) } else { Source::File(path) });
     }
     let textual = matches!(ty, Some(Type::String | Type::Error));
-    match serde_json::from_str::<Value>(value) {
-        Ok(Value::String(_)) => Ok(Source::One(value.into())),
-        Ok(_) if !textual => Ok(Source::One(value.into())),
-        _ if textual => Ok(Source::One(Value::from(value).to_string())),
-        _ => Err(anyhow!(
-            "`{value}` is not JSON; to send it as text, quote it ('\"{value}\"') or add --type String"
-        )),
+    // Looked at and not read: what a daemon takes is for one rule to say, here as there.
+    if serde_json::from_str::<IgnoredAny>(value).is_ok()
+        && (!textual || value.trim_ascii_start().starts_with('"'))
+    {
+        check_json(value.as_bytes())?;
+        return Ok(Source::One(value.into()));
     }
+    if textual {
+        return Ok(Source::One(Value::from(value).to_string()));
+    }
+    Err(anyhow!(
+        "`{value}` is not JSON; to send it as text, quote it ('\"{value}\"') or add --type String"
+    ))
 }
 
 async fn body(source: &Source<'_>) -> Result<(&'static str, Body), Stop> {
@@ -201,6 +207,25 @@ mod tests {
         check(Some("-"), None, Source::Lines);
         check(Some("@a.json"), None, Source::File(Path::new("a.json")));
         check(Some("@a.jsonl"), None, Source::LinesOf(Path::new("a.jsonl")));
+    }
+
+    #[test]
+    fn a_value_that_no_reader_takes_is_not_sent_and_is_not_called_text() {
+        for (value, why) in [
+            ("1e400", "the number 1e400 fits neither a 64-bit integer nor a finite"),
+            ("{\"a\":[1,-1e999]}", "the number -1e999 at `/a/1` fits neither"),
+            ("\"\\ud800\"", "the string has \\ud800"),
+            (&"[".repeat(101), "is not JSON"),
+        ] {
+            let error = source(Some(value), None).unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
+            assert_eq!(error.contains("--type String"), why == "is not JSON", "{error}");
+        }
+        let deep = format!("{}{}", "[".repeat(100), "]".repeat(100));
+        check(Some(&deep), None, Source::One(deep.clone()));
+        let huge = "123456789012345678901234567890";
+        check(Some(huge), None, Source::One(huge.into()));
+        check(Some("1e400"), Some(Type::String), Source::One("\"1e400\"".into()));
     }
 
     #[test]

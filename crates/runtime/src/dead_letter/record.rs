@@ -191,7 +191,7 @@ impl<'a> Text<'a> {
                 replayed: self.replayed,
                 // A letter is replayed to whoever runs then.
                 judged: false,
-                message: Message::decode(&message).ok()?,
+                message: Message::kept(&message, &message).ok()?,
             },
         })
     }

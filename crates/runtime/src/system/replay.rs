@@ -48,6 +48,8 @@ pub enum Staying {
     Stopping,
     /// The actor or the port is gone, takes messages of another type, or none at all.
     NoTarget,
+    /// Not every reader takes its data: an earlier version has.
+    Unfit,
 }
 
 impl System {
@@ -95,6 +97,7 @@ impl System {
             );
             return Err((Staying::NoTarget, why));
         }
+        old.message.check().map_err(|fault| (Staying::Unfit, fault.to_string()))?;
         let to = PortRef { actor: letter.actor.clone(), port: old.port.clone() };
         let entered = self.enter(&to, old.message.clone(), old.traceparent.clone());
         let (actor, mut envelope) = entered.map_err(|error| match &error {

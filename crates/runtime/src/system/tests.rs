@@ -1564,3 +1564,20 @@ async fn replayed_letters_go_to_the_tail_in_their_order_and_push_nothing_out() {
     assert_eq!(rig.seen(4).await[3], "three");
     assert_eq!(rig.system.replay(Filter::default()).replayed, 0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_letter_that_an_earlier_version_took_and_no_reader_takes_stays() {
+    let mut rig = Rig::new().await;
+    let program = fake(1, |_| Err(FailureKind::Guest("what is this?".into())));
+    rig.start("a", program, Settings::default(), &["sink"]).await;
+    let kept = bytes::Bytes::from_static(br#"{"type":"Float","data":1e400}"#);
+    let message = Message::kept(&kept, &kept).unwrap();
+    rig.system.send(&"a.in".parse().unwrap(), message, None).unwrap();
+    rig.quiet().await;
+    let replayed = rig.system.replay(Filter::default());
+    assert_eq!((replayed.replayed, replayed.stayed.len()), (0, 1));
+    let stayed = &replayed.stayed[0];
+    assert_eq!((stayed.reason, stayed.letters), (Staying::Unfit, 1));
+    assert!(stayed.why.starts_with("the number 1e400 fits neither"), "{}", stayed.why);
+    assert_eq!(rig.system.dead_letters().list().len(), 1);
+}
