@@ -49,6 +49,37 @@ fn the_same_actor_answers_in_each_language() {
 }
 
 #[test]
+fn a_whole_number_is_one_however_it_is_written() {
+    let whole = [
+        ("1.0", 1_i64),
+        ("1e3", 1_000),
+        ("-2.50E+1", -25),
+        ("0.0e7", 0),
+        ("1200e-2", 12),
+        ("-0", 0),
+        ("4503599627370496.0", 1 << 52),
+        ("9.007199254740992e15", 1 << 53),
+    ];
+    let others = ["1.5", "1e30", "-1e-1", "9223372036854775808", "12345e-3"];
+    for language in LANGUAGES {
+        let daemon = world(language).start();
+        let path = "/v1/actors/sum/ports/add?wait=sum&timeout=60s&type=";
+        let mut sum = 0;
+        for (text, value) in whole {
+            sum += value;
+            let answer = daemon.post(&format!("{path}Integer"), text);
+            assert_eq!(answer.status, 200, "{language} {text}: {answer:?}");
+            assert_eq!(answer.json()["data"], sum, "{language} {text}");
+        }
+        for text in others {
+            let answer = daemon.post(&format!("{path}Float"), text);
+            assert_eq!(answer.status, 502, "{language} {text}: {answer:?}");
+        }
+        assert_eq!(add(&daemon, 1)["data"], sum + 1, "{language}");
+    }
+}
+
+#[test]
 fn an_actor_changes_its_language_and_keeps_its_state() {
     let daemon = world(LANGUAGES[0]).start();
     let mut sum = add(&daemon, 1)["data"].as_i64().unwrap();

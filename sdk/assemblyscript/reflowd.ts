@@ -71,18 +71,66 @@ export class Turn {
   }
 
   private integer(text: string, why: string): i64 {
-    const sign = text.startsWith("-") ? 1 : 0;
-    let n: i64 = 0;
-    for (let i = sign; i < text.length; i++) {
-      const digit = text.charCodeAt(i) - 48;
-      if (digit < 0 || digit > 9) {
-        this.fail(why);
-        return 0;
+    const whole = new Whole();
+    if (!whole.read(text)) this.fail(why);
+    return whole.value;
+  }
+}
+
+// The whole number that a JSON number is: `1.0` and `1e3` are, as JavaScript and Go write them.
+class Whole {
+  value: i64 = 0;
+
+  // Whether it is one.
+  read(text: string): bool {
+    const negative = text.startsWith("-");
+    const most: u64 = negative ? (<u64>1) << 63 : <u64>i64.MAX_VALUE;
+    const begin = negative ? 1 : 0;
+    let value: u64 = 0;
+    let exponent: i64 = 0;
+    let zeros: i64 = 0;
+    let behindPoint = false;
+    let i = begin;
+    for (; i < text.length; i++) {
+      const c = text.charCodeAt(i);
+      if (c == 101 || c == 69) break;
+      if (c == 46 && !behindPoint && i > begin) {
+        behindPoint = true;
+        continue;
       }
-      n = n * 10 + digit;
+      if (c < 48 || c > 57) return false;
+      if (behindPoint) exponent--;
+      zeros++;
+      if (c == 48) continue;
+      // The zeros before it count now that something follows them.
+      for (; zeros > 0; zeros--) {
+        const digit: u64 = zeros == 1 ? <u64>(c - 48) : 0;
+        if (value > (most - digit) / 10) return false;
+        value = value * 10 + digit;
+      }
     }
-    if (text.length == sign) this.fail(why);
-    return sign == 1 ? -n : n;
+    if (i == begin) return false;
+    exponent += zeros;
+    if (i < text.length) {
+      i++;
+      const minus = i < text.length && text.charCodeAt(i) == 45;
+      if (minus || (i < text.length && text.charCodeAt(i) == 43)) i++;
+      if (i == text.length) return false;
+      let written: i64 = 0;
+      for (; i < text.length; i++) {
+        const c = text.charCodeAt(i);
+        if (c < 48 || c > 57) return false;
+        if (written < 1000000000) written = written * 10 + (c - 48);
+      }
+      exponent += minus ? -written : written;
+    }
+    if (value > 0 && exponent < 0) return false;
+    for (; value > 0 && exponent > 0; exponent--) {
+      if (value > most / 10) return false;
+      value *= 10;
+    }
+    this.value = negative ? -(<i64>value) : <i64>value;
+    return true;
   }
 }
 

@@ -132,15 +132,45 @@ static text member(text object, text key) {
     return (text){0, 0};
 }
 
+// The whole number that a JSON number is: `1.0` and `1e3` are, as JavaScript and Go write them.
 static int integer_of(text t, i64 *n) {
-    u32 i = t.length > 0 && t.at[0] == '-';
-    u64 value = 0;
-    if (i == t.length) return 0;
-    for (; i < t.length; i++) {
-        if (t.at[i] < '0' || t.at[i] > '9') return 0;
-        value = value * 10 + (t.at[i] - '0');
+    int negative = t.length > 0 && t.at[0] == '-', behind_point = 0;
+    u64 value = 0, most = negative ? 1ull << 63 : (1ull << 63) - 1;
+    i64 exponent = 0, zeros = 0;
+    u32 i = (u32)negative, begin = i;
+    for (; i < t.length && t.at[i] != 'e' && t.at[i] != 'E'; i++) {
+        u8 c = t.at[i];
+        if (c == '.' && !behind_point && i > begin) { behind_point = 1; continue; }
+        if (c < '0' || c > '9') return 0;
+        exponent -= behind_point;
+        zeros++;
+        if (c == '0') continue;
+        // The zeros before it count now that something follows them.
+        for (; zeros > 0; zeros--) {
+            u64 digit = zeros == 1 ? (u64)(c - '0') : 0;
+            if (value > (most - digit) / 10) return 0;
+            value = value * 10 + digit;
+        }
     }
-    *n = t.at[0] == '-' ? (i64)-value : (i64)value;
+    if (i == begin) return 0;
+    exponent += zeros;
+    if (i < t.length) {
+        int minus = ++i < t.length && t.at[i] == '-';
+        i64 written = 0;
+        i += minus || (i < t.length && t.at[i] == '+');
+        if (i == t.length) return 0;
+        for (; i < t.length; i++) {
+            if (t.at[i] < '0' || t.at[i] > '9') return 0;
+            if (written < 1000000000) written = written * 10 + (t.at[i] - '0');
+        }
+        exponent += minus ? -written : written;
+    }
+    if (value > 0 && exponent < 0) return 0;
+    for (; value > 0 && exponent > 0; exponent--) {
+        if (value > most / 10) return 0;
+        value *= 10;
+    }
+    *n = negative ? (i64)-value : (i64)value;
     return 1;
 }
 

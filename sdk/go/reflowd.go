@@ -8,6 +8,8 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"strconv"
+	"strings"
 )
 
 // Ports has the type of messages, such as "Integer", for each port.
@@ -44,10 +46,51 @@ func (turn *Turn) Take(port string, into any) error {
 	if !came {
 		return fmt.Errorf("nothing came by `%s`", port)
 	}
-	if err := json.Unmarshal(message.Data, into); err != nil {
+	if err := read(message.Data, into); err != nil {
 		return fmt.Errorf("`%s`: %w", port, err)
 	}
 	return nil
+}
+
+// read takes `1.0` and `1e3` for whole numbers too, as JavaScript and other hosts write them.
+func read(data []byte, into any) error {
+	err := json.Unmarshal(data, into)
+	if err == nil {
+		return nil
+	}
+	if whole, is := wholeNumber(string(data)); is && json.Unmarshal([]byte(whole), into) == nil {
+		return nil
+	}
+	return err
+}
+
+// wholeNumber gives a JSON number without point and exponent, where it has the value of one.
+func wholeNumber(text string) (string, bool) {
+	sign := ""
+	if strings.HasPrefix(text, "-") {
+		sign, text = "-", text[1:]
+	}
+	digits, exponent := text, 0
+	if at := strings.IndexAny(text, "eE"); at >= 0 {
+		written, err := strconv.Atoi(text[at+1:])
+		if err != nil {
+			return "", false
+		}
+		digits, exponent = text[:at], written
+	}
+	before, behind, _ := strings.Cut(digits, ".")
+	exponent -= len(behind)
+	digits = strings.TrimLeft(before+behind, "0")
+	short := strings.TrimRight(digits, "0")
+	exponent += len(digits) - len(short)
+	if short == "" {
+		return "0", before != ""
+	}
+	// None of 64 bits has more digits.
+	if exponent < 0 || len(short)+exponent > 20 {
+		return "", false
+	}
+	return sign + short + strings.Repeat("0", exponent), true
 }
 
 // Config reads the actor's configuration.
@@ -55,7 +98,7 @@ func (turn *Turn) Config(into any) error { return json.Unmarshal(turn.Around.Con
 
 // State reads a value of the state; into stays as it is where there is none yet.
 func (turn *Turn) State(key string, into any) error {
-	return json.Unmarshal([]byte(fromBlock(hostGetState(block(key)))), into)
+	return read([]byte(fromBlock(hostGetState(block(key)))), into)
 }
 
 // SetState sets a value of the state.

@@ -87,7 +87,7 @@ pub const Turn = struct {
 
     /// The whole number that came by `port`.
     pub fn take(turn: *Turn, port: []const u8) Error!i64 {
-        return std.fmt.parseInt(i64, try turn.data(port), 10) catch error.NotAWholeNumber;
+        return wholeNumber(try turn.data(port)) orelse error.NotAWholeNumber;
     }
 
     /// A value of the actor's configuration, as JSON.
@@ -101,7 +101,7 @@ pub const Turn = struct {
         var small: [32]u8 = undefined;
         const value = try fromBlock(user.__get_state(block(key)), &small);
         if (std.mem.eql(u8, value, "null")) return 0;
-        return std.fmt.parseInt(i64, value, 10) catch error.NotAWholeNumber;
+        return wholeNumber(value) orelse error.NotAWholeNumber;
     }
 
     /// Sets a value of the state, a whole number.
@@ -158,6 +158,52 @@ fn fromBlock(from: u64, to: []u8) Error![]const u8 {
     const text = to[0..@intCast(length)];
     for (text, 0..) |*byte, i| byte.* = env.load_u8(from + i);
     return text;
+}
+
+/// The whole number that a JSON number is: `1.0` and `1e3` are, as JavaScript and Go write them.
+fn wholeNumber(text: []const u8) ?i64 {
+    const negative = text.len > 0 and text[0] == '-';
+    const begin: usize = if (negative) 1 else 0;
+    var value: i64 = 0;
+    var exponent: i64 = 0;
+    var zeros: i64 = 0;
+    var behind_point = false;
+    var i = begin;
+    while (i < text.len and text[i] != 'e' and text[i] != 'E') : (i += 1) {
+        const c = text[i];
+        if (c == '.' and !behind_point and i > begin) {
+            behind_point = true;
+            continue;
+        }
+        if (c < '0' or c > '9') return null;
+        if (behind_point) exponent -= 1;
+        zeros += 1;
+        if (c == '0') continue;
+        // The zeros before it count now that something follows them.
+        while (zeros > 0) : (zeros -= 1) {
+            const digit: i64 = if (zeros == 1) c - '0' else 0;
+            value = std.math.mul(i64, value, 10) catch return null;
+            // Counted down, since there is one more number below zero than above.
+            value = std.math.sub(i64, value, digit) catch return null;
+        }
+    }
+    if (i == begin) return null;
+    exponent += zeros;
+    if (i < text.len) {
+        i += 1;
+        const minus = i < text.len and text[i] == '-';
+        if (minus or (i < text.len and text[i] == '+')) i += 1;
+        if (i == text.len) return null;
+        var written: i64 = 0;
+        while (i < text.len) : (i += 1) {
+            if (text[i] < '0' or text[i] > '9') return null;
+            if (written < 1_000_000_000) written = written * 10 + (text[i] - '0');
+        }
+        exponent += if (minus) -written else written;
+    }
+    if (value != 0 and exponent < 0) return null;
+    while (value != 0 and exponent > 0) : (exponent -= 1) value = std.math.mul(i64, value, 10) catch return null;
+    return if (negative) value else std.math.negate(value) catch null;
 }
 
 /// The value of `key` in a JSON object.

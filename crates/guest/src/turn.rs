@@ -9,6 +9,7 @@ use crate::{
     Error, Message, Outcome, Port, Type,
     actor::{Context, Surroundings},
     host::Host,
+    message::read,
 };
 
 /// How much a log line matters.
@@ -55,8 +56,7 @@ impl<'h> Turn<'h> {
     /// It is no `T`.
     pub fn get<T: DeserializeOwned>(&self, port: &str) -> Outcome<Option<T>> {
         let Some(message) = self.payload.get(port) else { return Ok(None) };
-        let value = T::deserialize(&message.data);
-        value.map(Some).map_err(|error| Error::new(format!("`{port}`: {error}")))
+        read(&message.data).map(Some).map_err(|error| Error::new(format!("`{port}`: {error}")))
     }
 
     /// The message that came by `port`, with its type.
@@ -101,9 +101,9 @@ impl<'h> Turn<'h> {
     /// # Errors
     /// It is no `T`.
     pub fn state<T: DeserializeOwned>(&mut self, key: &str) -> Outcome<Option<T>> {
-        let value: Option<T> = serde_json::from_str(&self.host.state(key))
-            .map_err(|error| Error::new(format!("state `{key}`: {error}")))?;
-        Ok(value)
+        serde_json::from_str(&self.host.state(key))
+            .and_then(|value| read(&value))
+            .map_err(|error| Error::new(format!("state `{key}`: {error}")))
     }
 
     /// Sets one value of the state. The struct of an actor that has one wins over it.

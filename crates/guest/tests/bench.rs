@@ -194,3 +194,36 @@ fn a_state_can_be_kept_key_by_key() {
     }
     assert_eq!(bench.into_state::<Value>(), json!({"a": 2, "b": 1}));
 }
+
+#[test]
+fn a_whole_number_is_one_however_it_is_written() {
+    /// Adds what comes to a number of its state.
+    #[derive(Default, Serialize, Deserialize)]
+    struct Whole;
+
+    impl Actor for Whole {
+        const INPORTS: &[Port] = &[Port::integer("add")];
+
+        fn process(&mut self, turn: &mut Turn<'_>) -> Outcome {
+            let total: i64 = turn.state("total")?.unwrap_or(0);
+            turn.set_state("total", &(total + turn.take::<i64>("add")?))
+        }
+    }
+    let add = |before: Value, text: &str| {
+        let mut bench = Bench::<Whole>::new().with_state(&json!({ "total": before }));
+        let data: Value = serde_json::from_str(text).unwrap();
+        bench.process("add", data)?;
+        Outcome::Ok(bench.into_state::<Value>()["total"].clone())
+    };
+    for (text, value) in
+        [("1.0", 1), ("1e3", 1000), ("-2.5e1", -25), ("-9.223372036854775808e18", i64::MIN)]
+    {
+        assert_eq!(add(json!(0), text), Ok(json!(value)), "{text}");
+    }
+    // JavaScript and Go keep their numbers so.
+    assert_eq!(add(json!(2.0), "1"), Ok(json!(3)));
+    for text in ["1.5", "1e30", "9223372036854775808", "\"1\""] {
+        assert!(add(json!(0), text).is_err(), "{text}");
+    }
+    assert!(add(json!(0.5), "1").unwrap_err().to_string().starts_with("state `total`: invalid"));
+}
