@@ -7,6 +7,7 @@ mod files;
 
 use std::{
     io::{BufRead, BufReader, Write},
+    iter, mem,
     net::{SocketAddr, TcpListener, TcpStream},
     sync::mpsc,
     thread,
@@ -113,38 +114,77 @@ fn address(daemon: &Daemon, actor: &str) -> SocketAddr {
     find(daemon).unwrap()
 }
 
-/// A receiver of requests, which answers them as it is told, one after the other.
+/// How a receiver meets a request.
+#[derive(Clone)]
+enum Meets {
+    /// It answers with a status, further header lines and a body.
+    With(u16, &'static str, String),
+    /// It says that the body has this many bytes more than come.
+    Stalls(usize, String),
+    /// It closes the connection.
+    Closes,
+    /// It lets the connection break before it has read anything.
+    Resets,
+}
+
+impl Meets {
+    /// JSON; a status of 0 is the end of the connection.
+    fn json(&(status, body): &(u16, &str)) -> Self {
+        match status {
+            0 => Self::Closes,
+            _ => Self::With(status, "", body.into()),
+        }
+    }
+}
+
+/// A receiver of requests, which meets them as it is told, one after the other.
 pub(crate) struct Receiver {
     pub(crate) address: SocketAddr,
     requests: mpsc::Receiver<(String, String)>,
 }
 
 impl Receiver {
-    /// Answers the requests that come with these, and every further one with the last.
-    /// An answer of status 0 is the end of the connection.
-    fn answering(listener: TcpListener, answers: &[(u16, &str)]) -> Self {
+    /// Meets the requests that come as the list says, and every further one as its last.
+    fn meeting(listener: TcpListener, list: Vec<Meets>) -> Self {
         let address = listener.local_addr().unwrap();
-        let answers: Vec<_> = answers.iter().map(|(s, b)| (*s, (*b).to_owned())).collect();
         let (sender, requests) = mpsc::sync_channel(1000);
         thread::spawn(move || {
-            let mut answers = answers.into_iter();
-            let mut last = None;
+            let last = list.last().cloned();
+            let mut next = list.into_iter().chain(iter::repeat_with(|| last.clone().unwrap()));
+            let mut meets = next.next().unwrap();
+            let mut stalled = Vec::new();
             for stream in listener.incoming().map_while(Result::ok) {
+                if let Meets::Resets = meets {
+                    // What is not read when the connection is closed resets it.
+                    _ = stream.peek(&mut [0]);
+                    meets = next.next().unwrap();
+                    continue;
+                }
                 let mut reader = BufReader::new(stream);
                 while let Some(request) = read_message(&mut reader) {
                     if sender.send(request).is_err() {
                         return;
                     }
-                    last = answers.next().or(last);
-                    let (status, body) = last.clone().unwrap();
-                    if status == 0 {
-                        break;
-                    }
+                    let (head, body, missing) = match mem::replace(&mut meets, next.next().unwrap())
+                    {
+                        Meets::With(status, lines, body) => {
+                            (format!("{status} Said\r\n{lines}"), body, 0)
+                        }
+                        Meets::Stalls(missing, body) => ("200 OK\r\n".into(), body, missing),
+                        Meets::Closes | Meets::Resets => break,
+                    };
+                    let length = body.len() + missing;
                     let answer = format!(
-                        "HTTP/1.1 {status} Said\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
-                        body.len()
+                        "HTTP/1.1 {head}Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
                     );
                     if reader.get_mut().write_all(answer.as_bytes()).is_err() {
+                        break;
+                    }
+                    if missing > 0 {
+                        stalled.push(reader);
+                        break;
+                    }
+                    if let Meets::Resets = meets {
                         break;
                     }
                 }
@@ -153,8 +193,12 @@ impl Receiver {
         Self { address, requests }
     }
 
+    fn answering(listener: TcpListener, answers: &[(u16, &str)]) -> Self {
+        Self::meeting(listener, answers.iter().map(Meets::json).collect())
+    }
+
     pub(crate) fn new(answers: &[(u16, &str)]) -> Self {
-        Self::answering(TcpListener::bind("127.0.0.1:0").unwrap(), answers)
+        Self::answering(listener(), answers)
     }
 
     /// The head and the body of the next request.
@@ -162,6 +206,11 @@ impl Receiver {
     pub(crate) fn next(&self) -> (String, String) {
         self.requests.recv_timeout(PATIENCE).expect("no request came")
     }
+}
+
+/// A listener at an address of its own.
+fn listener() -> TcpListener {
+    TcpListener::bind("127.0.0.1:0").unwrap()
 }
 
 /// The value of a header in the head of a request.

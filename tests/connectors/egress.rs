@@ -1,14 +1,23 @@
 //! `std:http-out`: a request for each message.
 
-use std::{fs, net::TcpListener};
+use std::{
+    fs,
+    io::{BufRead, BufReader, Write},
+    net::TcpListener,
+};
 
 use serde_json::Value;
 
-use super::{HEAD, Receiver, header};
+use super::{HEAD, Meets, Receiver, header, listener};
 use crate::rig::{Daemon, World, guest};
 
 /// A relay, what sends, and the screen for what comes back.
 fn start(url: &str, more: &str) -> Daemon {
+    start_with(url, "timeout = \"20s\"", more)
+}
+
+/// The same with other keys for what sends.
+fn start_with(url: &str, keys: &str, more: &str) -> Daemon {
     let world = World::new(&format!(
         r#"{HEAD}
         [actors.a]
@@ -16,7 +25,7 @@ fn start(url: &str, more: &str) -> Daemon {
         [actors.send]
         module = "std:http-out"
         env = {{ TOKEN = {{ file = "token" }} }}
-        config = {{ url = "{url}", timeout = "20s", headers = {{ Authorization = "Bearer ${{TOKEN}}" }} }}
+        config = {{ url = "{url}", {keys}, headers = {{ Authorization = "Bearer ${{TOKEN}}" }} }}
         [actors.screen]
         module = "std:stdout"
         [[wires]]
@@ -116,6 +125,200 @@ fn a_receiver_that_is_away_is_waited_for() {
         assert!(daemon.line().unwrap().ends_with(&format!("\"body\":{n}}}")));
     }
     assert_eq!(daemon.sum("reflowd_messages_dead_lettered_total"), 0.0);
+}
+
+/// Waits until the actor that sends shows that it waits, for a reason with these words in it.
+#[track_caller]
+fn waits(daemon: &Daemon, words: &str) {
+    daemon.until(&format!("it waits: {words}"), |daemon| {
+        daemon.actor("send")["why"].as_str().is_some_and(|why| why.contains(words))
+    });
+}
+
+#[test]
+fn a_receiver_is_left_alone_for_as_long_as_it_asks() {
+    let busy = |status, lines| Meets::With(status, lines, String::new());
+    let receiver = Receiver::meeting(
+        listener(),
+        vec![
+            busy(429, "Retry-After: 1800\r\n"),
+            busy(
+                503,
+                "Date: Sun, 06 Nov 1994 08:49:30 GMT\r\nRetry-After: Sun, 06 Nov 1994 08:50:00 GMT\r\n",
+            ),
+            busy(500, "Retry-After: 1500\r\n"),
+            busy(429, "Retry-After: 86400\r\n"),
+            Meets::With(200, "", "1".into()),
+        ],
+    );
+    let mut daemon = start(&url(&receiver), "");
+    daemon.send("a.in", "1");
+    for asks in ["429 Too Many Requests; it asks to wait for 1800s", "503", "answered 500", "429"] {
+        receiver.next();
+        waits(&daemon, asks);
+        if asks == "503" {
+            waits(&daemon, "it asks to wait for 30s");
+        }
+        daemon.post("/v1/actors/send/retry", "");
+    }
+    receiver.next();
+    assert!(daemon.line().unwrap().contains("\"status\":200"));
+    assert_eq!(daemon.sum("reflowd_messages_dead_lettered_total"), 0.0);
+}
+
+#[test]
+fn a_receiver_can_ask_for_no_more_than_the_configuration_lets_it() {
+    let receiver = Receiver::meeting(
+        listener(),
+        vec![
+            Meets::With(429, "Retry-After: 86400\r\n", String::new()),
+            Meets::With(200, "", "1".into()),
+        ],
+    );
+    let mut daemon = start_with(&url(&receiver), "max_retry_after = \"1s\"", "");
+    daemon.send("a.in", "1");
+    // Nobody says `retry`.
+    assert!(daemon.line().unwrap().contains("\"status\":200"));
+    receiver.next();
+    receiver.next();
+}
+
+#[test]
+fn a_receiver_whose_connections_break_is_waited_for() {
+    let receiver = Receiver::meeting(
+        listener(),
+        vec![
+            Meets::Resets,
+            Meets::Resets,
+            Meets::Closes,
+            Meets::Resets,
+            Meets::Resets,
+            Meets::With(200, "", "1".into()),
+        ],
+    );
+    let mut daemon = start(&url(&receiver), "");
+    daemon.send("a.in", "1");
+    let failures = "reflowd_turns_total{actor=\"send\",outcome=\"unavailable\"}";
+    for n in 1..=5 {
+        daemon.until("it has failed again", |daemon| daemon.metrics()[failures] >= f64::from(n));
+        daemon.post("/v1/actors/send/retry", "");
+    }
+    assert!(daemon.line().unwrap().contains("\"status\":200"));
+    assert_eq!(daemon.sum("reflowd_messages_dead_lettered_total"), 0.0);
+}
+
+#[test]
+fn a_connection_that_was_kept_and_is_closed_is_no_outage() {
+    let receiver = Receiver::new(&[(200, "1"), (0, ""), (200, "2"), (408, ""), (200, "3")]);
+    let mut daemon = start(&url(&receiver), "");
+    for n in ["1", "2", "3"] {
+        daemon.send("a.in", n);
+        assert!(daemon.line().unwrap().ends_with(&format!("\"body\":{n}}}")));
+    }
+    let failures = "reflowd_turns_total{actor=\"send\",outcome=\"unavailable\"}";
+    assert_eq!(daemon.metrics()[failures], 0.0);
+}
+
+#[test]
+fn an_answer_whose_body_does_not_come_is_an_answer() {
+    let receiver = Receiver::meeting(
+        listener(),
+        vec![Meets::Stalls(5, "{\"n\":".into()), Meets::With(200, "", "2".into())],
+    );
+    let mut daemon = start_with(&url(&receiver), "timeout = \"1s\"", "");
+    daemon.send("a.in", "1");
+    let answer: Value = serde_json::from_str(&daemon.line().unwrap()).unwrap();
+    assert_eq!((&answer["status"], &answer["truncated"]), (&200.into(), &true.into()));
+    assert_eq!(answer["body"], "{\"n\":");
+    daemon.send("a.in", "2");
+    assert!(daemon.line().unwrap().ends_with("\"body\":2}"));
+    assert_eq!((receiver.next().1, receiver.next().1), ("1".into(), "2".into()));
+}
+
+#[test]
+fn a_status_that_says_try_again_is_tried_again() {
+    let receiver = Receiver::new(&[(408, ""), (421, ""), (425, ""), (200, "1")]);
+    let mut daemon = start(&url(&receiver), "");
+    daemon.send("a.in", "1");
+    let mut events = daemon.events(0);
+    for status in ["408", "421", "425"] {
+        receiver.next();
+        let why = format!(
+            "std:http-out: POST http://{}: the receiver answered {status} ",
+            receiver.address
+        );
+        events.find(|event| {
+            event["event"] == "failed" && event["why"].as_str().unwrap().starts_with(&why)
+        });
+        daemon.post("/v1/actors/send/retry", "");
+    }
+    assert!(daemon.line().unwrap().contains("\"status\":200"));
+    assert_eq!(daemon.sum("reflowd_messages_dead_lettered_total"), 0.0);
+}
+
+#[test]
+fn a_message_that_is_refused_is_no_error_of_a_guest() {
+    let receiver = Receiver::new(&[(404, "nothing here")]);
+    let daemon = start(&url(&receiver), "");
+    daemon.send("a.in", "1");
+    daemon.until("it is a dead letter", |d| d.sum("reflowd_messages_dead_lettered_total") == 1.0);
+    let letter = daemon.get("/v1/dead-letters").json();
+    assert_eq!(letter["class"], "refused");
+    let reason = letter["reason"].as_str().unwrap();
+    let expected = format!(
+        "std:http-out: POST http://{}: the receiver answered 404 Not Found: nothing here",
+        receiver.address
+    );
+    assert_eq!(reason, expected);
+    let turns = "reflowd_turns_total{actor=\"send\",outcome=\"refused\"}";
+    assert_eq!(daemon.metrics()[turns], 1.0);
+}
+
+#[test]
+fn a_password_in_the_url_is_what_its_escapes_stand_for() {
+    let receiver = Receiver::new(&[(200, "{}")]);
+    let world = World::new(&format!(
+        r#"{HEAD}
+        [actors.send]
+        module = "std:http-out"
+        config = {{ url = "http://user:p%40ss@{}/" }}
+        "#,
+        receiver.address
+    ));
+    let daemon = world.start();
+    daemon.send("send.in", "1");
+    let (head, _) = receiver.next();
+    // user:p@ss
+    assert_eq!(header(&head, "authorization").unwrap(), "Basic dXNlcjpwQHNz");
+    assert!(head.starts_with("POST / HTTP/1.1\r\n"), "{head}");
+    assert_eq!(header(&head, "host").unwrap(), receiver.address.to_string());
+    assert!(!daemon.log_text().contains("p%40ss"));
+}
+
+#[test]
+fn a_body_that_is_too_large_for_a_receiver_is_refused_and_not_waited_for() {
+    // It closes before it has read the body, as nginx does.
+    let listener = listener();
+    let at = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let mut reader = BufReader::new(stream);
+            let mut line = String::new();
+            while line != "\r\n" {
+                line.clear();
+                if reader.read_line(&mut line).unwrap() == 0 {
+                    break;
+                }
+            }
+            let answer = "HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+            _ = reader.get_mut().write_all(answer.as_bytes());
+        }
+    });
+    let daemon = start(&format!("http://{at}/"), "");
+    daemon.send("a.in", &format!("\"{}\"", "x".repeat(8 << 20)));
+    daemon.until("it is a dead letter", |d| d.sum("reflowd_messages_dead_lettered_total") == 1.0);
+    let letters = daemon.get("/v1/dead-letters").body;
+    assert!(letters.contains("answered 413"), "{letters}");
 }
 
 #[test]

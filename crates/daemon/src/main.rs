@@ -8,6 +8,8 @@ mod config;
 mod connector;
 mod admin;
 mod connections;
+mod percent;
+mod retry_after;
 mod receipt;
 mod metrics;
 mod saved_set;

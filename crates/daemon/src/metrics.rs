@@ -168,6 +168,7 @@ fn actors(page: &mut Page, ledger: &Ledger) {
             ("turn-error", &meters.turns_error),
             ("guest-error", &meters.turns_guest_error),
             ("unavailable", &meters.turns_unavailable),
+            ("refused", &meters.turns_refused),
         ] {
             family.sample(&[("actor", name), ("outcome", outcome)], counter.get());
         }

@@ -32,8 +32,8 @@ pub(crate) use task::NewState;
 use crate::{
     ActorLog, ActorName, Bounds, Digest, Direction, Engine, EventKind, Events, FailureKind,
     Journal, Mailbox, Message, Metadata, Meters, PortName, PortRef, Precondition, Program, Ran,
-    Ready, Routes, Secrets, Settings, Sighting, State, Tap, TapFilter, TooManyTaps, TrialView,
-    Trialing,
+    Ready, Routes, Secrets, Setback, Settings, Sighting, State, Tap, TapFilter, TooManyTaps,
+    TrialView, Trialing,
     dead_letter::Reason,
     envelope::{Origin, unix_millis},
     onlookers::Onlookers,
@@ -479,13 +479,15 @@ impl Shared {
     /// The same failure, which nobody is shown a secret by.
     pub(crate) fn masked(&self, kind: FailureKind) -> FailureKind {
         let mask = |text: String| self.secrets.mask_start(&text, MAX_ERROR).into_owned();
+        let masked = |Setback { why, pause }| Setback { why: mask(why), pause };
         match kind {
             FailureKind::Trap(text) => FailureKind::Trap(mask(text)),
             FailureKind::Timeout(limit) => FailureKind::Timeout(limit),
             FailureKind::Turn(text) => FailureKind::Turn(mask(text)),
             FailureKind::Guest(text) => FailureKind::Guest(mask(text)),
-            FailureKind::Unavailable(text) => FailureKind::Unavailable(mask(text)),
-            FailureKind::Remote(text) => FailureKind::Remote(mask(text)),
+            FailureKind::Unavailable(setback) => FailureKind::Unavailable(masked(setback)),
+            FailureKind::Remote(setback) => FailureKind::Remote(masked(setback)),
+            FailureKind::Refused(text) => FailureKind::Refused(mask(text)),
         }
     }
 

@@ -48,7 +48,7 @@ pub use meter::{Counter, Histogram, Meters};
 pub use module::{
     Context, Digest, DigestError, Effects, Engine, EnginePer, Failure, FailureKind,
     InstantiateError, LeftState, Metadata, MigrateError, Module, Port, PrepareError, Program,
-    ProgramSpec, SendNow, State, StateError, Turn, TurnLimits,
+    ProgramSpec, SendNow, Setback, State, StateError, Turn, TurnLimits,
 };
 pub use name::{ActorName, ActorNameError, PortName, PortNameError, PortRef, PortRefError};
 pub use position::Position;

@@ -101,6 +101,8 @@ pub struct Meters {
     pub turns_guest_error: Counter,
     /// Turns of connectors whose other side was not there.
     pub turns_unavailable: Counter,
+    /// Turns of connectors whose other side refused the message.
+    pub turns_refused: Counter,
     /// Wall clock of a turn.
     pub turn_seconds: Histogram,
     /// From a message's arrival in the mailbox to its turn.
@@ -142,6 +144,7 @@ impl Meters {
             turns_error,
             turns_guest_error,
             turns_unavailable,
+            turns_refused,
             turn_seconds,
             wait_seconds,
             swap_pause_seconds,
@@ -161,6 +164,7 @@ impl Meters {
         self.turns_error.add(turns_error.get());
         self.turns_guest_error.add(turns_guest_error.get());
         self.turns_unavailable.add(turns_unavailable.get());
+        self.turns_refused.add(turns_refused.get());
         self.turn_seconds.add(turn_seconds);
         self.wait_seconds.add(wait_seconds);
         self.swap_pause_seconds.add(swap_pause_seconds);
@@ -183,6 +187,7 @@ impl Meters {
             + self.turns_error.get()
             + self.turns_guest_error.get()
             + self.turns_unavailable.get()
+            + self.turns_refused.get()
     }
 }
 

@@ -308,10 +308,34 @@ pub enum FailureKind {
     Guest(String),
     /// What a connector talks to is not there. The message is kept and tried again.
     #[error("{0}")]
-    Unavailable(String),
+    Unavailable(Setback),
     /// What a connector talks to is there and could not do its part this time.
     #[error("{0}")]
-    Remote(String),
+    Remote(Setback),
+    /// What a connector talks to has refused the message.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// What kept a connector from doing its part.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setback {
+    /// What happened, and to which connector.
+    pub why: String,
+    /// How long the other side has asked to be left alone.
+    pub pause: Option<Duration>,
+}
+
+impl fmt::Display for Setback {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.why)
+    }
+}
+
+impl<T: Into<String>> From<T> for Setback {
+    fn from(why: T) -> Self {
+        Self { why: why.into(), pause: None }
+    }
 }
 
 impl FailureKind {
@@ -325,6 +349,16 @@ impl FailureKind {
             Self::Guest(_) => "guest-error",
             Self::Unavailable(_) => "unavailable",
             Self::Remote(_) => "remote",
+            Self::Refused(_) => "refused",
+        }
+    }
+
+    /// How long the other side of a connector has asked to be left alone.
+    #[must_use]
+    pub fn pause(&self) -> Option<Duration> {
+        match self {
+            Self::Unavailable(setback) | Self::Remote(setback) => setback.pause,
+            _ => None,
         }
     }
 }

@@ -85,28 +85,43 @@ impl Supervisor {
         settings: &Settings,
         answered: bool,
     ) -> Verdict {
-        if matches!(kind, FailureKind::Unavailable(_)) {
-            return Verdict::Keep { rest: self.outage() };
+        if let FailureKind::Unavailable(setback) = kind {
+            let rest = match setback.pause {
+                Some(pause) => self.asked_to_wait(pause),
+                None => self.outage(),
+            };
+            return Verdict::Keep { rest };
         }
         self.attempts += 1;
         let retries = match kind {
-            FailureKind::Guest(_) if answered => {
+            FailureKind::Guest(_) | FailureKind::Refused(_) if answered => {
                 self.attempts = 0;
                 self.fruitless = 0;
                 return Verdict::Answer;
             }
             FailureKind::Trap(_) | FailureKind::Remote(_) => settings.retries,
             FailureKind::Timeout(_) => settings.retries_timeout,
-            FailureKind::Turn(_) | FailureKind::Guest(_) | FailureKind::Unavailable(_) => 0,
+            FailureKind::Turn(_)
+            | FailureKind::Guest(_)
+            | FailureKind::Refused(_)
+            | FailureKind::Unavailable(_) => 0,
         };
         if self.attempts <= retries {
             let after = BACKOFF.saturating_mul(1 << (self.attempts - 1).min(16)).min(LONGEST_PAUSE);
+            let after = after.max(kind.pause().unwrap_or_default());
             return Verdict::Retry { after };
         }
         let attempts = std::mem::take(&mut self.attempts);
         self.fruitless += 1;
         let rest = (self.fruitless >= FRUITLESS).then(|| self.outage());
         Verdict::GiveUp { attempts, rest }
+    }
+
+    /// Who is to be asked has said how long to wait. That is obeyed, and says nothing of how
+    /// long an outage will last, so the next pause does not grow by it.
+    fn asked_to_wait(&mut self, pause: Duration) -> Duration {
+        self.gave_up = true;
+        pause.max(FIRST_OUTAGE)
     }
 
     /// No engine can be made, a connector has nothing to talk to, or a source failed:
@@ -122,6 +137,7 @@ impl Supervisor {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Setback;
 
     fn trap() -> FailureKind {
         FailureKind::Trap("x".into())
@@ -188,10 +204,11 @@ mod tests {
     #[test]
     fn a_guest_error_that_somebody_hears_is_an_answer() {
         let (mut s, settings) = (Supervisor::default(), Settings::default());
-        let kind = FailureKind::Guest("x".into());
-        assert_eq!(s.judge(&kind, &settings, true), Verdict::Answer);
-        let given_up = Verdict::GiveUp { attempts: 1, rest: None };
-        assert_eq!(s.judge(&kind, &settings, false), given_up);
+        for kind in [FailureKind::Guest("x".into()), FailureKind::Refused("x".into())] {
+            assert_eq!(s.judge(&kind, &settings, true), Verdict::Answer);
+            let given_up = Verdict::GiveUp { attempts: 1, rest: None };
+            assert_eq!(s.judge(&kind, &settings, false), given_up);
+        }
     }
 
     #[test]
@@ -202,5 +219,25 @@ mod tests {
             let keep = Verdict::Keep { rest: Duration::from_secs(rest) };
             assert_eq!(s.judge(&kind, &settings, true), keep);
         }
+    }
+
+    #[test]
+    fn a_pause_that_is_asked_for_is_kept_and_lets_no_other_grow() {
+        let (mut s, settings) = (Supervisor::default(), Settings::default());
+        let busy = |pause| Setback { why: "busy".into(), pause: Some(pause) };
+        let keep = |rest| Verdict::Keep { rest };
+        for (pause, rest) in [(8_000, 8_000), (300_000, 300_000), (0, 1_000), (8_000, 8_000)] {
+            let kind = FailureKind::Unavailable(busy(millis(pause)));
+            assert_eq!(s.judge(&kind, &settings, true), keep(millis(rest)), "{pause}");
+        }
+        let away = FailureKind::Unavailable("refused".into());
+        assert_eq!(s.judge(&away, &settings, true), keep(millis(1_000)));
+        assert!(s.succeeded(), "an actor that waits has to recover");
+        // An attempt that counts waits as long as it is asked to.
+        let broken = FailureKind::Remote(busy(millis(8_000)));
+        let retry = |after| Verdict::Retry { after: millis(after) };
+        assert_eq!(s.judge(&broken, &settings, true), retry(8_000));
+        let broken = FailureKind::Remote(busy(millis(10)));
+        assert_eq!(s.judge(&broken, &settings, true), retry(100));
     }
 }

@@ -217,7 +217,9 @@ impl Trial {
     pub(crate) fn failed(&mut self, kind: &FailureKind, judged: bool, rules: &TrialRules) -> Step {
         let counts = match kind {
             FailureKind::Unavailable(_) | FailureKind::Remote(_) => false,
-            FailureKind::Guest(_) => rules.guest_errors == GuestErrors::Count,
+            FailureKind::Guest(_) | FailureKind::Refused(_) => {
+                rules.guest_errors == GuestErrors::Count
+            }
             FailureKind::Trap(_) | FailureKind::Timeout(_) | FailureKind::Turn(_) => true,
         };
         if !counts || judged || self.fell.is_some() {

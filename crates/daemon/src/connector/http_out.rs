@@ -4,9 +4,18 @@
 //! and the next attempt carries the same `Idempotency-Key`, so that a receiver can tell. What
 //! follows from an attempt is decided in one place, [`Outcome`]: a receiver that is not there
 //! is waited for, and the message with it; one that breaks is asked again, `retries` times;
-//! one that says no has answered.
+//! one that says no has answered. The head of an answer is the answer: its body is looked at
+//! as far as it comes.
 
-use std::{collections::BTreeMap, io::Read, sync::Arc, time::Duration};
+mod target;
+
+use std::{
+    collections::BTreeMap,
+    io::Read,
+    mem,
+    sync::Arc,
+    time::{Duration, Instant as Clock},
+};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -14,20 +23,32 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use reflowd_loader::is_reserved_header;
 use reflowd_runtime::{
     Context, Digest, Effects, Engine, Failure, FailureKind, InstantiateError, Message, Metadata,
-    PortName, Program, Turn, Type, excerpt,
+    PortName, Program, Setback, Turn, Type, check_json_within, excerpt,
 };
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value, json, value::RawValue};
 use tokio::{task::spawn_blocking, time::Instant};
 use ureq::{Agent, Body};
 
+use self::target::Target;
 use super::{Builtin, Prepared, Setting, port, port_name, sink::What};
+use crate::retry_after::retry_after;
 
 /// How long a request may take unless its configuration says otherwise.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long it may take of that to come to the receiver at all.
+/// How long the look-up of the receiver's name may take, and the connection to it.
 const CONNECT: Duration = Duration::from_secs(5);
+
+/// The longest pause that a receiver may ask for with `Retry-After`, unless its configuration
+/// says otherwise: services that count by the hour are obeyed, and a date that is years away
+/// by mistake holds nothing up for longer.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
+
+/// A body over this asks before it is sent (`Expect: 100-continue`), so that a receiver that
+/// finds it too large can say so. It would close the connection amid it otherwise, which is
+/// how one looks that is gone. The size is the one from which curl asks.
+const ASKS_FIRST: usize = 1 << 20;
 
 /// Bytes of an answer that are passed on; the rest is cut.
 const MAX_ANSWER: u64 = 1 << 20;
@@ -45,6 +66,8 @@ pub(super) struct Config {
     headers: BTreeMap<String, String>,
     /// How long a request may take, from the name's resolution to the answer's last byte.
     timeout: Option<String>,
+    /// The longest pause that a receiver may ask for.
+    max_retry_after: Option<String>,
     /// What of a message is sent.
     #[serde(default)]
     what: What,
@@ -67,7 +90,7 @@ pub(super) fn metadata() -> Metadata {
         config_schema: Some(json!({
             "type": "object",
             "properties": {
-                "url": { "type": "string", "description": "http or https; ${NAME} stands for a value of the actor's env" },
+                "url": { "type": "string", "description": "http or https; user and password are percent-encoded; ${NAME} stands for a value of the actor's env" },
                 "method": { "enum": ["POST", "PUT", "PATCH"], "default": "POST" },
                 "headers": {
                     "type": "object",
@@ -75,6 +98,11 @@ pub(super) fn metadata() -> Metadata {
                     "description": "${NAME} stands for a value of the actor's env",
                 },
                 "timeout": { "type": "string", "default": "10s", "description": "how long a request may take" },
+                "max_retry_after": {
+                    "type": "string",
+                    "default": "1h",
+                    "description": "the longest pause that a receiver may ask for with Retry-After; 0s for none",
+                },
                 "what": What::schema(),
             },
             "required": ["url"],
@@ -90,13 +118,7 @@ pub(super) fn prepare(
     setting: &Setting<'_>,
 ) -> Result<Prepared, String> {
     let env = &setting.keys.env;
-    let url: Uri = filled(&config.url, env)
-        .map_err(|why| format!("`url`: {why}"))?
-        .parse()
-        .map_err(|error| format!("`url` is no URL: {error}"))?;
-    if !matches!(url.scheme_str(), Some("http" | "https")) || url.host().is_none_or(str::is_empty) {
-        return Err("`url` begins with http:// or https:// and a host".into());
-    }
+    let target = Target::read(&config.url, env).map_err(|why| format!("`url`: {why}"))?;
     let method = match config.method.as_str() {
         "POST" => Method::POST,
         "PUT" => Method::PUT,
@@ -118,14 +140,24 @@ pub(super) fn prepare(
         value.set_sensitive(true);
         headers.insert(key, value);
     }
-    let timeout = match &config.timeout {
-        None => TIMEOUT,
-        Some(text) => humantime::parse_duration(text)
-            .ok()
-            .filter(|timeout| !timeout.is_zero())
-            .ok_or_else(|| format!("`timeout` is {text}; it is a duration such as 10s"))?,
+    if let Some(authorization) = target.authorization
+        && headers.insert(header::AUTHORIZATION, authorization).is_some()
+    {
+        return Err("`url` has a user, and `headers` have an Authorization: leave one out".into());
+    }
+    let timeout = duration("timeout", config.timeout.as_deref())?.unwrap_or(TIMEOUT);
+    if timeout.is_zero() {
+        return Err("`timeout` is 0; it is a duration such as 10s".into());
+    }
+    let max_retry_after = duration("max_retry_after", config.max_retry_after.as_deref())?;
+    let request = Request {
+        url: target.url,
+        method,
+        headers,
+        timeout,
+        max_retry_after: max_retry_after.unwrap_or(MAX_RETRY_AFTER),
+        what: config.what,
     };
-    let request = Request { url, method, headers, timeout, what: config.what };
     Ok(Prepared::Sink(Arc::new(HttpOut {
         digest: builtin.digest(),
         metadata: metadata(),
@@ -133,9 +165,26 @@ pub(super) fn prepare(
     })))
 }
 
-/// A text with the values of `env` where it names them as `${NAME}`.
-fn filled(text: &str, env: &BTreeMap<String, String>) -> Result<String, String> {
-    let mut filled = String::new();
+fn duration(key: &str, text: Option<&str>) -> Result<Option<Duration>, String> {
+    let read = |text| humantime::parse_duration(text);
+    let bad = |_| format!("`{key}` is {}; it is a duration such as 10s", text.unwrap_or_default());
+    text.map(read).transpose().map_err(bad)
+}
+
+/// A part of a text in which values are named.
+enum Piece<'t> {
+    /// As it is written.
+    Text(&'t str),
+    /// The value that `${NAME}` stands for.
+    Value(&'t str),
+}
+
+/// Takes a text apart at the values of `env` that it names as `${NAME}`.
+fn fill(
+    text: &str,
+    env: &BTreeMap<String, String>,
+    mut take: impl FnMut(Piece<'_>) -> Result<(), String>,
+) -> Result<(), String> {
     let mut rest = text;
     while let Some((before, after)) = rest.split_once("${") {
         let Some((name, behind)) = after.split_once('}') else {
@@ -144,11 +193,21 @@ fn filled(text: &str, env: &BTreeMap<String, String>) -> Result<String, String> 
         let Some(value) = env.get(name) else {
             return Err(format!("there is no `{name}` in the actor's `env`"));
         };
-        filled.push_str(before);
-        filled.push_str(value.trim());
+        take(Piece::Text(before))?;
+        take(Piece::Value(value.trim()))?;
         rest = behind;
     }
-    filled.push_str(rest);
+    take(Piece::Text(rest))
+}
+
+/// A text with the values of `env` where it names them.
+fn filled(text: &str, env: &BTreeMap<String, String>) -> Result<String, String> {
+    let mut filled = String::new();
+    fill(text, env, |piece| {
+        let (Piece::Text(text) | Piece::Value(text)) = piece;
+        filled.push_str(text);
+        Ok(())
+    })?;
     Ok(filled)
 }
 
@@ -161,6 +220,7 @@ struct Request {
     method: Method,
     headers: HeaderMap,
     timeout: Duration,
+    max_retry_after: Duration,
     what: What,
 }
 
@@ -184,44 +244,86 @@ impl Program for HttpOut {
     }
 
     fn instantiate(&self) -> BoxFuture<'_, Result<Box<dyn Engine>, InstantiateError>> {
-        // Where requests go is the operator's to say, not the environment's or the receiver's.
-        let config = Agent::config_builder()
-            .proxy(None)
-            .max_redirects(0)
-            .max_redirects_will_error(false)
-            .http_status_as_error(false)
-            .user_agent(concat!("reflowd/", env!("CARGO_PKG_VERSION")))
-            .build();
-        let (request, agent) = (Arc::clone(&self.request), Agent::new_with_config(config));
-        let response = port_name("response");
-        Box::pin(
-            async move { Ok(Box::new(Sender { request, agent, response }) as Box<dyn Engine>) },
-        )
+        let sender = Sender {
+            request: Arc::clone(&self.request),
+            agent: new_agent(),
+            keeps: Keeps::Nothing,
+            response: port_name("response"),
+        };
+        Box::pin(async move { Ok(Box::new(sender) as Box<dyn Engine>) })
     }
 }
 
-/// Sends, over connections that it keeps.
+fn new_agent() -> Agent {
+    // Where requests go is the operator's to say, not the environment's or the receiver's.
+    let config = Agent::config_builder()
+        .proxy(None)
+        .max_redirects(0)
+        .max_redirects_will_error(false)
+        .http_status_as_error(false)
+        .user_agent(concat!("reflowd/", env!("CARGO_PKG_VERSION")))
+        .build();
+    Agent::new_with_config(config)
+}
+
+/// Sends, over a connection that it keeps.
 struct Sender {
     request: Arc<Request>,
     agent: Agent,
+    keeps: Keeps,
     response: PortName,
 }
 
+/// Whether an agent may have a connection from an earlier request.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Keeps {
+    Nothing,
+    Connection,
+}
+
 impl Engine for Sender {
-    fn turn(self: Box<Self>, context: Context, deadline: Instant) -> BoxFuture<'static, Turn> {
+    fn turn(mut self: Box<Self>, context: Context, deadline: Instant) -> BoxFuture<'static, Turn> {
         Box::pin(async move {
             let left = deadline.saturating_duration_since(Instant::now());
             let timeout = self.request.timeout.min(left);
-            let (request, agent) = (Arc::clone(&self.request), self.agent.clone());
-            let sent = spawn_blocking(move || request.send(&agent, &context, timeout)).await;
-            match sent.expect("sending a request does not panic") {
+            let sent = spawn_blocking(move || {
+                let outcome = self.send(&context, timeout);
+                (self, outcome)
+            });
+            let (sender, outcome) = sent.await.expect("sending a request does not panic");
+            match outcome {
                 Outcome::Done(message) => {
-                    let outputs = vec![(self.response.clone(), message)];
-                    Ok((self as Box<dyn Engine>, Effects { outputs, state: None }))
+                    let outputs = vec![(sender.response.clone(), message)];
+                    Ok((sender as Box<dyn Engine>, Effects { outputs, state: None }))
                 }
-                Outcome::Said(kind) => Err(Failure { kind, engine: Some(self) }),
+                Outcome::Lost(kind) | Outcome::Said(kind) => {
+                    Err(Failure { kind, engine: Some(sender) })
+                }
             }
         })
+    }
+}
+
+impl Sender {
+    /// Sends a message and reads what comes back. Blocks.
+    fn send(&mut self, context: &Context, timeout: Duration) -> Outcome {
+        let began = Clock::now();
+        let mut left = timeout;
+        loop {
+            let outcome = self.request.send(&self.agent, context, left);
+            if !matches!(outcome, Outcome::Lost(_)) {
+                self.keeps = Keeps::Connection;
+                return outcome;
+            }
+            self.agent = new_agent();
+            left = timeout.saturating_sub(began.elapsed());
+            // A receiver may close what was kept since the last request, and that is no
+            // outage: it is asked once more, over a connection of its own.
+            let kept = mem::replace(&mut self.keeps, Keeps::Nothing);
+            if kept == Keeps::Nothing || left.is_zero() {
+                return outcome;
+            }
+        }
     }
 }
 
@@ -230,12 +332,13 @@ impl Engine for Sender {
 enum Outcome {
     /// The receiver has it.
     Done(Message),
+    /// No answer, or none to this request, and none is to be had on this connection.
+    Lost(FailureKind),
     /// Anything else.
     Said(FailureKind),
 }
 
 impl Request {
-    /// Sends a message and reads what comes back. Blocks.
     fn send(&self, agent: &Agent, context: &Context, timeout: Duration) -> Outcome {
         let mut body = Vec::new();
         for (_, message) in &context.payload {
@@ -248,6 +351,9 @@ impl Request {
             http::Request::builder().method(self.method.clone()).uri(self.url.clone());
         if let Some(headers) = request.headers_mut() {
             headers.extend(self.headers.clone());
+            if body.len() > ASKS_FIRST {
+                headers.insert(header::EXPECT, HeaderValue::from_static("100-continue"));
+            }
             let key = format!("\"{}\"", context.message);
             let key = key.parse().expect("digits and quotes are a header's value");
             headers.insert(IDEMPOTENCY_KEY, key);
@@ -259,67 +365,108 @@ impl Request {
             }
         }
         let request = request.body(&body[..]).expect("every part was checked before");
+        // Half each, so that a receiver that is not there is told from one that is slow.
+        let connect = CONNECT.min(timeout / 2);
         let request = agent
             .configure_request(request)
             .timeout_global(Some(timeout))
-            .timeout_connect(Some(timeout.min(CONNECT)))
+            .timeout_resolve(Some(connect))
+            .timeout_connect(Some(connect))
             .build();
         match agent.run(request) {
-            Ok(response) => match read(response) {
-                Ok(answer) => answer.outcome(),
-                Err(error) => {
-                    let why = format!("{}: the answer broke off: {error}", self.place());
-                    Outcome::Said(FailureKind::Remote(why))
-                }
-            },
-            Err(error) => Outcome::Said(self.failed(&error)),
+            Ok(response) => self.outcome(read(response)),
+            Err(error) => self.failed(&error),
         }
     }
 
     /// What follows where there was no answer.
-    fn failed(&self, error: &ureq::Error) -> FailureKind {
-        let why = format!("{}: {error}", self.place());
+    fn failed(&self, error: &ureq::Error) -> Outcome {
+        let why = self.told(&error.to_string());
         match error {
-            ureq::Error::HostNotFound | ureq::Error::ConnectionFailed => {
-                FailureKind::Unavailable(why)
+            // Whatever breaks before an answer comes, from the look-up of a name to a
+            // certificate that is over, is no fault of the message.
+            ureq::Error::Io(_)
+            | ureq::Error::HostNotFound
+            | ureq::Error::ConnectionFailed
+            | ureq::Error::Tls(_)
+            | ureq::Error::Rustls(_)
+            | ureq::Error::Timeout(ureq::Timeout::Resolve | ureq::Timeout::Connect) => {
+                Outcome::Lost(FailureKind::Unavailable(why.into()))
             }
-            ureq::Error::Timeout(ureq::Timeout::Resolve | ureq::Timeout::Connect) => {
-                FailureKind::Unavailable(why)
-            }
-            ureq::Error::Io(io) if is_away(io) => FailureKind::Unavailable(why),
-            _ => FailureKind::Remote(why),
+            _ => Outcome::Said(FailureKind::Remote(why.into())),
         }
     }
 
-    /// The receiver, without what may be secret in its path.
-    fn place(&self) -> String {
+    /// What follows from an answer, by [`standing`].
+    fn outcome(&self, answer: Answer) -> Outcome {
+        let status = answer.status;
+        let standing = standing(status, answer.retry_after);
+        if standing == Standing::Done {
+            return Outcome::Done(answer.message());
+        }
+        let shown = excerpt(&answer.body);
+        let why = self.told(&format!("the receiver answered {status}: {}", shown.trim()));
+        let why = why.trim_end_matches(": ").to_owned();
+        let pause = answer.retry_after.map(|pause| pause.min(self.max_retry_after));
+        let pause = pause.filter(|_| !self.max_retry_after.is_zero());
+        match standing {
+            Standing::Done | Standing::Refused => Outcome::Said(FailureKind::Refused(why)),
+            Standing::Broken => Outcome::Said(FailureKind::Remote(Setback { why, pause })),
+            Standing::Later => Outcome::Said(FailureKind::Unavailable(Setback { why, pause })),
+            Standing::Elsewhere => Outcome::Lost(FailureKind::Unavailable(Setback { why, pause })),
+        }
+    }
+
+    /// A reason, with the connector, and the receiver without what may be secret in its path.
+    fn told(&self, why: &str) -> String {
         let scheme = self.url.scheme_str().unwrap_or_default();
         let authority = self.url.authority().map_or("", http::uri::Authority::as_str);
-        let authority = authority.rsplit('@').next().unwrap_or_default();
-        format!("{} {scheme}://{authority}", self.method)
+        format!("std:http-out: {} {scheme}://{authority}: {why}", self.method)
     }
 }
 
-/// Whether nobody is there to be asked, so that nothing can have come of it.
-fn is_away(error: &std::io::Error) -> bool {
-    use std::io::ErrorKind::{
-        AddrNotAvailable, ConnectionRefused, HostUnreachable, NetworkDown, NetworkUnreachable,
-    };
-    let kinds =
-        [AddrNotAvailable, ConnectionRefused, HostUnreachable, NetworkDown, NetworkUnreachable];
-    kinds.contains(&error.kind())
+/// What an answer says of its message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// The receiver has it.
+    Done,
+    /// It may come again later.
+    Later,
+    /// The same on another connection, at once or later.
+    Elsewhere,
+    /// The receiver has broken on it.
+    Broken,
+    /// The receiver does not want it.
+    Refused,
+}
+
+fn standing(status: StatusCode, retry_after: Option<Duration>) -> Standing {
+    match status.as_u16() {
+        200..=299 => Standing::Done,
+        // 408: it has waited too long for a request, often for one that was never begun, and
+        // closes the connection. 421: the connection leads to somebody else.
+        408 | 421 => Standing::Elsewhere,
+        // 425: too early to be sure that it is no repetition. 429: too many.
+        425 | 429 | 502..=504 => Standing::Later,
+        // Too large for now, which it says by when it is not (RFC 9110, 15.5.14).
+        413 if retry_after.is_some() => Standing::Later,
+        500..=599 => Standing::Broken,
+        _ => Standing::Refused,
+    }
 }
 
 /// What a receiver has answered.
 struct Answer {
     status: StatusCode,
     headers: Map<String, Value>,
+    retry_after: Option<Duration>,
     body: Vec<u8>,
     is_cut: bool,
 }
 
-fn read(response: http::Response<Body>) -> std::io::Result<Answer> {
+fn read(response: http::Response<Body>) -> Answer {
     let status = response.status();
+    let retry_after = retry_after(response.headers());
     let mut headers = Map::new();
     for name in response.headers().keys() {
         let values = response.headers().get_all(name).into_iter();
@@ -328,36 +475,23 @@ fn read(response: http::Response<Body>) -> std::io::Result<Answer> {
         headers.insert(name.as_str().into(), values.join(", ").into());
     }
     let mut body = Vec::new();
-    response.into_body().into_reader().take(MAX_ANSWER + 1).read_to_end(&mut body)?;
-    let is_cut = body.len() as u64 > MAX_ANSWER;
-    if is_cut {
+    // What has come is kept where the rest does not: the status has said what counts.
+    let came = response.into_body().into_reader().take(MAX_ANSWER + 1).read_to_end(&mut body);
+    let is_over = body.len() as u64 > MAX_ANSWER;
+    if is_over {
         body.pop();
     }
-    Ok(Answer { status, headers, body, is_cut })
+    Answer { status, headers, retry_after, body, is_cut: is_over || came.is_err() }
 }
 
 impl Answer {
-    /// What follows from an answer: 2xx is done; 429, 502, 503 and 504 say to come later;
-    /// other 5xx that it went wrong; the rest is a no, and so is a redirect.
-    fn outcome(self) -> Outcome {
-        let status = self.status;
-        if status.is_success() {
-            return Outcome::Done(self.message());
-        }
-        let shown = excerpt(&self.body);
-        let why = format!("the receiver answered {status}: {}", shown.trim());
-        let why = why.trim_end_matches(": ").to_owned();
-        Outcome::Said(match status.as_u16() {
-            429 | 502..=504 => FailureKind::Unavailable(why),
-            500..=599 => FailureKind::Remote(why),
-            _ => FailureKind::Guest(why),
-        })
-    }
-
     fn message(self) -> Message {
-        let body = match serde_json::from_slice::<&serde_json::value::RawValue>(&self.body) {
-            Ok(json) => json.get().to_owned(),
-            Err(_) => Value::from(String::from_utf8_lossy(&self.body)).to_string(),
+        let json = serde_json::from_slice::<&RawValue>(&self.body).ok();
+        // It lies one level deeper in the message than it came.
+        let json = json.filter(|json| check_json_within(json.get().as_bytes(), 1).is_ok());
+        let body = match json {
+            Some(json) => json.get().to_owned(),
+            None => Value::from(String::from_utf8_lossy(&self.body)).to_string(),
         };
         let cut = if self.is_cut { ",\"truncated\":true" } else { "" };
         let headers = Value::Object(self.headers);
@@ -369,6 +503,8 @@ impl Answer {
 
 #[cfg(test)]
 mod tests {
+    use reflowd_runtime::MAX_DEPTH;
+
     use super::*;
 
     #[test]
@@ -387,42 +523,141 @@ mod tests {
 
     #[test]
     fn a_status_says_what_follows() {
-        fn said(status: u16) -> &'static str {
-            let status = StatusCode::from_u16(status).unwrap();
-            let body = b"why".to_vec();
-            let answer = Answer { status, headers: Map::new(), body, is_cut: false };
-            match answer.outcome() {
-                Outcome::Done(_) => "done",
-                Outcome::Said(kind) => kind.class(),
-            }
-        }
+        use Standing::{Broken, Done, Elsewhere, Later, Refused};
         for (status, expected) in [
-            (200, "done"),
-            (202, "done"),
-            (204, "done"),
-            (301, "guest-error"),
-            (400, "guest-error"),
-            (404, "guest-error"),
-            (409, "guest-error"),
-            (429, "unavailable"),
-            (500, "remote"),
-            (501, "remote"),
-            (502, "unavailable"),
-            (503, "unavailable"),
-            (504, "unavailable"),
+            (200, Done),
+            (202, Done),
+            (204, Done),
+            (301, Refused),
+            (400, Refused),
+            (404, Refused),
+            (408, Elsewhere),
+            (409, Refused),
+            (413, Refused),
+            (421, Elsewhere),
+            (425, Later),
+            (429, Later),
+            (500, Broken),
+            (501, Broken),
+            (502, Later),
+            (503, Later),
+            (504, Later),
         ] {
-            assert_eq!(said(status), expected, "{status}");
+            assert_eq!(standing(StatusCode::from_u16(status).unwrap(), None), expected, "{status}");
         }
+        assert_eq!(standing(StatusCode::PAYLOAD_TOO_LARGE, Some(Duration::ZERO)), Later);
+    }
+
+    fn request(max_retry_after: Duration) -> Request {
+        Request {
+            url: "https://h:8/hook/secret".parse().unwrap(),
+            method: Method::POST,
+            headers: HeaderMap::new(),
+            timeout: TIMEOUT,
+            max_retry_after,
+            what: What::Data,
+        }
+    }
+
+    fn answer(status: u16, retry_after: Option<u64>, body: &str) -> Answer {
+        Answer {
+            status: StatusCode::from_u16(status).unwrap(),
+            headers: Map::new(),
+            retry_after: retry_after.map(Duration::from_secs),
+            body: body.as_bytes().to_vec(),
+            is_cut: false,
+        }
+    }
+
+    #[test]
+    fn a_pause_is_as_long_as_it_is_asked_for_but_for_a_bound() {
+        #[track_caller]
+        fn check(status: u16, asked: Option<u64>, bound: u64, expected: Option<u64>) {
+            let request = request(Duration::from_secs(bound));
+            let (Outcome::Said(kind) | Outcome::Lost(kind)) =
+                request.outcome(answer(status, asked, ""))
+            else {
+                panic!("it was delivered")
+            };
+            assert_eq!(kind.pause(), expected.map(Duration::from_secs), "{status}");
+        }
+        for status in [408, 413, 421, 425, 429, 500, 502, 503, 504] {
+            check(status, Some(8), 60, Some(8));
+            check(status, Some(u64::MAX), 60, Some(60));
+            check(status, Some(0), 60, Some(0));
+            check(status, None, 60, None);
+            check(status, Some(8), 0, None);
+        }
+        check(404, Some(8), 60, None);
+    }
+
+    #[test]
+    fn a_reason_names_the_connector_and_not_the_path() {
+        let request = request(MAX_RETRY_AFTER);
+        for status in [404, 408, 429, 500] {
+            let (Outcome::Said(kind) | Outcome::Lost(kind)) =
+                request.outcome(answer(status, None, "why"))
+            else {
+                panic!("it was delivered")
+            };
+            let why = kind.to_string();
+            let begin = format!("std:http-out: POST https://h:8: the receiver answered {status} ");
+            assert!(why.starts_with(&begin) && why.ends_with(": why"), "{why}");
+        }
+        let Outcome::Lost(kind) = request.failed(&ureq::Error::HostNotFound) else {
+            panic!("it was answered")
+        };
+        assert!(kind.to_string().starts_with("std:http-out: POST https://h:8: "), "{kind}");
+    }
+
+    #[test]
+    fn what_breaks_before_an_answer_is_an_outage() {
+        use std::io::{Error, ErrorKind};
+        #[track_caller]
+        fn check(error: ureq::Error, expected: &str) {
+            let (Outcome::Said(kind) | Outcome::Lost(kind)) =
+                request(MAX_RETRY_AFTER).failed(&error)
+            else {
+                panic!("it was delivered")
+            };
+            assert_eq!(kind.class(), expected, "{error}");
+        }
+        for kind in [
+            ErrorKind::ConnectionRefused,
+            ErrorKind::ConnectionReset,
+            ErrorKind::ConnectionAborted,
+            ErrorKind::BrokenPipe,
+            ErrorKind::UnexpectedEof,
+            ErrorKind::HostUnreachable,
+            ErrorKind::TimedOut,
+            // As a certificate that is over.
+            ErrorKind::InvalidData,
+        ] {
+            check(ureq::Error::Io(kind.into()), "unavailable");
+        }
+        // As the resolver says it, in a kind of error that has no name.
+        let name = Error::other("failed to lookup address information: Try again");
+        check(ureq::Error::Io(name), "unavailable");
+        check(ureq::Error::Timeout(ureq::Timeout::Resolve), "unavailable");
+        check(ureq::Error::Timeout(ureq::Timeout::Connect), "unavailable");
+        check(ureq::Error::Timeout(ureq::Timeout::Global), "remote");
+        check(ureq::Error::LargeResponseHeader(2, 1), "remote");
     }
 
     #[test]
     fn an_answer_is_json_where_it_can_be() {
         fn said(body: &str) -> String {
-            let (status, body) = (StatusCode::OK, body.as_bytes().to_vec());
-            let answer = Answer { status, headers: Map::new(), body, is_cut: false };
+            let answer = answer(200, None, body);
             String::from_utf8(answer.message().data().to_vec()).unwrap()
         }
         assert_eq!(said("{\"a\": 1.0}"), r#"{"status":200,"headers":{},"body":{"a": 1.0}}"#);
+        // What no reader takes as JSON is passed on as what it was written as.
+        assert_eq!(said("1e400"), r#"{"status":200,"headers":{},"body":"1e400"}"#);
+        let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        let deep = nested(MAX_DEPTH - 1);
+        assert_eq!(said(&deep), format!(r#"{{"status":200,"headers":{{}},"body":{deep}}}"#));
+        let deeper = nested(MAX_DEPTH);
+        assert_eq!(said(&deeper), format!(r#"{{"status":200,"headers":{{}},"body":"{deeper}"}}"#));
         assert_eq!(said("fine\""), r#"{"status":200,"headers":{},"body":"fine\""}"#);
         assert_eq!(said(""), r#"{"status":200,"headers":{},"body":""}"#);
     }
@@ -434,7 +669,7 @@ mod tests {
             .header("via", "1.1 b")
             .body(Body::builder().data("1"))
             .unwrap();
-        let answer = read(response).unwrap();
+        let answer = read(response);
         assert_eq!(Value::Object(answer.headers), json!({ "via": "1.1 a, 1.1 b" }));
     }
 }

@@ -119,7 +119,7 @@ impl<L: Lines> Engine for Writer<L> {
             match self.lines.write(&line, deadline).await {
                 Ok(()) => Ok((self as Box<dyn Engine>, Effects::default())),
                 Err(why) => {
-                    Err(Failure { kind: FailureKind::Unavailable(why), engine: Some(self) })
+                    Err(Failure { kind: FailureKind::Unavailable(why.into()), engine: Some(self) })
                 }
             }
         })

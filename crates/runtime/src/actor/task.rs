@@ -573,6 +573,7 @@ impl ActorTask {
             FailureKind::Timeout(_) => meters.turns_timeout.add(1),
             FailureKind::Turn(_) => meters.turns_error.add(1),
             FailureKind::Guest(_) => meters.turns_guest_error.add(1),
+            FailureKind::Refused(_) => meters.turns_refused.add(1),
             FailureKind::Unavailable(_) | FailureKind::Remote(_) => {
                 meters.turns_unavailable.add(1);
             }
@@ -598,11 +599,15 @@ impl ActorTask {
                 warn!(%actor, error = %kind, "turn failed; the message is kept");
                 self.shared.mailbox.release();
                 self.outage(rest, kind.to_string());
+                if let (Some(rest), Some(pause)) = (&mut self.rest, kind.pause()) {
+                    // Only shown: the outage is no other one because the pause is.
+                    rest.why.push_str(&format!("; it asks to wait for {pause:?}"));
+                }
             }
             Verdict::Answer => {
-                debug!(%actor, error = %kind, "the guest returned an error");
+                debug!(%actor, error = %kind, "turn ended with an error for the error port");
                 let text = match &kind {
-                    FailureKind::Guest(text) => Message::error(text),
+                    FailureKind::Guest(text) | FailureKind::Refused(text) => Message::error(text),
                     other => Message::error(&other.to_string()),
                 };
                 self.shared.emit(routes, origin, &error_port, text, &mut self.outbox);

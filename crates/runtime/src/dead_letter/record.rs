@@ -205,10 +205,12 @@ fn parts(reason: &Reason) -> (&'static str, String) {
             FailureKind::Trap(text)
             | FailureKind::Turn(text)
             | FailureKind::Guest(text)
-            | FailureKind::Unavailable(text)
-            | FailureKind::Remote(text),
+            | FailureKind::Refused(text),
         )
         | Reason::Unreadable(text) => text.clone(),
+        Reason::Failed(FailureKind::Unavailable(setback) | FailureKind::Remote(setback)) => {
+            setback.why.clone()
+        }
         Reason::Removed
         | Reason::Unwired
         | Reason::NoTarget
@@ -229,8 +231,9 @@ fn reason(class: &str, detail: String) -> Option<Reason> {
         }
         "turn-error" => Reason::Failed(FailureKind::Turn(detail)),
         "guest-error" => Reason::Failed(FailureKind::Guest(detail)),
-        "unavailable" => Reason::Failed(FailureKind::Unavailable(detail)),
-        "remote" => Reason::Failed(FailureKind::Remote(detail)),
+        "unavailable" => Reason::Failed(FailureKind::Unavailable(detail.into())),
+        "remote" => Reason::Failed(FailureKind::Remote(detail.into())),
+        "refused" => Reason::Failed(FailureKind::Refused(detail)),
         "unreadable" => Reason::Unreadable(detail),
         "removed" => Reason::Removed,
         "unwired" => Reason::Unwired,
@@ -260,8 +263,9 @@ mod tests {
             Reason::Failed(FailureKind::Timeout(Duration::new(1, 234_567_891))),
             Reason::Failed(FailureKind::Turn(text.clone())),
             Reason::Failed(FailureKind::Guest(String::new())),
-            Reason::Failed(FailureKind::Unavailable(text.clone())),
-            Reason::Failed(FailureKind::Remote(text.clone())),
+            Reason::Failed(FailureKind::Unavailable(text.clone().into())),
+            Reason::Failed(FailureKind::Remote(text.clone().into())),
+            Reason::Failed(FailureKind::Refused(text.clone())),
             Reason::Unreadable(text),
             Reason::Removed,
             Reason::Unwired,
