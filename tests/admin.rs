@@ -127,6 +127,48 @@ fn a_web_page_cannot_drive_the_daemon() {
     assert_eq!(own.status, 200, "{own:?}");
 }
 
+#[test]
+fn a_request_names_one_host_and_a_target_of_reasonable_length() {
+    let (daemon, address) = start(false);
+    let one = format!("Host: {address}\r\n");
+    let two = format!("{one}Host: {address}\r\n");
+    let long = format!("GET /v1/actors?{}", "x".repeat(9000));
+    let foreign = "GET http://evil.example/v1/actors";
+    let own = format!("GET http://{address}/v1/actors");
+    let evil = "Host: evil.example\r\n";
+    for (line, headers, status) in [
+        ("GET /v1/actors", &*one, 200),
+        ("GET /v1/actors", "", 400),
+        ("GET /v1/actors", &*two, 400),
+        ("GET /v1/actors", "Host: x@localhost\r\n", 400),
+        ("GET /livez", &*two, 400),
+        (foreign, &*one, 403),
+        (&*own, evil, 200),
+        (&*long, &*one, 414),
+    ] {
+        let answer = ask(&address, line, headers, "");
+        assert_eq!(
+            answer.status,
+            status,
+            "{} {headers:?}: {answer:?}",
+            &line[..line.len().min(40)]
+        );
+        if status != 200 {
+            assert_eq!(answer.json()["status"], status, "{answer:?}");
+        }
+    }
+    // The socket is no other.
+    for (hosts, status) in [("", 400), ("Host: localhost\r\nHost: localhost\r\n", 400)] {
+        let mut stream = daemon.connect();
+        let request = format!("GET /v1/actors HTTP/1.1\r\n{hosts}Connection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).unwrap();
+        assert_eq!(read_response(&mut BufReader::new(stream)).status, status);
+    }
+    let packed = format!("{one}Content-Encoding: gzip\r\n");
+    let answer = ask(&address, "POST /v1/actors/relay/ports/in?type=Any", &packed, "1");
+    assert_eq!(answer.status, 415, "{answer:?}");
+}
+
 /// Times of an ordinary caller's requests.
 struct Times(Vec<Duration>);
 

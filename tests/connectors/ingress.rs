@@ -2,13 +2,15 @@
 
 use std::{
     fs,
-    io::{BufReader, Write as _},
+    io::{BufReader, Read as _, Write as _},
     net::{TcpListener, TcpStream},
+    os::unix::fs::PermissionsExt as _,
     process::Stdio,
     thread,
     time::Duration,
 };
 
+use flate2::{Compression, write::GzEncoder};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::Value;
 
@@ -40,6 +42,12 @@ fn start(door: &str) -> Daemon {
     let world = World::new(&config(door));
     world.module("relay", &guest("relay"));
     world.start()
+}
+
+/// A file that only its owner can read.
+fn private(world: &World, path: &str, text: &str) {
+    fs::write(world.path(path), format!("{text}\n")).unwrap();
+    fs::set_permissions(world.path(path), fs::Permissions::from_mode(0o600)).unwrap();
 }
 
 /// One route, without an answer.
@@ -160,6 +168,196 @@ fn what_cannot_be_taken_is_refused_by_name() {
     assert_eq!(daemon.sum("reflowd_messages_accepted_total"), 0.0);
 }
 
+/// What comes back for these bytes: the status, the headers, and the body, as far as it is text.
+fn raw(at: std::net::SocketAddr, request: &[u8]) -> String {
+    let mut stream = TcpStream::connect(at).unwrap();
+    stream.set_read_timeout(Some(crate::rig::PATIENCE)).unwrap();
+    // It may answer, and close, before it has read everything.
+    _ = stream.write_all(request);
+    let mut answer = Vec::new();
+    _ = stream.read_to_end(&mut answer);
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+fn packed(coding: &str, body: &[u8]) -> Vec<u8> {
+    let length = body.len();
+    let head = format!(
+        "POST /orders HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Encoding: {coding}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
+    );
+    [head.as_bytes(), body].concat()
+}
+
+fn gzip(text: &[u8]) -> Vec<u8> {
+    let mut packed = GzEncoder::new(Vec::new(), Compression::best());
+    packed.write_all(text).unwrap();
+    packed.finish().unwrap()
+}
+
+#[test]
+fn a_body_that_comes_packed_is_unpacked_within_its_bound() {
+    let door = r#"config = { listen = "127.0.0.1:0", max_body = "1 MiB", routes = [{ path = "/orders", port = "orders" }] }"#;
+    let mut daemon = start(door);
+    let at = address(&daemon, "door");
+    let brotli = [0x0b, 0x03, 0x80, b'{', b'"', b'n', b'"', b':', b'1', b'}', 0x03];
+    let bodies =
+        [("gzip", gzip(b"{\"n\":1}")), ("x-gzip", gzip(b"{\"n\":1}")), ("br", brotli.into())];
+    for (coding, body) in bodies {
+        let answer = raw(at, &packed(coding, &body));
+        assert!(answer.starts_with("HTTP/1.1 202 "), "{coding}: {answer}");
+        assert_eq!(daemon.line().unwrap(), "{\"n\":1}", "{coding}");
+    }
+    let text = |length: usize| format!("\"{}\"", " ".repeat(length - 2));
+    let whole = raw(at, &packed("gzip", &gzip(text(1 << 20).as_bytes())));
+    assert!(whole.starts_with("HTTP/1.1 202 "), "{whole}");
+    assert_eq!(daemon.line().unwrap().len(), 1 << 20);
+    let bomb = gzip(&vec![b' '; 512 << 20]);
+    assert!(bomb.len() < 1 << 20);
+    for (coding, body, status) in [
+        ("gzip", &*gzip(text((1 << 20) + 1).as_bytes()), "413"),
+        ("gzip", &*bomb, "413"),
+        ("gzip", b"{\"n\":1}", "400"),
+        ("gzip", &gzip(b"1")[..15], "400"),
+        ("br", b"{\"n\":1}", "400"),
+        ("deflate", b"1", "415"),
+        ("zstd", b"1", "415"),
+        ("gzip, br", b"1", "415"),
+    ] {
+        let answer = raw(at, &packed(coding, body));
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{coding}: {answer}");
+        assert!(answer.contains("application/problem+json"), "{answer}");
+        let taken = header(&answer, "accept-encoding");
+        assert_eq!(taken.as_deref(), (status == "415").then_some("gzip, br"), "{answer}");
+    }
+    // Each of them by two mailboxes.
+    assert_eq!(daemon.sum("reflowd_messages_accepted_total"), 8.0);
+}
+
+#[test]
+fn json_by_another_name_is_json() {
+    let door = r#"config = { listen = "127.0.0.1:0", content_types = ["text/plain", "Application/X-AMZ"], routes = [{ path = "/orders", port = "orders" }] }"#;
+    let mut daemon = start(door);
+    let at = address(&daemon, "door");
+    for (n, (content_type, taken)) in [
+        ("application/json; charset=utf-8", true),
+        ("application/cloudevents+json", true),
+        ("application/vnd.api+json; ext=x", true),
+        ("Application/LD+JSON", true),
+        ("text/plain; charset=UTF-8", true),
+        ("application/x-amz", true),
+        ("text/html", false),
+        ("application/x-www-form-urlencoded", false),
+        ("+json", false),
+        ("json", false),
+        ("", false),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut client = Client::new(at);
+        client.write(
+            "POST",
+            "/orders",
+            &format!("Content-Type: {content_type}\r\n"),
+            &n.to_string(),
+        );
+        let reply = client.read();
+        assert_eq!(reply.status, if taken { 202 } else { 415 }, "{content_type}: {reply:?}");
+        if taken {
+            assert_eq!(daemon.line().unwrap(), n.to_string());
+        }
+    }
+    for wrong in ["text/plain; charset=utf-8", "text", "*/*", "text/ plain", "/"] {
+        let world = World::new(&config(
+            &ORDERS.replace("routes", &format!("content_types = [\"{wrong}\"], routes")),
+        ));
+        let output = world.run(&["check"]);
+        let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        assert_eq!(output.status.code(), Some(78), "{said}");
+        assert!(said.contains("such as text/plain"), "{said}");
+    }
+}
+
+#[test]
+fn what_no_reader_could_take_does_not_come_in() {
+    let mut daemon = start(ORDERS);
+    let mut client = Client::new(address(&daemon, "door"));
+    let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+    for (body, why) in [
+        ("1e400".to_owned(), "the number 1e400 fits neither"),
+        (r#"{"a":[1,{"b":-1e999}]}"#.to_owned(), "-1e999 at `/a/1/b` fits neither"),
+        (r#"{"a":"\ud800"}"#.to_owned(), "the string at `/a` has"),
+        (nested(101), "nested deeper than 100 levels"),
+        (nested(100_000), "nested deeper than 100 levels"),
+    ] {
+        let reply = client.post("/orders", &body);
+        assert_eq!(reply.status, 422, "{reply:?}");
+        assert!(reply.json()["detail"].as_str().unwrap().contains(why), "{reply:?}");
+    }
+    for body in [nested(100), r#""\ud83d\ude00""#.into(), "1e308".into(), "9".repeat(300)] {
+        assert_eq!(client.post("/orders", &body).status, 202);
+        assert_eq!(daemon.line().unwrap(), body);
+    }
+}
+
+#[test]
+fn a_request_that_could_be_taken_for_two_is_for_nobody() {
+    let mut daemon = start(ORDERS);
+    let at = address(&daemon, "door");
+    let long = format!("/orders?{}", "x".repeat(9000));
+    let longer = format!("/orders?{}", "x".repeat(60_000));
+    for (line, hosts, status) in [
+        ("/orders HTTP/1.1", "", 400),
+        ("/orders HTTP/1.1", "Host: localhost\r\nHost: localhost\r\n", 400),
+        ("/orders HTTP/1.1", "Host: localhost\r\nHost: evil.example\r\n", 400),
+        ("/orders HTTP/1.0", "Host: localhost\r\nHost: localhost\r\n", 400),
+        ("/orders HTTP/1.1", "Host: user@localhost\r\n", 400),
+        ("/orders HTTP/1.1", "Host: localhost/x\r\n", 400),
+        ("http://localhost/orders HTTP/1.1", "", 400),
+        ("http://evil.example/orders HTTP/1.1", "Host: localhost\r\n", 403),
+        ("http://localhost/orders HTTP/1.1", "Host: evil.example\r\n", 202),
+        ("/orders HTTP/1.0", "Host: localhost\r\n", 202),
+        (&format!("{long} HTTP/1.1"), "Host: localhost\r\n", 414),
+        (&format!("{longer} HTTP/1.1"), "Host: localhost\r\n", 414),
+    ] {
+        let request = format!(
+            "POST {line}\r\n{hosts}Content-Type: application/json\r\nContent-Length: 1\r\nConnection: close\r\n\r\n7"
+        );
+        let answer = raw(at, request.as_bytes());
+        let said = answer.split(' ').nth(1).and_then(|status| status.parse::<u16>().ok());
+        let line = &line[..line.len().min(60)];
+        assert_eq!(said, Some(status), "{line} {hosts:?}: {answer}");
+        if status == 202 {
+            assert_eq!(daemon.line().unwrap(), "7");
+        }
+    }
+}
+
+#[test]
+fn a_token_in_a_file_that_others_can_read_is_refused() {
+    let token = "a token that nobody guesses";
+    let door = r#"env = { TOKEN = { file = "token" }, OTHER = { file = "other" } }
+        config = { listen = "127.0.0.1:0", token = "TOKEN", routes = [{ path = "/orders", port = "orders" }] }"#;
+    let check = |mode: u32| {
+        let world = World::new(&config(door));
+        world.module("relay", &guest("relay"));
+        fs::write(world.path("config/other"), "for all to see").unwrap();
+        private(&world, "config/token", token);
+        fs::set_permissions(world.path("config/token"), fs::Permissions::from_mode(mode)).unwrap();
+        let output = world.run(&["check"]);
+        let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        assert!(!said.contains(token), "{said}");
+        (output.status.code(), said)
+    };
+    for mode in [0o644, 0o640, 0o602, 0o660] {
+        let (code, said) = check(mode);
+        assert_eq!(code, Some(78), "{said}");
+        assert!(said.contains("E0112") && said.contains("others can read the token"), "{said}");
+        assert!(said.contains("chmod 600"), "{said}");
+    }
+    assert_eq!(check(0o600).0, Some(0));
+    assert_eq!(check(0o400).0, Some(0));
+}
+
 #[test]
 fn who_shows_no_token_learns_nothing_and_who_does_may_only_send() {
     let token = "a token that nobody guesses";
@@ -167,7 +365,7 @@ fn who_shows_no_token_learns_nothing_and_who_does_may_only_send() {
         config = { listen = "127.0.0.1:0", token = "TOKEN", routes = [{ path = "/orders", port = "orders" }] }"#;
     let world = World::new(&config(door));
     world.module("relay", &guest("relay"));
-    fs::write(world.path("config/token"), format!("{token}\n")).unwrap();
+    private(&world, "config/token", token);
     let mut daemon = world.start();
     let at = address(&daemon, "door");
     let json = "Content-Type: application/json\r\n";

@@ -8,6 +8,8 @@ mod config;
 mod connector;
 mod admin;
 mod connections;
+mod request_head;
+mod coding;
 mod percent;
 mod retry_after;
 mod receipt;

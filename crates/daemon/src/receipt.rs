@@ -5,7 +5,7 @@
 //! allowance: the first bytes of each are free, so that small bodies always get through,
 //! and what goes beyond them takes its share until the message is queued.
 
-use std::{error::Error, sync::Arc, time::Duration};
+use std::{error::Error, io, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt as _;
@@ -13,8 +13,11 @@ use hyper::body::Body;
 use thiserror::Error;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
+    task::spawn_blocking,
     time,
 };
+
+use crate::coding::Coding;
 
 /// Bytes of all bodies together, beyond the free ones.
 const ALLOWANCE: usize = 128 << 20;
@@ -28,9 +31,15 @@ const GRAIN: usize = 64 << 10;
 /// How long a caller may take for a body.
 pub(crate) const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Bodies that are unpacked at once. To unpack takes up to 16 MiB beside what comes of it.
+const UNPACKING: usize = 4;
+
 /// The allowance of a daemon. Clones share it.
 #[derive(Clone)]
-pub(crate) struct Receipts(Arc<Semaphore>);
+pub(crate) struct Receipts {
+    bytes: Arc<Semaphore>,
+    unpacking: Arc<Semaphore>,
+}
 
 /// One body's share. Dropping it gives it back.
 pub(crate) struct Receipt {
@@ -60,16 +69,25 @@ pub(crate) enum ReceiveError {
     Broken(#[source] Box<dyn Error + Send + Sync>),
 }
 
+impl From<io::Error> for ReceiveError {
+    fn from(error: io::Error) -> Self {
+        Self::Broken(error.into())
+    }
+}
+
 impl Default for Receipts {
     fn default() -> Self {
-        Self(Arc::new(Semaphore::new(ALLOWANCE / GRAIN)))
+        Self {
+            bytes: Arc::new(Semaphore::new(ALLOWANCE / GRAIN)),
+            unpacking: Arc::new(Semaphore::new(UNPACKING)),
+        }
     }
 }
 
 impl Receipts {
     /// A body of which nothing has come yet.
     pub(crate) fn begin(&self) -> Receipt {
-        Receipt { of: Arc::clone(&self.0), held: None }
+        Receipt { of: Arc::clone(&self.bytes), held: None }
     }
 
     /// All of a body, and its share of the allowance, to be held for as long as it is in
@@ -88,6 +106,45 @@ impl Receipts {
     {
         let reading = self.read_on(body, limit);
         time::timeout(BODY_TIMEOUT, reading).await.map_err(|_| ReceiveError::TooSlow)?
+    }
+
+    /// The same of a body that comes packed. Packed and unpacked, it is within the limit.
+    ///
+    /// # Errors
+    /// Nothing is to be done about it, and why.
+    pub(crate) async fn read_packed<B>(
+        &self,
+        body: B,
+        coding: Coding,
+        limit: usize,
+    ) -> Result<(Bytes, Receipt), ReceiveError>
+    where
+        B: Body<Data = Bytes> + Unpin,
+        B::Error: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let (packed, of_packed) = self.read(body, limit).await?;
+        if coding == Coding::Plain {
+            return Ok((packed, of_packed));
+        }
+        // Not before all of it is there: a slow sender must not keep others from unpacking.
+        let turn = Arc::clone(&self.unpacking).acquire_owned().await;
+        let turn = turn.expect("nobody closes it");
+        let mut receipt = self.begin();
+        let unpacking = spawn_blocking(move || {
+            let mut all = BytesMut::new();
+            coding.unpack(&packed, |piece| {
+                let length = all.len() + piece.len();
+                if length > limit {
+                    return Err(ReceiveError::TooLarge(limit));
+                }
+                receipt.grow_to(length)?;
+                all.extend_from_slice(piece);
+                Ok(())
+            })?;
+            drop((turn, of_packed));
+            Ok((all.freeze(), receipt))
+        });
+        unpacking.await.unwrap_or_else(|panic| Err(ReceiveError::Broken(panic.into())))
     }
 
     async fn read_on<B>(&self, mut body: B, limit: usize) -> Result<(Bytes, Receipt), ReceiveError>
@@ -142,6 +199,9 @@ impl Receipt {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
+    use flate2::{Compression, write::GzEncoder};
     use http_body_util::Full;
 
     use super::*;
@@ -159,7 +219,7 @@ mod tests {
         receipts.read(body(FREE), usize::MAX).await.unwrap();
         drop(whole);
         receipts.read(body(FREE + 1), usize::MAX).await.unwrap();
-        assert_eq!(receipts.0.available_permits(), ALLOWANCE / GRAIN);
+        assert_eq!(receipts.bytes.available_permits(), ALLOWANCE / GRAIN);
     }
 
     #[tokio::test]
@@ -186,5 +246,28 @@ mod tests {
         let receipts = Receipts::default();
         let refused = receipts.read(body(11), 10).await;
         assert!(matches!(refused, Err(ReceiveError::TooLarge(10))));
+    }
+
+    #[tokio::test]
+    async fn a_packed_body_has_its_bound_and_its_share_by_what_comes_out() {
+        let packed = |length: usize| {
+            let mut packed = GzEncoder::new(Vec::new(), Compression::best());
+            packed.write_all(&vec![b' '; length]).unwrap();
+            Full::new(Bytes::from(packed.finish().unwrap()))
+        };
+        let receipts = Receipts::default();
+        let free = || receipts.bytes.available_permits();
+        let read = |length, limit| receipts.read_packed(packed(length), Coding::Gzip, limit);
+        let (bytes, receipt) = read(1 << 20, 1 << 20).await.unwrap();
+        assert_eq!((bytes.len(), free()), (1 << 20, (ALLOWANCE + FREE - (1 << 20)) / GRAIN));
+        drop(receipt);
+        let refused = read((1 << 20) + 1, 1 << 20).await;
+        assert!(matches!(refused, Err(ReceiveError::TooLarge(n)) if n == 1 << 20));
+        let (_, _whole) = receipts.read(body(ALLOWANCE + FREE), usize::MAX).await.unwrap();
+        assert!(matches!(read(1 << 20, 1 << 20).await, Err(ReceiveError::Crowded(_))));
+        assert!(read(FREE, FREE).await.is_ok());
+        let plain = receipts.read_packed(body(8), Coding::Gzip, 8).await;
+        assert!(matches!(plain, Err(ReceiveError::Broken(_))));
+        assert_eq!(receipts.unpacking.available_permits(), UNPACKING);
     }
 }

@@ -32,7 +32,10 @@ use super::{
     lines::{Line, Lines, TooLong},
     query,
 };
-use crate::receipt::{BODY_TIMEOUT, Receipt, ReceiveError};
+use crate::{
+    coding::must_be_plain,
+    receipt::{BODY_TIMEOUT, Receipt, ReceiveError},
+};
 
 /// The largest message, in bytes: as much as one turn may put out.
 const MAX_MESSAGE: usize = 16 << 20;
@@ -262,8 +265,9 @@ enum Content {
 
 /// A body must say what it is: pages cannot send these types unasked.
 fn content(headers: &HeaderMap) -> Result<Content, Problem> {
+    must_be_plain(headers)?;
     match media_type(headers).as_str() {
-        "application/json" => Ok(Content::One),
+        one if is_json(one) => Ok(Content::One),
         "application/x-ndjson" | "application/jsonl" | "application/ndjson" => Ok(Content::Lines),
         _ => Err(Problem::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -275,9 +279,15 @@ fn content(headers: &HeaderMap) -> Result<Content, Problem> {
 }
 
 /// What a body says that it is, without parameters and in small letters; empty where it does not.
-pub(super) fn media_type(headers: &HeaderMap) -> String {
+pub(crate) fn media_type(headers: &HeaderMap) -> String {
     let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     value.unwrap_or("").split(';').next().unwrap_or("").trim().to_ascii_lowercase()
+}
+
+/// Whether a media type is JSON, under a name of its own (RFC 6839) or none.
+pub(crate) fn is_json(media_type: &str) -> bool {
+    media_type == "application/json"
+        || media_type.strip_suffix("+json").is_some_and(|name| name.contains('/'))
 }
 
 /// The type of an inport, or the problem that there is no such port.

@@ -2,6 +2,7 @@
 //! loopback address.
 
 use std::{
+    convert::Infallible,
     io,
     net::SocketAddr,
     os::unix::{
@@ -14,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, body::Body, serve::Listener};
+use axum::{Router, body::Body, response::IntoResponse as _, serve::Listener};
 use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use listenfd::ListenFd;
@@ -27,7 +28,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt as _;
 
 use super::access::Caller;
-use crate::connections::{Connections, InHand};
+use crate::{
+    connections::{Connections, InHand},
+    request_head::{MAX_HEAD, settle},
+};
 
 /// The longest path of a socket in bytes, without the final zero: `sun_path` has 108.
 const MAX_PATH: usize = 107;
@@ -37,9 +41,6 @@ const BACKLOG: u32 = 128;
 
 /// How long a caller may take to send a request's headers.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// The largest head of a request, in bytes.
-const MAX_HEAD: usize = 64 << 10;
 
 /// How long answers in hand may take when the daemon stops.
 const GRACE: Duration = Duration::from_secs(2);
@@ -275,8 +276,14 @@ pub(crate) async fn serve<D: Door>(mut door: D, router: Router, stopping: Cancel
             let in_hand = InHand::begin(&of);
             let mut request = request.map(|body| in_hand.request(Body::new(body)));
             request.extensions_mut().insert(caller.clone());
-            let answer = router.clone().oneshot(request);
-            async move { answer.await.map(|answer| answer.map(|body| in_hand.answer(body))) }
+            let router = router.clone();
+            async move {
+                let answer = match settle(&mut request) {
+                    Ok(()) => router.oneshot(request).await?,
+                    Err(problem) => problem.into_response(),
+                };
+                Ok::<_, Infallible>(answer.map(|body| in_hand.answer(body)))
+            }
         });
         let mut http = http1::Builder::new();
         http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(MAX_HEAD);

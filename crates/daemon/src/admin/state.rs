@@ -18,8 +18,12 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio::task::spawn_blocking;
 
-use super::{Admin, InPath, Phase, Problem, actors, intake::media_type, version};
-use crate::receipt::ReceiveError;
+use super::{
+    Admin, InPath, Phase, Problem, actors,
+    intake::{is_json, media_type},
+    version,
+};
+use crate::{coding::must_be_plain, receipt::ReceiveError};
 
 /// A state with what it belongs to, so that it can be told where it fits.
 #[derive(Serialize)]
@@ -74,7 +78,8 @@ pub(super) async fn set(
     body: Body,
 ) -> Result<Json<Answer>, Problem> {
     let actor = actors::running(&admin, &name)?;
-    if media_type(&headers) != "application/json" {
+    must_be_plain(&headers)?;
+    if !is_json(&media_type(&headers)) {
         let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
         let why = "send the state as application/json";
         return Err(Problem::new(status, "content-type", "unknown content type", why));

@@ -241,6 +241,9 @@ impl Rig {
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
         self.tasks.spawn(async move { _ = connection.await });
         let mut request = Request::builder().method(method).uri(path);
+        if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("host")) {
+            request = request.header(header::HOST, "localhost");
+        }
         for (name, value) in headers {
             request = request.header(*name, *value);
         }

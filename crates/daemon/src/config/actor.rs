@@ -16,7 +16,7 @@ use toml::de::DeValue;
 
 use super::{
     Parsing, Wait,
-    daemon::set,
+    daemon::{is_exposed, set},
     environment::normal,
     reader::{Item, Table},
     report::{Diagnostic, Place},
@@ -187,6 +187,13 @@ impl Parsing<'_> {
             keys.env = values;
             if !secrets.is_empty() {
                 self.config.secrets.insert(name.clone(), secrets);
+            }
+            // Whoever has it may send.
+            let is_door = matches!(&module, Some(ModuleRef::Builtin { name }) if name == HTTP_IN);
+            let token = keys.config.get("token").filter(|_| is_door).and_then(Value::as_str);
+            if let Some(token) = token.and_then(|token| env.items().find(|item| item.key == token))
+            {
+                is_exposed(&token);
             }
         }
         table.finish();

@@ -214,10 +214,7 @@ impl Parsing<'_> {
                 continue;
             }
             let Some(token) = self.reference(&item) else { continue };
-            if let Some(file) = self.exposed(&item) {
-                item.refuse::<()>("E0112", format!("others can read the token in `{file}`"), |d| {
-                    d.at(&item.place, "needs a file of mode 0600").help(format!("chmod 600 {file}"))
-                });
+            if is_exposed(&item) {
                 continue;
             }
             match usable_token(&token) {
@@ -233,16 +230,24 @@ impl Parsing<'_> {
         table.finish();
         tokens
     }
+}
 
-    /// The file that a `{ file = … }` names, where others than its owner can read it.
-    fn exposed(&self, item: &Item<'_>) -> Option<String> {
+/// Whether a token comes from a `{ file = … }` that others than its owner can read, which is
+/// reported.
+pub(super) fn is_exposed(item: &Item<'_>) -> bool {
+    let path = || {
         let DeValue::Table(entries) = item.value else { return None };
         let DeValue::String(text) = entries.get("file")?.get_ref() else { return None };
         let folder = item.place.file.parent().unwrap_or(Path::new("/"));
         let path = normal(&folder.join(&**text));
         let mode = path.metadata().ok()?.permissions().mode();
         (mode & 0o077 != 0).then(|| path.display().to_string())
-    }
+    };
+    let Some(file) = path() else { return false };
+    item.refuse::<()>("E0112", format!("others can read the token in `{file}`"), |d| {
+        d.at(&item.place, "needs a file of mode 0600").help(format!("chmod 600 {file}"))
+    });
+    true
 }
 
 fn listen(table: &mut Table<'_>, open: bool) -> Option<SocketAddr> {

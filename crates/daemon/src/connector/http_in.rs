@@ -60,8 +60,11 @@ pub(super) struct Config {
     token: Option<String>,
     /// Where what comes in goes.
     routes: Vec<RouteConfig>,
-    /// The largest body.
+    /// The largest body, packed or not.
     max_body: Option<Size>,
+    /// Types of bodies that are JSON by another name.
+    #[serde(default)]
+    content_types: Vec<String>,
     /// Requests a second, of all senders together; more are told to come again.
     rate: Option<f64>,
 }
@@ -128,7 +131,12 @@ pub(super) fn metadata(outports: &[Port]) -> Metadata {
                         "additionalProperties": false,
                     },
                 },
-                "max_body": { "type": ["string", "integer"], "default": "1 MiB", "description": "the largest body, up to 16 MiB" },
+                "max_body": { "type": ["string", "integer"], "default": "1 MiB", "description": "the largest body, packed or not, up to 16 MiB" },
+                "content_types": {
+                    "type": "array",
+                    "items": { "type": "string" },
+                    "description": "types of bodies that are read as JSON, such as text/plain, beside application/json and those that end with +json",
+                },
                 "rate": { "type": "number", "description": "requests a second of all senders together" },
             },
             "required": ["listen", "routes"],
@@ -181,6 +189,8 @@ pub(super) fn prepare(
     let max_body = max_body
         .filter(|size| (1..=MOST_BODY).contains(size))
         .ok_or("`max_body` is a size from 1 byte to 16 MiB, such as \"64 KiB\"")?;
+    let content_types = config.content_types.iter().map(|text| content_type(text));
+    let content_types = content_types.collect::<Result<Vec<_>, _>>()?;
     let rate = match config.rate {
         Some(rate) if (LOWEST_RATE..=HIGHEST_RATE).contains(&rate) => {
             Some(Mutex::new(Bucket::new(rate)))
@@ -197,6 +207,7 @@ pub(super) fn prepare(
         token,
         routes,
         max_body: usize::try_from(max_body).map_err(|_| "`max_body` is too large")?,
+        content_types,
         rate,
         system: setting.services.system.clone(),
     };
@@ -215,6 +226,20 @@ fn no_such_value(env: &BTreeMap<String, String>) -> String {
         false => format!("has {}", names.join(", ")),
     };
     format!("`token` is the name of a value in the actor's `env`, which {has}")
+}
+
+/// A media type as requests are compared with it: in small letters.
+fn content_type(text: &str) -> Result<String, String> {
+    let is_name = |name: &str| {
+        let is_of_name = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$&-^_.+".contains(&byte);
+        !name.is_empty() && name.bytes().all(is_of_name)
+    };
+    match text.split_once('/') {
+        Some((kind, name)) if is_name(kind) && is_name(name) => Ok(text.to_ascii_lowercase()),
+        _ => Err(format!(
+            "`content_types` has {text}; it has types without parameters, such as text/plain"
+        )),
+    }
 }
 
 /// The ports of routes, each once. Routes of other types to one port make it take any.
@@ -244,6 +269,8 @@ struct Door {
     routes: Vec<Route>,
     /// Bytes.
     max_body: usize,
+    /// Media types in small letters.
+    content_types: Vec<String>,
     rate: Option<Mutex<Bucket>>,
     /// Forgets the answers that nobody waits for any more.
     system: System,

@@ -31,13 +31,11 @@ use super::{Door, request};
 use crate::{
     connections::{Connections, Guest, InHand},
     receipt::Receipts,
+    request_head::MAX_HEAD,
 };
 
 /// How long a sender may take for a request's head, and be silent between two requests.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// The largest head of a request, in bytes.
-const MAX_HEAD: usize = 32 << 10;
 
 /// The pause where no connection can be taken because the process has too many files open.
 const OUT_OF_FILES: Duration = Duration::from_millis(100);

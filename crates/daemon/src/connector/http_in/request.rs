@@ -1,16 +1,17 @@
 //! What is done about one request.
 //!
 //! In this order, so that who has no business here learns nothing and costs little: the
-//! token, the route, the rate, the kind of content, the length, the bytes, the message, the
-//! wires. All that is refused is a problem document, as it is with the admin API.
+//! head, the token, the route, the rate, the kind of content, the length, the bytes, the
+//! message, the wires. All that is refused is a problem document, as it is with the admin API.
 
 use std::sync::Arc;
 
 use axum::{
     body::Body,
-    http::{HeaderValue, Request, StatusCode, header},
+    http::{HeaderMap, HeaderValue, Request, StatusCode, header},
     response::{IntoResponse, Response},
 };
+use bytes::Bytes;
 use hyper::body::Body as _;
 use reflowd_runtime::{Message, MessageError, MessageId, OfferError};
 use serde::de::IgnoredAny;
@@ -18,8 +19,10 @@ use tokio::time::Instant;
 
 use super::{Door, Route, What, place::Behind};
 use crate::{
-    admin::{Answered, Problem, Via, answered, guard, traceparent},
+    admin::{Answered, Problem, Via, answered, guard, is_json, media_type, traceparent},
+    coding::Coding,
     receipt::{Receipt, Receipts, ReceiveError},
+    request_head::settle,
 };
 
 /// Answers a request.
@@ -33,14 +36,17 @@ pub(super) async fn answer(behind: Option<Arc<Behind>>, request: Request<Body>) 
     }
 }
 
-async fn take(behind: &Behind, request: Request<Body>) -> Result<Response<Body>, Problem> {
+async fn take(behind: &Behind, mut request: Request<Body>) -> Result<Response<Body>, Problem> {
     let Behind { door, out, receipts, stopping } = behind;
+    settle(&mut request)?;
     door.admit(&request)?;
     let route = door.route(&request)?;
     door.pace(Instant::now())?;
-    is_json(&request)?;
+    door.takes(request.headers())?;
+    let coding = Coding::of(request.headers())?;
     let trace = traceparent(request.headers());
-    let (message, receipt) = door.message(route, receipts, request.into_body()).await?;
+    let body = door.body(receipts, coding, request.into_body()).await?;
+    let (message, receipt) = (message(route, &body.0)?, body.1);
     let answer = route.wait.as_ref().map(|(port, _)| port.clone());
     let (id, receiver) = out.offer(&route.port, message, trace, answer).map_err(not_taken)?;
     // It is in mailboxes by now, and counted there.
@@ -121,45 +127,51 @@ impl Door {
         })
     }
 
-    async fn message(
+    /// A body must say that it is JSON: a page cannot send that to another host unasked. What
+    /// else is JSON all the same, the configuration says.
+    fn takes(&self, headers: &HeaderMap) -> Result<(), Problem> {
+        let media_type = media_type(headers);
+        if is_json(&media_type) || self.content_types.contains(&media_type) {
+            return Ok(());
+        }
+        let more: String = self.content_types.iter().map(|more| format!(", {more}")).collect();
+        let why =
+            format!("send a body of type application/json, or one that ends with +json{more}");
+        let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+        Err(Problem::new(status, "content-type", "unknown content type", why))
+    }
+
+    async fn body(
         &self,
-        route: &Route,
         receipts: &Receipts,
+        coding: Coding,
         body: Body,
-    ) -> Result<(Message, Receipt), Problem> {
+    ) -> Result<(Bytes, Receipt), Problem> {
         // What says how large it is need not be read to be refused.
         if body.size_hint().lower() > self.max_body as u64 {
             return Err(ReceiveError::TooLarge(self.max_body).into());
         }
-        let (bytes, receipt) = receipts.read(body, self.max_body).await?;
-        let message = match route.ty {
-            Some(ty) => Message::new(ty, bytes.clone()),
-            None => Message::from_plain(&bytes, &bytes),
-        };
-        let message = message.map_err(|error| {
-            let is_json = serde_json::from_slice::<IgnoredAny>(&bytes).is_ok();
-            let status = match error {
-                MessageError::UnknownType(_) | MessageError::Unfit { .. } if is_json => {
-                    StatusCode::UNPROCESSABLE_ENTITY
-                }
-                _ => StatusCode::BAD_REQUEST,
-            };
-            Problem::new(status, "bad-message", "bad message", error.to_string())
-        })?;
-        Ok((message, receipt))
+        Ok(receipts.read_packed(body, coding, self.max_body).await?)
     }
 }
 
-/// A body must say that it is JSON: a page cannot send that to another host unasked.
-fn is_json(request: &Request<Body>) -> Result<(), Problem> {
-    let value = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    let essence = value.unwrap_or_default().split(';').next().unwrap_or_default().trim();
-    if essence.eq_ignore_ascii_case("application/json") {
-        return Ok(());
-    }
-    let why = "send a body of type application/json";
-    let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
-    Err(Problem::new(status, "content-type", "unknown content type", why))
+fn message(route: &Route, bytes: &Bytes) -> Result<Message, Problem> {
+    let message = match route.ty {
+        Some(ty) => Message::new(ty, bytes.clone()),
+        None => Message::from_plain(bytes, bytes),
+    };
+    message.map_err(|error| {
+        let is_json = serde_json::from_slice::<IgnoredAny>(bytes).is_ok();
+        let status = match error {
+            MessageError::UnknownType(_) | MessageError::Unfit { .. } | MessageError::Fault(_)
+                if is_json =>
+            {
+                StatusCode::UNPROCESSABLE_ENTITY
+            }
+            _ => StatusCode::BAD_REQUEST,
+        };
+        Problem::new(status, "bad-message", "bad message", error.to_string())
+    })
 }
 
 fn not_taken(error: OfferError) -> Problem {
