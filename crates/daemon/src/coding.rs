@@ -1,7 +1,7 @@
-//! Content codings: bodies that come packed (RFC 9110, 8.4).
+//! Content codings: compressed request bodies (RFC 9110, 8.4).
 //!
-//! What a packed body comes to is known only by unpacking it, and a thousandfold is easily
-//! made. So the bound is that of what comes out, looked at with each piece of it.
+//! A few kilobytes can decompress to gigabytes, so the size limit applies to the output and is
+//! checked after each piece of it.
 
 use std::io::{self, Read};
 
@@ -11,16 +11,16 @@ use flate2::read::MultiGzDecoder;
 
 use crate::admin::Problem;
 
-/// The codings that are taken, as `Accept-Encoding` says it.
+/// The accepted codings, as an `Accept-Encoding` header.
 const TAKEN: HeaderValue = HeaderValue::from_static("gzip, br");
 
-/// How much is unpacked before the bound is looked at again, in bytes.
+/// Bytes decompressed between two checks of the limit.
 const PIECE: usize = 64 << 10;
 
-/// How a body is packed.
+/// The content coding of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Coding {
-    /// Not at all.
+    /// None.
     Plain,
     /// `gzip`.
     Gzip,
@@ -29,10 +29,10 @@ pub(crate) enum Coding {
 }
 
 impl Coding {
-    /// The coding of a body, by the headers that came with it.
+    /// The coding that a request's headers declare.
     ///
     /// # Errors
-    /// It is none that is taken, or one upon another. The answer says which are.
+    /// It is unknown, or several are stacked; the problem lists the accepted ones.
     pub(crate) fn of(headers: &HeaderMap) -> Result<Self, Problem> {
         let mut coding = Self::Plain;
         for value in headers.get_all(header::CONTENT_ENCODING) {
@@ -52,11 +52,11 @@ impl Coding {
         Ok(coding)
     }
 
-    /// Unpacks `packed` piece by piece, for as long as `take` takes the pieces. Blocks.
+    /// Decompresses `packed` piece by piece until `take` fails. Blocks.
     ///
     /// # Errors
-    /// What `take` said, or the body is not what its coding says, which is an error of the
-    /// kind [`io::ErrorKind::InvalidData`].
+    /// The error of `take`, or one of kind [`io::ErrorKind::InvalidData`] when the body does not
+    /// match its coding.
     pub(crate) fn unpack<E: From<io::Error>>(
         self,
         packed: &[u8],
@@ -70,10 +70,10 @@ impl Coding {
     }
 }
 
-/// Refuses a body that comes packed, where none is taken.
+/// Refuses compressed bodies.
 ///
 /// # Errors
-/// It is.
+/// The body has a content coding.
 pub(crate) fn must_be_plain(headers: &HeaderMap) -> Result<(), Problem> {
     match Coding::of(headers) {
         Ok(Coding::Plain) => Ok(()),

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// A `%` that two hexadecimal digits do not follow.
+/// A `%` that is not followed by two hexadecimal digits.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct BadPercent(String);
 
@@ -12,10 +12,10 @@ impl fmt::Display for BadPercent {
     }
 }
 
-/// The bytes that a text stands for, `%40` for `@`.
+/// Decodes a percent-encoded text.
 ///
 /// # Errors
-/// A `%` has no two hexadecimal digits behind it.
+/// A `%` is not followed by two hexadecimal digits.
 pub(crate) fn decoded(text: &str) -> Result<Vec<u8>, BadPercent> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
@@ -35,7 +35,7 @@ pub(crate) fn decoded(text: &str) -> Result<Vec<u8>, BadPercent> {
     Ok(bytes)
 }
 
-/// What stands where the digits should.
+/// The characters in place of the digits, for the error.
 fn text_start(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).chars().take(2).collect()
 }

@@ -31,7 +31,7 @@ const GRAIN: usize = 64 << 10;
 /// How long a caller may take for a body.
 pub(crate) const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Bodies that are unpacked at once. To unpack takes up to 16 MiB beside what comes of it.
+/// Bodies decompressed at once: each decoder needs up to 16 MiB besides its output.
 const UNPACKING: usize = 4;
 
 /// The allowance of a daemon. Clones share it.
@@ -108,10 +108,10 @@ impl Receipts {
         time::timeout(BODY_TIMEOUT, reading).await.map_err(|_| ReceiveError::TooSlow)?
     }
 
-    /// The same of a body that comes packed. Packed and unpacked, it is within the limit.
+    /// Reads a body and decompresses it. Both its sizes are within the limit.
     ///
     /// # Errors
-    /// Nothing is to be done about it, and why.
+    /// Why it cannot be received.
     pub(crate) async fn read_packed<B>(
         &self,
         body: B,
@@ -126,9 +126,9 @@ impl Receipts {
         if coding == Coding::Plain {
             return Ok((packed, of_packed));
         }
-        // Not before all of it is there: a slow sender must not keep others from unpacking.
+        // A slow sender must not occupy a decoder, so all of the body is read first.
         let turn = Arc::clone(&self.unpacking).acquire_owned().await;
-        let turn = turn.expect("nobody closes it");
+        let turn = turn.expect("the semaphore is never closed");
         let mut receipt = self.begin();
         let unpacking = spawn_blocking(move || {
             let mut all = BytesMut::new();

@@ -1,24 +1,24 @@
-//! What every listener asks of the head of a request, whatever is behind it.
+//! Checks that every listener makes on a request's head.
 //!
-//! A request that two readers could take for two different ones is for nobody: what stands
-//! before us may have let it pass as one, and we would answer it as the other (RFC 9112, 3.2).
+//! A head that two implementations could read differently is refused: a proxy in front of the
+//! daemon may have let it pass as one request, and the daemon would serve another (RFC 9112, 3.2).
 
 use axum::http::{Request, StatusCode, Version, header, uri::Authority};
 
 use crate::admin::Problem;
 
-/// The longest target of a request, in bytes: what RFC 9110 wants everybody to take.
+/// The longest request target in bytes: the length that RFC 9110 asks every server to support.
 const MAX_TARGET: usize = 8000;
 
-/// The largest head of a request, in bytes. Room enough for a target that is far too long to
-/// be told so, rather than that its head is.
+/// The largest request head in bytes. Larger than [`MAX_TARGET`], so that an overlong target is
+/// answered with 414 rather than 431.
 pub(crate) const MAX_HEAD: usize = 64 << 10;
 
-/// Makes sure that a request names one host, and puts the one that counts into `Host`: that
-/// of the target, where it has one.
+/// Checks that a request names exactly one host and has a target of reasonable length, and sets
+/// `Host` to the host that counts: that of an absolute target, if it has one.
 ///
 /// # Errors
-/// The request is to be answered by that problem.
+/// The problem to answer with.
 pub(crate) fn settle<B>(request: &mut Request<B>) -> Result<(), Problem> {
     let length = target_length(request);
     if length > MAX_TARGET {
@@ -51,7 +51,7 @@ fn is_host(bytes: &[u8]) -> bool {
     !bytes.contains(&b'@') && Authority::try_from(bytes).is_ok()
 }
 
-/// Bytes of a request's target, as it was written or a few less.
+/// The length of a request's target, give or take its scheme.
 fn target_length<B>(request: &Request<B>) -> usize {
     let uri = request.uri();
     let authority = uri.authority().map_or(0, |authority| authority.as_str().len());
@@ -116,7 +116,7 @@ mod tests {
         check(Version::HTTP_11, &target(MAX_TARGET + 1), &["a"], Err(414));
         let query = format!("/?{}", "x".repeat(MAX_TARGET - 1));
         check(Version::HTTP_11, &query, &["a"], Err(414));
-        // Whoever asks too much is told so, whatever else is wrong.
+        // The length is checked first.
         check(Version::HTTP_11, &target(MAX_TARGET + 1), &[], Err(414));
     }
 }

@@ -1,19 +1,19 @@
-//! `Retry-After`: how long a server asks to be left alone (RFC 9110, 10.2.3).
+//! `Retry-After`: how long a server asks its clients to wait (RFC 9110, 10.2.3).
 
 use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, HeaderValue, header};
 
-/// How long these headers of an answer ask to wait, counted from now; nothing, where they
-/// do not say or in no form that there is. Of two, the longer counts.
+/// The wait that a response asks for; `None` without a valid `Retry-After`. The longest of several
+/// counts.
 pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    // The server's own clock, where it tells it: a date means something by that one alone.
+    // A date is relative to the server's clock, which its `Date` header tells.
     let now = headers.get(header::DATE).and_then(date).unwrap_or_else(SystemTime::now);
     let said = headers.get_all(header::RETRY_AFTER).into_iter();
     said.filter_map(|value| seconds(value).or_else(|| until(value, now))).max()
 }
 
-/// Digits only, however many.
+/// A wait in seconds; saturates.
 fn seconds(value: &HeaderValue) -> Option<Duration> {
     let digits = value.to_str().ok()?.trim();
     let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());

@@ -2,9 +2,8 @@
 //!
 //! A message keeps its data as the JSON text in which it came. Routing looks at
 //! the type and never at the data, so `1e2` stays `1e2`, key order and spaces
-//! survive, and a hop costs a reference count. So that whoever gets it can read it, its
-//! data is JSON as strict readers have it: [`strict_json`] has the rule, which holds wherever
-//! a message is made.
+//! survive, and a hop costs a reference count. Data is strict JSON ([`strict_json`]), however
+//! a message is made, so that its receiver can read it.
 
 use std::{borrow::Cow, fmt};
 
@@ -141,7 +140,7 @@ impl fmt::Display for Type {
     }
 }
 
-/// A typed value whose data fits its type, and every reader.
+/// A typed value whose data is strict JSON and fits its type.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Message {
     ty: Type,
@@ -170,7 +169,7 @@ pub enum MessageError {
         /// The beginning of the data.
         data: String,
     },
-    /// Data that not every reader takes.
+    /// Data that is not strict JSON.
     #[error(transparent)]
     Fault(#[from] JsonFault),
 }
@@ -183,7 +182,7 @@ impl Message {
     ///
     /// # Errors
     /// [`MessageError::Unfit`] when the data is not JSON or no value of the type, and
-    /// [`MessageError::Fault`] when not every reader takes it.
+    /// [`MessageError::Fault`] when it is not strict JSON.
     pub fn new(ty: Type, data: impl Into<Bytes>) -> Result<Self, MessageError> {
         let data: Bytes = data.into();
         let unfit = |data: &[u8]| MessageError::Unfit { ty, data: excerpt(data) };
@@ -221,8 +220,8 @@ impl Message {
         Ok(message)
     }
 
-    /// The same of what this daemon has written itself, however long ago: data that an
-    /// earlier version has taken is not refused where it is only put back.
+    /// Like [`Message::from_slice_of`], for data that the daemon itself has stored: what an
+    /// earlier version accepted is restored even if it is not strict JSON.
     ///
     /// # Errors
     /// What is wrong with it.
@@ -234,7 +233,7 @@ impl Message {
         written.message(whole)
     }
 
-    /// A message as it was read within `whole`, which is JSON.
+    /// A message that was parsed as part of `whole`.
     ///
     /// # Errors
     /// What is wrong with it.
@@ -254,8 +253,7 @@ impl Message {
     /// exactly the keys `type` (naming one of the twelve) and `data` is that message.
     ///
     /// # Errors
-    /// The text is not JSON, not every reader takes it, or a message in it has data that does
-    /// not fit its type.
+    /// The text is not strict JSON, or a message in it has data that does not fit its type.
     pub fn from_plain(whole: &Bytes, part: &[u8]) -> Result<Self, MessageError> {
         let raw: &RawValue = serde_json::from_slice(part).map_err(unread)?;
         let text = raw.get();
@@ -280,11 +278,11 @@ impl Message {
         Self { ty: Type::Error, data: data.into() }
     }
 
-    /// Whether every reader takes its data. Only a message that an earlier version has kept
-    /// can have some that one does not.
+    /// Checks that the data is strict JSON. Only a message stored by an earlier version may
+    /// fail this.
     ///
     /// # Errors
-    /// What in it one does not take.
+    /// The first fault in it.
     pub fn check(&self) -> Result<(), JsonFault> {
         strict_json::check(&self.data)
     }
@@ -334,8 +332,8 @@ impl Message {
     }
 }
 
-/// A message in the JSON text that it is part of, read in one go with the rest of it. An
-/// object, and no list of the same values.
+/// A message borrowed from the JSON text that contains it, so that the text is parsed once.
+/// Must be an object: serde's derive would also accept an array of the same values.
 pub struct WrittenMessage<'a> {
     ty: Cow<'a, str>,
     data: Option<&'a RawValue>,

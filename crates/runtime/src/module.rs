@@ -146,7 +146,7 @@ pub trait SendNow: Send + Sync {
     fn send(&self, port: PortName, message: Message);
 }
 
-/// An actor's state: the JSON text of one object, which every reader takes.
+/// An actor's state: one JSON object, as strict JSON text.
 #[derive(Clone, PartialEq, Eq)]
 pub struct State(Bytes);
 
@@ -156,7 +156,7 @@ pub enum StateError {
     /// It is no JSON object.
     #[error("a state is a JSON object, not {0}")]
     NoObject(String),
-    /// Not every reader takes it.
+    /// It is not strict JSON.
     #[error(transparent)]
     Fault(#[from] JsonFault),
 }
@@ -215,16 +215,16 @@ impl State {
     /// A state from its JSON text.
     ///
     /// # Errors
-    /// The text is no JSON object, or not every reader takes it.
+    /// The text is no JSON object, or not strict JSON.
     pub fn new(text: impl Into<Bytes>) -> Result<Self, StateError> {
         let state = Self::kept(text)?;
-        // Each of its values may be as deep as one that is set alone.
+        // Each value may be as deep as one set by `__set_state`.
         strict_json::check_to(&state.0, MAX_DEPTH + 1)?;
         Ok(state)
     }
 
-    /// The same of what this daemon has written itself, however long ago: what an earlier
-    /// version has taken is not refused where it is only put back.
+    /// Like [`State::new`], for a state that the daemon itself has stored: what an earlier
+    /// version accepted is restored even if it is not strict JSON.
     ///
     /// # Errors
     /// The text is no JSON object.
@@ -317,12 +317,12 @@ pub enum FailureKind {
     Refused(String),
 }
 
-/// What kept a connector from doing its part.
+/// A connector's failure to deliver.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Setback {
     /// What happened, and to which connector.
     pub why: String,
-    /// How long the other side has asked to be left alone.
+    /// The pause that the other side has asked for.
     pub pause: Option<Duration>,
 }
 
@@ -353,7 +353,7 @@ impl FailureKind {
         }
     }
 
-    /// How long the other side of a connector has asked to be left alone.
+    /// The pause that the other side of a connector has asked for.
     #[must_use]
     pub fn pause(&self) -> Option<Duration> {
         match self {

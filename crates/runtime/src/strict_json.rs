@@ -1,32 +1,32 @@
-//! JSON that every reader takes, much as RFC 7493 has it.
+//! Strict JSON: what every reader accepts, close to I-JSON (RFC 7493).
 //!
-//! JSON as such allows numbers of any size, halves of surrogate pairs in strings and nesting
-//! without end, and each reader does something else with them: one rounds to infinity, one
-//! puts another character, most give up. So what comes in is held to the same rule wherever
-//! it comes in, and whoever gets it later can read it.
+//! Plain JSON allows numbers of any size, unpaired surrogates in strings and unbounded
+//! nesting, and readers disagree about them: some round to infinity, some substitute a
+//! character, most fail. Holding every entry to one rule means that whatever is accepted can
+//! be read by the actor that gets it.
 //!
-//! Texts are checked on the way of every message, so the common case is one look at the bytes
-//! for anything suspicious; only where there is some are they read.
+//! Every message is checked, so the common case is a single vectorized scan for anything
+//! suspicious; only a text with a suspicious place in it is parsed.
 
 use std::fmt;
 
 use thiserror::Error;
 
-/// Levels that data may be nested: arrays and objects within each other. Readers have bounds
-/// of 64, 128 and more, and the context of a turn adds levels of its own.
+/// How deep arrays and objects may be nested. Common readers stop at 128, and the context of a
+/// turn wraps data in a few levels more.
 pub const MAX_DEPTH: usize = 100;
 
-/// How much of a place or number an error shows, in characters.
+/// Characters of a place or number that an error shows.
 const SHOWN: usize = 80;
 
-/// Digits in a row from which a number is read rather than looked at. One of fewer, with an
-/// exponent of two digits, is far below the largest float, which has 309.
+/// Consecutive digits that make a number suspicious. With fewer, and an exponent of at most two
+/// digits, it is far below the largest float, which has 309 digits.
 const MANY_DIGITS: usize = 200;
 
-/// Something in a JSON text that not every reader takes.
+/// Something in a JSON text that some readers do not accept.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum JsonFault {
-    /// A number that no type of numbers holds.
+    /// A number outside the range of every numeric type.
     #[error(
         "the number {number}{place} fits neither a 64-bit integer nor a finite 64-bit float; send it as a string"
     )]
@@ -36,7 +36,7 @@ pub enum JsonFault {
         /// Where it stands.
         place: JsonPlace,
     },
-    /// Arrays and objects within arrays and objects.
+    /// Arrays and objects nested too deep.
     #[error("the data{place} is nested deeper than {max} levels")]
     Depth {
         /// Levels that are taken.
@@ -44,7 +44,7 @@ pub enum JsonFault {
         /// What is too deep.
         place: JsonPlace,
     },
-    /// An escape that stands for half of a character.
+    /// An escape for half of a surrogate pair.
     #[error("the string{place} has {escape}, half of a surrogate pair, and is no Unicode")]
     Surrogate {
         /// As it is written.
@@ -54,7 +54,7 @@ pub enum JsonFault {
     },
 }
 
-/// Where something stands in a JSON text: a JSON pointer (RFC 6901), empty for all of it.
+/// A place in a JSON text: a JSON pointer (RFC 6901), empty for the whole text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JsonPlace(String);
 
@@ -67,46 +67,46 @@ impl fmt::Display for JsonPlace {
     }
 }
 
-/// Whether every reader takes a text, which is JSON.
+/// Checks a text that is known to be JSON.
 ///
 /// # Errors
-/// The first thing in it that some do not take, and where it stands.
+/// The first fault in it, with its place.
 pub fn check(text: &[u8]) -> Result<(), JsonFault> {
     check_to(text, MAX_DEPTH)
 }
 
-/// The same for a text that is to lie so many levels deep in another.
+/// Checks a text that will be embedded `levels` deep in another.
 ///
 /// # Errors
-/// The first thing in it that some readers do not take, and where it stands.
+/// The first fault in it, with its place.
 pub fn check_within(text: &[u8], levels: usize) -> Result<(), JsonFault> {
     check_to(text, MAX_DEPTH.saturating_sub(levels))
 }
 
-/// The same with a depth of its own.
+/// Checks against another maximum depth.
 pub(crate) fn check_to(text: &[u8], max_depth: usize) -> Result<(), JsonFault> {
     let (opened, looks) = look(text);
     if looks == Looks::Odd {
         return read(text, max_depth);
     }
-    // Nothing is deeper than as many as are opened in all.
+    // The depth never exceeds the number of arrays and objects.
     if opened > max_depth { read_depth(text, max_depth) } else { Ok(()) }
 }
 
-/// How many bytes are looked at together. Small enough for the counts in it to fit a byte,
-/// large enough for the compiler to look at sixteen at a time.
+/// Bytes scanned per step: few enough for its counts to fit a byte and a marked step to be
+/// looked through quickly, enough to vectorize.
 const STRIDE: usize = 32;
 
-/// What is seen of a text without reading it.
+/// The verdict of the scan.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Looks {
-    /// No number and no string in it can be a fault.
+    /// No number or string can be at fault.
     Plain,
-    /// One may be.
+    /// One may be, and the text has to be parsed.
     Odd,
 }
 
-/// How many arrays and objects begin in a text, at most, and what it looks like otherwise.
+/// Scans a text: an upper bound on its arrays and objects, and whether it looks plain.
 fn look(text: &[u8]) -> (usize, Looks) {
     let (mut opened, mut at) = (0, 0);
     while at < text.len() {
@@ -127,7 +127,7 @@ fn look(text: &[u8]) -> (usize, Looks) {
         }
         at = end;
     }
-    // Of many digits in a row, one stands at one of these places.
+    // A run of that many digits covers at least one of these places.
     let places = (0..text.len()).step_by(MANY_DIGITS - 1).skip(1);
     let digits = places.filter(|at| text[*at].is_ascii_digit());
     match digits.into_iter().all(|at| is_short(text, at)) {
@@ -136,7 +136,7 @@ fn look(text: &[u8]) -> (usize, Looks) {
     }
 }
 
-/// Whether two bytes can be the end of a mantissa and an exponent's beginning, or an escape.
+/// Whether two bytes may be a mantissa's end and an exponent's start, or begin a `\u` escape.
 #[inline]
 fn is_mark(byte: u8, next: u8) -> bool {
     let exponent = (byte.wrapping_sub(b'0') < 10) & (next | 0x20 == b'e');
@@ -144,20 +144,20 @@ fn is_mark(byte: u8, next: u8) -> bool {
     exponent | escape
 }
 
-/// Whether a mark with what follows it can be no fault.
+/// Whether a mark cannot be a fault, given what follows it.
 #[inline]
 fn is_harmless(marked: &[u8]) -> bool {
     match marked {
         [b'\\', _, b'd' | b'D', b'8' | b'9' | b'a'..=b'f' | b'A'..=b'F', ..] => false,
         [b'\\', ..] | [_, _, b'-', ..] => true,
-        // Of two digits at most, or no exponent.
+        // At most two digits, or no exponent at all.
         [_, _, a, b, ..] if !b.is_ascii_digit() || !(a.is_ascii_digit() || *a == b'+') => true,
         [_, _, b'+', _, _, c, ..] | [_, _, _, _, c, ..] => !c.is_ascii_digit(),
         _ => true,
     }
 }
 
-/// Whether the digits around one are few.
+/// Whether the run of digits around a place is short.
 fn is_short(text: &[u8], at: usize) -> bool {
     let before = text[..at].iter().rev().take(MANY_DIGITS);
     let behind = text[at..].iter().take(MANY_DIGITS);
@@ -166,7 +166,7 @@ fn is_short(text: &[u8], at: usize) -> bool {
         < MANY_DIGITS
 }
 
-/// Reads a text that is JSON for the first fault.
+/// Parses a text that is JSON and finds the first fault.
 fn read(text: &[u8], max_depth: usize) -> Result<(), JsonFault> {
     let (mut at, mut depth) = (0, 0_usize);
     while let Some(byte) = text.get(at) {
@@ -207,7 +207,7 @@ fn read(text: &[u8], max_depth: usize) -> Result<(), JsonFault> {
     Ok(())
 }
 
-/// Reads a text that is JSON for what is too deep in it, and for nothing else.
+/// Parses a text that is JSON for its depth only.
 fn read_depth(text: &[u8], max_depth: usize) -> Result<(), JsonFault> {
     let (mut at, mut depth) = (0, 0_usize);
     while let Some(byte) = text.get(at) {
@@ -230,7 +230,7 @@ fn read_depth(text: &[u8], max_depth: usize) -> Result<(), JsonFault> {
     Ok(())
 }
 
-/// Whether a 64-bit float holds a number.
+/// Whether a number is finite as a 64-bit float.
 fn is_finite(number: &[u8]) -> bool {
     if number.len() < MANY_DIGITS && !number.iter().any(|byte| matches!(byte, b'e' | b'E')) {
         return true;
@@ -239,7 +239,7 @@ fn is_finite(number: &[u8]) -> bool {
     number.is_some_and(f64::is_finite)
 }
 
-/// Behind the string that begins here.
+/// The index after the string that begins at `begin`.
 fn string_end(text: &[u8], begin: usize) -> usize {
     let mut at = begin + 1;
     while let Some(byte) = text.get(at) {
@@ -252,7 +252,7 @@ fn string_end(text: &[u8], begin: usize) -> usize {
     text.len()
 }
 
-/// The first escape in a string that stands for half of a pair without the other half.
+/// The first unpaired surrogate escape in a string.
 fn half_pair(string: &[u8]) -> Option<&[u8]> {
     let unit = |at: usize| {
         let [b'\\', b'u', digits @ ..] = string.get(at..at + 6)? else { return None };
@@ -271,7 +271,7 @@ fn half_pair(string: &[u8]) -> Option<&[u8]> {
     None
 }
 
-/// The place of what begins at a byte of a text that is JSON.
+/// The JSON pointer to the value that begins at byte `target`.
 fn place_of(text: &[u8], target: usize) -> JsonPlace {
     enum Around<'t> {
         Array(usize),

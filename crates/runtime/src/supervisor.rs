@@ -117,8 +117,8 @@ impl Supervisor {
         Verdict::GiveUp { attempts, rest }
     }
 
-    /// Who is to be asked has said how long to wait. That is obeyed, and says nothing of how
-    /// long an outage will last, so the next pause does not grow by it.
+    /// Obeys a pause that the other side has asked for. It says nothing about how long an
+    /// outage will last, so later pauses do not grow because of it.
     fn asked_to_wait(&mut self, pause: Duration) -> Duration {
         self.gave_up = true;
         pause.max(FIRST_OUTAGE)

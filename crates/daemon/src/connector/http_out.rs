@@ -4,8 +4,7 @@
 //! and the next attempt carries the same `Idempotency-Key`, so that a receiver can tell. What
 //! follows from an attempt is decided in one place, [`Outcome`]: a receiver that is not there
 //! is waited for, and the message with it; one that breaks is asked again, `retries` times;
-//! one that says no has answered. The head of an answer is the answer: its body is looked at
-//! as far as it comes.
+//! one that says no has answered. The status decides; the body is taken as far as it arrives.
 
 mod target;
 
@@ -37,17 +36,16 @@ use crate::retry_after::retry_after;
 /// How long a request may take unless its configuration says otherwise.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long the look-up of the receiver's name may take, and the connection to it.
+/// Time limit for resolving the receiver's name, and again for connecting to it.
 const CONNECT: Duration = Duration::from_secs(5);
 
-/// The longest pause that a receiver may ask for with `Retry-After`, unless its configuration
-/// says otherwise: services that count by the hour are obeyed, and a date that is years away
-/// by mistake holds nothing up for longer.
+/// Default for the longest `Retry-After` to obey: enough for hourly quotas, while a date that is
+/// years ahead by mistake does not block the actor for longer.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
-/// A body over this asks before it is sent (`Expect: 100-continue`), so that a receiver that
-/// finds it too large can say so. It would close the connection amid it otherwise, which is
-/// how one looks that is gone. The size is the one from which curl asks.
+/// Larger bodies are sent with `Expect: 100-continue`, so that a receiver can refuse them before
+/// they are sent. Otherwise it may close the connection halfway, which looks like an outage. The
+/// threshold is curl's.
 const ASKS_FIRST: usize = 1 << 20;
 
 /// Bytes of an answer that are passed on; the rest is cut.
@@ -66,7 +64,7 @@ pub(super) struct Config {
     headers: BTreeMap<String, String>,
     /// How long a request may take, from the name's resolution to the answer's last byte.
     timeout: Option<String>,
-    /// The longest pause that a receiver may ask for.
+    /// The longest `Retry-After` to obey.
     max_retry_after: Option<String>,
     /// What of a message is sent.
     #[serde(default)]
@@ -171,7 +169,7 @@ fn duration(key: &str, text: Option<&str>) -> Result<Option<Duration>, String> {
     text.map(read).transpose().map_err(bad)
 }
 
-/// A part of a text in which values are named.
+/// A part of a text with placeholders.
 enum Piece<'t> {
     /// As it is written.
     Text(&'t str),
@@ -274,7 +272,7 @@ struct Sender {
     response: PortName,
 }
 
-/// Whether an agent may have a connection from an earlier request.
+/// Whether the agent may hold a connection from an earlier request.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Keeps {
     Nothing,
@@ -317,8 +315,8 @@ impl Sender {
             }
             self.agent = new_agent();
             left = timeout.saturating_sub(began.elapsed());
-            // A receiver may close what was kept since the last request, and that is no
-            // outage: it is asked once more, over a connection of its own.
+            // The receiver may have closed an idle connection, which is no outage: try once more
+            // on a fresh one.
             let kept = mem::replace(&mut self.keeps, Keeps::Nothing);
             if kept == Keeps::Nothing || left.is_zero() {
                 return outcome;
@@ -332,7 +330,7 @@ impl Sender {
 enum Outcome {
     /// The receiver has it.
     Done(Message),
-    /// No answer, or none to this request, and none is to be had on this connection.
+    /// No usable answer on this connection; another one may do.
     Lost(FailureKind),
     /// Anything else.
     Said(FailureKind),
@@ -365,7 +363,7 @@ impl Request {
             }
         }
         let request = request.body(&body[..]).expect("every part was checked before");
-        // Half each, so that a receiver that is not there is told from one that is slow.
+        // Half each, so that the overall limit never hides that the receiver is away.
         let connect = CONNECT.min(timeout / 2);
         let request = agent
             .configure_request(request)
@@ -383,8 +381,8 @@ impl Request {
     fn failed(&self, error: &ureq::Error) -> Outcome {
         let why = self.told(&error.to_string());
         match error {
-            // Whatever breaks before an answer comes, from the look-up of a name to a
-            // certificate that is over, is no fault of the message.
+            // No failure before the response, from a failed DNS lookup to an expired
+            // certificate, is the message's fault.
             ureq::Error::Io(_)
             | ureq::Error::HostNotFound
             | ureq::Error::ConnectionFailed
@@ -417,7 +415,7 @@ impl Request {
         }
     }
 
-    /// A reason, with the connector, and the receiver without what may be secret in its path.
+    /// A reason with the connector and the receiver, without the path, which may hold a secret.
     fn told(&self, why: &str) -> String {
         let scheme = self.url.scheme_str().unwrap_or_default();
         let authority = self.url.authority().map_or("", http::uri::Authority::as_str);
@@ -425,7 +423,7 @@ impl Request {
     }
 }
 
-/// What an answer says of its message.
+/// What a response means for its message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Standing {
     /// The receiver has it.
@@ -443,12 +441,12 @@ enum Standing {
 fn standing(status: StatusCode, retry_after: Option<Duration>) -> Standing {
     match status.as_u16() {
         200..=299 => Standing::Done,
-        // 408: it has waited too long for a request, often for one that was never begun, and
-        // closes the connection. 421: the connection leads to somebody else.
+        // 408: the server gave up waiting, often on an idle connection, and closes it. 421: this
+        // connection leads to the wrong server.
         408 | 421 => Standing::Elsewhere,
-        // 425: too early to be sure that it is no repetition. 429: too many.
+        // 425: too early. 429: too many requests.
         425 | 429 | 502..=504 => Standing::Later,
-        // Too large for now, which it says by when it is not (RFC 9110, 15.5.14).
+        // Temporary if it says until when (RFC 9110, 15.5.14).
         413 if retry_after.is_some() => Standing::Later,
         500..=599 => Standing::Broken,
         _ => Standing::Refused,
@@ -475,7 +473,7 @@ fn read(response: http::Response<Body>) -> Answer {
         headers.insert(name.as_str().into(), values.join(", ").into());
     }
     let mut body = Vec::new();
-    // What has come is kept where the rest does not: the status has said what counts.
+    // The status has decided, so a body that breaks off is kept as far as it came.
     let came = response.into_body().into_reader().take(MAX_ANSWER + 1).read_to_end(&mut body);
     let is_over = body.len() as u64 > MAX_ANSWER;
     if is_over {
@@ -487,7 +485,7 @@ fn read(response: http::Response<Body>) -> Answer {
 impl Answer {
     fn message(self) -> Message {
         let json = serde_json::from_slice::<&RawValue>(&self.body).ok();
-        // It lies one level deeper in the message than it came.
+        // It will be one level deeper in the message.
         let json = json.filter(|json| check_json_within(json.get().as_bytes(), 1).is_ok());
         let body = match json {
             Some(json) => json.get().to_owned(),

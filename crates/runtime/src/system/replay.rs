@@ -48,7 +48,7 @@ pub enum Staying {
     Stopping,
     /// The actor or the port is gone, takes messages of another type, or none at all.
     NoTarget,
-    /// Not every reader takes its data: an earlier version has.
+    /// Its data, accepted by an earlier version, is not strict JSON.
     Unfit,
 }
 

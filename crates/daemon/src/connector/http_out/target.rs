@@ -1,7 +1,7 @@
-//! Where requests go, and as whom: a `url` as a configuration writes it.
+//! The `url` of a configuration: where requests go, and with which user and password.
 //!
-//! User and password stand in it percent-encoded, as in every URL; a value of the actor's
-//! `env` that is put there stands for itself, whatever characters it has.
+//! User and password are percent-encoded, as in any URL. A value of the actor's `env` inserted
+//! there is taken literally, whatever characters it has.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use http::{HeaderValue, Uri};
 use super::{Piece, fill, filled};
 use crate::percent;
 
-/// A URL without its user, and the header that says who asks.
+/// A URL without its user, and the `Authorization` header made from that.
 #[derive(Debug)]
 pub(super) struct Target {
     pub(super) url: Uri,
@@ -23,7 +23,7 @@ impl Target {
     pub(super) fn read(template: &str, env: &BTreeMap<String, String>) -> Result<Self, String> {
         let (url, user) = match without_user(template) {
             (Some(user), url) => (filled(&url, env)?, Some(credentials(user, env)?)),
-            // The user may come with a value that holds all of the URL.
+            // A value may hold the whole URL, and with it the user.
             (None, _) => match without_user(&filled(template, env)?) {
                 (Some(user), url) => (url, Some(credentials(user, &BTreeMap::new())?)),
                 (None, url) => (url, None),
@@ -65,7 +65,7 @@ fn credentials(user: &str, env: &BTreeMap<String, String>) -> Result<Vec<u8>, St
     };
     let in_user = |why: String| format!("its user: {why}");
     let mut credentials = decoded(user, env, |piece, bytes| {
-        // Where there is no password, a value may bring it along: `${AUTH}@`.
+        // Without a password of its own, a value may hold both: `${AUTH}@`.
         let may_hold_both = password.is_none() && matches!(piece, Piece::Value(_));
         if bytes.contains(&b':') && !may_hold_both {
             return Err("it has a colon, which a receiver takes for its end".into());
@@ -88,7 +88,7 @@ fn credentials(user: &str, env: &BTreeMap<String, String>) -> Result<Vec<u8>, St
     Ok(credentials)
 }
 
-/// A text with its escapes undone and values of `env` as they are, each piece looked at.
+/// Decodes a text, leaving values of `env` as they are; `look` checks each piece.
 fn decoded(
     text: &str,
     env: &BTreeMap<String, String>,
