@@ -428,30 +428,36 @@ fn remembered(system: &System, data: &DataFolder) -> History {
 
 /// The admin API's listeners, before anybody is served there.
 struct Doors {
-    socket: Socket,
+    /// The daemon's own socket and, where the service manager holds one, that.
+    sockets: Vec<Socket>,
     tcp: Option<TcpListener>,
 }
 
 impl Doors {
-    /// Takes the socket that the service manager has passed, or makes one; and the address,
-    /// where one is wanted.
+    /// Takes the socket that the service manager has passed, if it has, and makes the daemon's
+    /// own; and the address, where one is wanted.
+    ///
+    /// The service manager's belongs to somebody else, as a rule to root. The daemon's own is
+    /// there besides, so that what runs as the daemon's user, such as `ExecReload=`, gets in.
     async fn bind(config: &AdminConfig) -> anyhow::Result<Self> {
-        let socket = match admin::passed_socket()? {
-            Some(socket) => socket,
-            None => admin::bind_socket(&config.socket)?,
-        };
+        let mut sockets = Vec::from_iter(admin::passed_socket()?);
+        if !sockets.iter().any(|passed| passed.is_at(&config.socket)) {
+            sockets.push(admin::bind_socket(&config.socket)?);
+        }
         let tcp = match config.listen {
             Some(listen) => Some(admin::bind_address(listen, config.tokens.is_empty()).await?),
             None => None,
         };
-        Ok(Self { socket, tcp })
+        Ok(Self { sockets, tcp })
     }
 
     /// Serves the API there.
     fn open(self, admin: &Admin, tokens: &Tokens) {
         let (tasks, stopping) = (&admin.tasks, &admin.stopping);
-        let router = admin::router(admin.clone(), Via::Socket, Tokens::default());
-        tasks.spawn(admin::serve(self.socket, router, stopping.clone()));
+        for socket in self.sockets {
+            let router = admin::router(admin.clone(), Via::Socket, Tokens::default());
+            tasks.spawn(admin::serve(socket, router, stopping.clone()));
+        }
         if let Some(tcp) = self.tcp {
             let via = if tokens.is_empty() { Via::Tcp } else { Via::Guarded };
             let router = admin::router(admin.clone(), via, tokens.clone());

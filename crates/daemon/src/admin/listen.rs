@@ -109,6 +109,18 @@ pub(crate) struct Socket {
     _file: SocketFile,
 }
 
+impl Socket {
+    /// Whether this is the socket at `path`.
+    pub(crate) fn is_at(&self, path: &Path) -> bool {
+        let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.into());
+        let bound = self.listener.local_addr().ok();
+        bound
+            .as_ref()
+            .and_then(|address| address.as_pathname())
+            .is_some_and(|bound| real(bound) == real(path))
+    }
+}
+
 /// A socket's file, by name and identity: a later daemon's is not removed.
 #[derive(Debug)]
 struct SocketFile {

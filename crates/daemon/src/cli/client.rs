@@ -32,8 +32,12 @@ use tokio::{
 use super::{Exit, Stop};
 use crate::config::{self, Environment, Sources};
 
-/// Where a service has its socket.
+/// The socket of the system's service.
 const SYSTEM_SOCKET: &str = "/run/reflowd/reflowd.sock";
+
+/// The socket that systemd holds for the service, where `reflowd.socket` is installed. It comes
+/// last: whoever connects waits through a restart there, and starts a service that is stopped.
+const HELD_SOCKET: &str = "/run/reflowd.sock";
 
 /// How long a daemon may take to begin to answer what only looks.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -65,14 +69,24 @@ impl Places {
         self.given
     }
 
+    /// The same, but for the socket whose service starts when somebody connects.
+    pub(super) fn without_held(mut self) -> Self {
+        if !self.given {
+            self.places.retain(|place| place != Path::new(HELD_SOCKET));
+        }
+        self
+    }
+
     fn of(given: Option<PathBuf>, configured: Option<PathBuf>) -> Self {
         if let Some(given) = given {
             // Whoever names a daemon does not mean another one.
             return Self { places: vec![given], given: true };
         }
         let mut places: Vec<_> = configured.into_iter().collect();
-        if !places.iter().any(|place| place == Path::new(SYSTEM_SOCKET)) {
-            places.push(SYSTEM_SOCKET.into());
+        for of_system in [SYSTEM_SOCKET, HELD_SOCKET].map(PathBuf::from) {
+            if !places.contains(&of_system) {
+                places.push(of_system);
+            }
         }
         Self { places, given: false }
     }
@@ -90,19 +104,23 @@ impl Client {
     ///
     /// # Errors
     /// [`Exit::NoDaemon`] with the places tried; [`Exit::Permission`] where a
-    /// socket is there and not ours to open.
+    /// socket is there and not ours to open, and none that is.
     pub(crate) async fn connect(places: &Places) -> Result<Self, Stop> {
-        let mut tried = Vec::new();
+        let (mut tried, mut denied) = (Vec::new(), None);
         for place in &places.places {
             match UnixStream::connect(place).await {
                 Ok(stream) => return Self::over(stream).await,
+                // A user whom the service's own folder is closed to may still have been given
+                // the socket that systemd holds.
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                    let what = format!("cannot open the socket `{}`", place.display());
-                    let error = anyhow::Error::new(error).context(what);
-                    return Err(Stop::new(Exit::Permission, error));
+                    denied.get_or_insert((place, error));
                 }
                 Err(error) => tried.push(format!("\n  {}: {}", place.display(), why(&error))),
             }
+        }
+        if let Some((place, error)) = denied {
+            let what = format!("cannot open the socket `{}`", place.display());
+            return Err(Stop::new(Exit::Permission, anyhow::Error::new(error).context(what)));
         }
         let error = anyhow!(
             "no daemon answers; start one with `reflowd run`, or say where it is: --config with the file that it runs with, or --socket; tried:{}",
@@ -404,9 +422,19 @@ mod tests {
             Places::of(given.map(PathBuf::from), configured.map(PathBuf::from)).places
         };
         assert_eq!(places(Some("/a"), Some("/b")), [Path::new("/a")]);
-        assert_eq!(places(None, Some("/b")), [Path::new("/b"), Path::new(SYSTEM_SOCKET)]);
-        assert_eq!(places(None, Some(SYSTEM_SOCKET)), [Path::new(SYSTEM_SOCKET)]);
-        assert_eq!(places(None, None), [Path::new(SYSTEM_SOCKET)]);
+        let of_system = [SYSTEM_SOCKET, HELD_SOCKET].map(PathBuf::from);
+        assert_eq!(places(None, Some("/b"))[0], Path::new("/b"));
+        assert_eq!(places(None, Some("/b"))[1..], of_system);
+        assert_eq!(places(None, Some(SYSTEM_SOCKET)), of_system);
+        assert_eq!(places(None, None), of_system);
+    }
+
+    #[test]
+    fn who_only_completes_a_word_starts_no_service() {
+        let found = Places::of(None, Some("/b".into())).without_held();
+        assert_eq!(found.places, [Path::new("/b"), Path::new(SYSTEM_SOCKET)]);
+        let given = Places::of(Some(HELD_SOCKET.into()), None).without_held();
+        assert_eq!(given.places, [Path::new(HELD_SOCKET)]);
     }
 
     #[tokio::test(start_paused = true)]
