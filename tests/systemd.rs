@@ -171,7 +171,7 @@ fn under_the_journal_the_log_goes_there_as_fields() {
         let length = journal.recv(&mut datagram).unwrap();
         let entry = fields(&datagram[..length]);
         // The first datagram only asks whether somebody listens.
-        if entry.get("MESSAGE").is_some_and(|message| message == "actor started") {
+        if entry.get("MESSAGE").is_some_and(|message| message.starts_with("actor started")) {
             break entry;
         }
     };
@@ -179,10 +179,15 @@ fn under_the_journal_the_log_goes_there_as_fields() {
         ("PRIORITY", "5"),
         ("SYSLOG_IDENTIFIER", "reflowd"),
         ("REFLOWD_ACTOR", "relay"),
+        ("REFLOWD_MODULE", "relay"),
         ("REFLOWD_GENERATION", "1"),
     ] {
         assert_eq!(entry[name], value, "{entry:?}");
     }
+    // It is all that `journalctl` shows.
+    let digest = &entry["REFLOWD_DIGEST"];
+    let message = format!("actor started actor=relay module=relay generation=1 digest={digest}");
+    assert_eq!(entry["MESSAGE"], message);
     assert_eq!(lines.next().unwrap().unwrap(), "ready");
     assert_eq!(fs::read_to_string(world.path("stderr")).unwrap(), "");
     Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
@@ -219,6 +224,30 @@ fn a_restart_of_a_daemon_whose_socket_is_held_refuses_nobody() {
     let (status, last, world) = daemon.stop();
     assert!(status.success(), "{last}");
     assert!(world.socket().exists(), "the file belongs to who holds the socket");
+}
+
+#[test]
+fn a_daemon_whose_socket_is_held_by_somebody_else_has_its_own_besides() {
+    let world = world("[actors.relay]\nmodule = \"relay\"\n");
+    world.module("relay", &guest("relay"));
+    let held = UnixListener::bind(world.path("held")).unwrap();
+    let daemon = start_with(world, &held);
+    // `ExecReload=` runs as the daemon's user, for whom root's socket is closed.
+    let config = fs::read_to_string(daemon.world.path("config/reflowd.toml")).unwrap();
+    for (socket, actor) in [(&[][..], "a"), (&["--socket", "held"], "b")] {
+        let more = format!("{config}[actors.{actor}]\nmodule = \"relay\"\n");
+        daemon.world.config(&more);
+        let output = daemon.world.run(&[&["reload"], socket].concat());
+        let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        assert!(output.status.success() && said.contains(&format!("+ {actor}\n")), "{said}");
+    }
+    daemon.world.config(&format!("{config}[actors.c]\nmodule = 7\n"));
+    assert_eq!(daemon.world.run(&["reload"]).status.code(), Some(1), "and the result is true");
+    daemon.world.config(&config);
+    let (status, last, world) = daemon.stop();
+    assert!(status.success(), "{last}");
+    assert!(!world.socket().exists(), "the daemon's own goes with it");
+    assert!(world.path("held").exists(), "the file belongs to who holds the socket");
 }
 
 /// The fields of a journal entry: `NAME=value`, or the name, eight bytes of length and the value.

@@ -76,7 +76,7 @@ impl Blueprint for TomlBlueprint {
                 let engine = futures_util::FutureExt::now_or_never(program.instantiate())
                     .expect("a connector's engine is made at once")
                     .map_err(|error| error.to_string())?;
-                Ok(Ready::Engine { program, engine, version: None, log })
+                Ok(Ready::Engine { program, engine, version: None, log, module: full })
             }
         }
     }

@@ -2,6 +2,7 @@
 //! everything else that reads.
 
 mod queue;
+mod journal;
 mod text;
 
 use std::{
@@ -36,44 +37,41 @@ const LEVEL: &str = "REFLOWD_LOG";
 /// How it is written.
 const FORMAT: &str = "REFLOWD_LOG_FORMAT";
 
-/// What the journal's fields begin with: `REFLOWD_ACTOR`.
-const FIELDS: &str = "REFLOWD";
-
 pub(crate) use queue::lost_lines;
 
-use self::{queue::Queue, text::TextFields};
+use self::{
+    journal::{Journal, Sender},
+    queue::Queue,
+    text::TextFields,
+};
 
 /// How long the end of the process waits for what is still to be written.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The log of this process. What has not been written yet is written when it drops.
 pub(crate) struct Log {
-    /// Nothing where the journal takes each line at once.
-    queue: Option<Queue>,
+    queue: Queue,
+    format: Format,
 }
 
 impl Log {
     /// Keeps room for what is logged from now on: the last lines.
     pub(crate) fn end(&self) {
-        if let Some(queue) = &self.queue {
-            queue.end();
-        }
+        self.queue.end();
     }
 
     /// Writes a line for people after all that was logged.
     pub(crate) fn say(&self, text: &str) {
-        match &self.queue {
-            Some(queue) => queue.add(format!("{text}\n").as_bytes()),
-            None => crate::cli::note(text),
+        match self.format {
+            Format::Journal => self.queue.add(&journal::said(text)),
+            Format::Text | Format::Json => self.queue.add(format!("{text}\n").as_bytes()),
         }
     }
 }
 
 impl Drop for Log {
     fn drop(&mut self) {
-        if let Some(queue) = &self.queue {
-            queue.flush(PATIENCE);
-        }
+        self.queue.flush(PATIENCE);
     }
 }
 
@@ -114,21 +112,23 @@ pub(crate) fn start() -> io::Result<Log> {
     let journal =
         std::env::var_os("JOURNAL_STREAM").is_some_and(|stream| is_stream(&stderr, &stream));
     let wanted = Format::choose(&asked(FORMAT), stderr.is_terminal(), journal);
-    let format = wanted.unwrap_or(Format::Json);
+    let mut format = wanted.unwrap_or(Format::Json);
     let mut no_journal = None;
-    let journal = (format == Format::Journal).then(tracing_journald::layer);
-    let journal = journal.and_then(|layer| layer.map_err(|error| no_journal = Some(error)).ok());
-    let (layer, queue) = match journal {
-        Some(layer) => {
-            let layer = layer.with_field_prefix(Some(FIELDS.into()));
-            (layer.with_syslog_identifier("reflowd".into()).boxed(), None)
-        }
+    let journal = (format == Format::Journal).then(Sender::new);
+    let journal = journal.and_then(|sender| sender.map_err(|error| no_journal = Some(error)).ok());
+    let left_out = |lines| warn!(lines, "lines of the log were left out");
+    let queue = match journal {
+        Some(journal) => Queue::start(journal, left_out)?,
         None => {
-            let left_out = |lines| warn!(lines, "lines of the log were left out");
-            let queue = Queue::start(io::stderr(), left_out)?;
-            let to = queue.clone();
-            (if format == Format::Text { text(to) } else { json(to) }, Some(queue))
+            format = if format == Format::Journal { Format::Json } else { format };
+            Queue::start(io::stderr(), left_out)?
         }
+    };
+    let to = queue.clone();
+    let layer = match format {
+        Format::Journal => Journal::new(to).boxed(),
+        Format::Text => text(to),
+        Format::Json => json(to),
     };
     let filter = filter.and(filter_fn(may_log));
     tracing_subscriber::registry().with(layer.with_filter(filter)).init();
@@ -147,7 +147,7 @@ pub(crate) fn start() -> io::Result<Log> {
     if let Some(error) = no_journal {
         warn!(%error, "the journal does not take the log, logging as JSON");
     }
-    Ok(Log { queue })
+    Ok(Log { queue, format })
 }
 
 /// Has panics go the way of the log, which holds up nobody.

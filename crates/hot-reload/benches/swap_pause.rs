@@ -218,6 +218,7 @@ impl Blueprint for Fixed {
             engine: Box::new(Sink(sink_metadata())),
             version: None,
             log: ActorLog::new(actor.clone(), spec.settings.log_rate),
+            module: spec.module.to_string(),
         })
     }
 

@@ -342,9 +342,10 @@ impl Actor {
     ) -> oneshot::Receiver<Swapped> {
         let (done, receiver) = oneshot::channel();
         match (ready, &self.kind) {
-            (Ready::Engine { program, engine, version, log }, Kind::Engine) => {
+            (Ready::Engine { program, engine, version, log, module }, Kind::Engine) => {
                 self.metadata.store(Arc::new(program.metadata().clone()));
-                let swap = Box::new(Swap { program, version, engine, log, trialing, state, done });
+                let swap = Swap { program, version, engine, log, module, trialing, state, done };
+                let swap = Box::new(swap);
                 if let Err(mpsc::error::SendError(Command::Swap(swap))) =
                     self.commands.send(Command::Swap(swap)).await
                 {
@@ -444,6 +445,8 @@ pub(crate) struct Identity {
     pub(crate) digest: Digest,
     pub(crate) version: Option<String>,
     pub(crate) component: String,
+    /// What the module is called.
+    pub(crate) module: String,
 }
 
 impl Shared {
@@ -493,7 +496,7 @@ impl Shared {
 
     /// Another generation is in place: shows it, counts it and says so.
     pub(crate) fn swapped(&self, new: Identity, queued: u64) -> Generation {
-        let Identity { digest, version, component } = new;
+        let Identity { digest, version, component, module } = new;
         let (mut generation, mut from) = (Generation::FIRST, digest);
         self.status.send_modify(|status| {
             generation = status.generation.next();
@@ -504,7 +507,7 @@ impl Shared {
         });
         self.meters.swaps.add(1);
         let (actor, generation_number) = (self.name.clone(), generation.number());
-        info!(%actor, generation = generation_number, digest = %digest.short(), queued, "engine swapped");
+        info!(%actor, %module, generation = generation_number, digest = %digest.short(), queued, "engine swapped");
         self.events.record(EventKind::Swapped {
             actor,
             generation: generation_number,
@@ -675,6 +678,8 @@ pub(crate) struct Swap {
     pub(crate) version: Option<String>,
     pub(crate) engine: Box<dyn Engine>,
     pub(crate) log: ActorLog,
+    /// What the module is called.
+    pub(crate) module: String,
     pub(crate) trialing: Trialing,
     /// The state that the program has made of the present one.
     pub(crate) state: Option<State>,
@@ -697,8 +702,8 @@ pub(crate) struct Replaced {
 impl Swap {
     /// The actor has stopped: whoever asked starts it anew.
     pub(crate) fn hand_back(self) {
-        let Self { program, version, engine, log, trialing: _, state: _, done } = self;
+        let Self { program, version, engine, log, module, trialing: _, state: _, done } = self;
         // Whoever asked may be gone, and then nobody wants the engine.
-        _ = done.send(Err(Ready::Engine { program, engine, version, log }));
+        _ = done.send(Err(Ready::Engine { program, engine, version, log, module }));
     }
 }

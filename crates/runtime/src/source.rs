@@ -623,7 +623,8 @@ impl SourceTask {
         let SourceSwap { source, done } = swap;
         self.source = source;
         let component = self.source.metadata().component.clone();
-        let identity = Identity { digest: self.source.digest(), version: None, component };
+        let module = component.clone();
+        let identity = Identity { digest: self.source.digest(), version: None, component, module };
         // The reloader may have stopped waiting; the swap stands all the same.
         let generation = self.shared.swapped(identity, 0);
         _ = done.send(Ok(Replaced { generation, lost_turns: 0, _old: None }));

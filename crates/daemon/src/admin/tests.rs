@@ -195,6 +195,7 @@ impl Rig {
                 engine: Box::new(Code(does.clone())),
                 version: Some("1.2.3".into()),
                 log: ActorLog::new(name.parse().unwrap(), 1),
+                module: "code".into(),
             },
             settings: settings.clone(),
             state: None,

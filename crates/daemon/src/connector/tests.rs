@@ -186,7 +186,7 @@ impl Rig {
     async fn ready(&self, name: &str, program: Arc<dyn Program>) -> Ready {
         let engine = program.instantiate().await.unwrap();
         let log = ActorLog::new(name.parse().unwrap(), 1);
-        Ready::Engine { program, engine, version: None, log }
+        Ready::Engine { program, engine, version: None, log, module: name.into() }
     }
 
     async fn apply(&self, start: Vec<(&str, Ready)>, wires: &[(&str, &str)]) {

@@ -1,6 +1,6 @@
-//! The log's way to standard error: a queue with a bound, and a thread that writes.
+//! The log's way out: a queue with a bound, and a thread that writes.
 //!
-//! Whoever reads standard error may stop reading, and then a write to it waits for ever. Only
+//! Whoever reads standard error, or the journal, may stop reading, and then a write waits for ever. Only
 //! the thread of this file ever waits; who logs adds a line, or leaves it out where too much
 //! waits already. What was left out is counted, and told as soon as there is room.
 
@@ -32,6 +32,11 @@ static LOST: AtomicU64 = AtomicU64::new(0);
 /// How many lines of the log were left out since the process started.
 pub(crate) fn lost_lines() -> u64 {
     LOST.load(Ordering::Relaxed)
+}
+
+/// Counts lines that were not left out and have got lost all the same.
+pub(super) fn lose(lines: u64) {
+    LOST.fetch_add(lines, Ordering::Relaxed);
 }
 
 /// Lines on their way. Clones are the same.
@@ -83,7 +88,7 @@ impl Queue {
             self.0.filled.notify_one();
         } else {
             state.untold += 1;
-            LOST.fetch_add(1, Ordering::Relaxed);
+            lose(1);
         }
     }
 

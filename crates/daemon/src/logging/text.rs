@@ -10,7 +10,10 @@ use std::{
 };
 
 use reflowd_runtime::{printable, printable_lines};
-use tracing::field::{Field, Visit};
+use tracing::{
+    Event,
+    field::{Field, Visit},
+};
 use tracing_subscriber::{
     field::RecordFields,
     fmt::{FormatFields, format::Writer},
@@ -21,6 +24,13 @@ const INDENT: &str = "    ";
 
 /// Writes fields as the library does by itself, but for what must not be written.
 pub(super) struct TextFields;
+
+/// The message and the fields of an event as one line, without colours.
+pub(super) fn line(event: &Event<'_>) -> String {
+    let mut line = String::new();
+    TextFields.format_fields(Writer::new(&mut line), event).expect("a string takes everything");
+    line
+}
 
 impl<'w> FormatFields<'w> for TextFields {
     fn format_fields<R: RecordFields>(&self, writer: Writer<'w>, fields: R) -> fmt::Result {

@@ -83,7 +83,8 @@ impl Rig {
         let engine = program.instantiate().await.unwrap();
         let log = ActorLog::new(name.clone(), 1);
         let settings = Settings { state: persistence, ..Settings::default() };
-        let ready = Ready::Engine { program, engine, version: None, log };
+        let module = "keeper".into();
+        let ready = Ready::Engine { program, engine, version: None, log, module };
         let was = was.map(|was| was.parse().unwrap());
         let start = Start { name, ready, settings, state, was };
         self.system.apply(Change { start: vec![start], ..Change::default() }).await;

@@ -116,7 +116,8 @@ impl Reconciler {
         let engine =
             program.instantiate().await.map_err(|error| ChangeRefused::lasting(actor, &error))?;
         let version = module.version().map(str::to_owned);
-        Ok(Ready::Engine { program, engine, version, log })
+        let module = spec.module.to_string();
+        Ok(Ready::Engine { program, engine, version, log, module })
     }
 
     /// Keeps the module that an actor is to run.

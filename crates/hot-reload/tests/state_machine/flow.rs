@@ -523,7 +523,8 @@ impl Flow {
         let program = Version::of(role, digest, &self.outside);
         let engine = program.instantiate().await.unwrap();
         let log = ActorLog::new(role.name().parse().unwrap(), 100);
-        Ready::Engine { program: Arc::new(program), engine, version: None, log }
+        let module = role.name().into();
+        Ready::Engine { program: Arc::new(program), engine, version: None, log, module }
     }
 
     fn wires(&self) -> Vec<WireDef> {

@@ -40,7 +40,8 @@ pub(crate) async fn prepare(
 /// A program with its first engine.
 pub(crate) async fn ready(program: Arc<dyn Program>, actor: &ActorName) -> Ready {
     let engine = program.instantiate().await.expect("there is memory for one more");
-    Ready::Engine { program, engine, version: None, log: ActorLog::new(actor.clone(), 100) }
+    let (log, module) = (ActorLog::new(actor.clone(), 100), actor.to_string());
+    Ready::Engine { program, engine, version: None, log, module }
 }
 
 /// An actor that is to run that program.

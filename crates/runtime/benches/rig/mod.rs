@@ -113,9 +113,9 @@ impl Chain {
         for (name, seen) in [("a", None), ("b", None), ("sink", Some(Arc::clone(&seen)))] {
             let program = Arc::new(nothing(seen));
             let engine = program.instantiate().await.expect("it cannot fail");
-            let name = name.parse().expect("a name");
+            let (module, name) = (name.into(), name.parse().expect("a name"));
             let log = ActorLog::new("log".parse().expect("a name"), 100);
-            let ready = Ready::Engine { program, engine, version: None, log };
+            let ready = Ready::Engine { program, engine, version: None, log, module };
             let mailbox = usize::try_from(LOAD).expect("it is small");
             let settings = Settings { mailbox, ..Settings::default() };
             start.push(Start { name, ready, settings, state: None, was: None });

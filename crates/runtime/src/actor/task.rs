@@ -309,7 +309,7 @@ impl ActorTask {
 
     /// Puts another generation in place of the present one. Nothing can fail here.
     fn swap(&mut self, swap: Swap) {
-        let Swap { program, version, engine, log, trialing, state, done } = swap;
+        let Swap { program, version, engine, log, module, trialing, state, done } = swap;
         let before = self.shared.status.borrow().generation;
         let queued = self.shared.mailbox.len() as u64;
         let old = self.engine.replace(engine);
@@ -325,7 +325,7 @@ impl ActorTask {
         self.shared.mailbox.reopen();
         self.swapped = queued > 0;
         let component = self.program.metadata().component.clone();
-        let identity = Identity { digest: self.program.digest(), version, component };
+        let identity = Identity { digest: self.program.digest(), version, component, module };
         let generation = self.shared.swapped(identity, queued);
         let lost_turns = self.begin_trial(trialing, Judge { program, generation: before });
         self.unmigrated = state.map(|state| Unmigrated {

@@ -47,6 +47,9 @@ pub enum Ready {
         version: Option<String>,
         /// Where the guest logs.
         log: ActorLog,
+        /// What the module is called where it was asked for, for the daemon's log: a file's
+        /// stem, a path or an address.
+        module: String,
     },
     /// A connector that puts messages out.
     Source(Arc<dyn Source>),
@@ -56,6 +59,15 @@ impl Ready {
     /// Whether it puts messages out of its own accord and has no mailbox.
     fn is_source(&self) -> bool {
         matches!(self, Self::Source(_))
+    }
+
+    /// What its module is called.
+    fn module(&self) -> &str {
+        match self {
+            Self::Engine { module, .. } => module,
+            // A connector bears one name everywhere.
+            Self::Source(source) => &source.metadata().component,
+        }
     }
 }
 
@@ -406,6 +418,7 @@ impl System {
             Seat::Free | Seat::Left(_) => Vec::new(),
             Seat::Inherited(from) => from.shared.waiting_outputs(),
         };
+        let module = ready.module().to_owned();
         let (actor, digest) = self.run(Outfit {
             name: name.clone(),
             ready,
@@ -425,7 +438,7 @@ impl System {
         }
         self.0.actors.insert(name.clone(), Arc::new(actor));
         drop(past);
-        info!(actor = %name, generation = generation.number(), digest = %digest.short(), "actor started");
+        info!(actor = %name, %module, generation = generation.number(), digest = %digest.short(), "actor started");
         let number = generation.number();
         self.0.events.record(EventKind::Started { actor: name, generation: number, digest });
         generation

@@ -59,7 +59,8 @@ impl System {
         let actor = name.clone();
         let engine = engine.map_err(|source| SpawnError::Instantiate { actor, source })?;
         let version = module.version().map(str::to_owned);
-        let ready = Ready::Engine { program, engine, version, log };
+        let module = program.metadata().component.clone();
+        let ready = Ready::Engine { program, engine, version, log, module };
         let start = Start { name, ready, settings, state: None, was: None };
         let _one_at_a_time = self.0.changes.lock().await;
         if self.actor(start.name.as_str()).is_some() {

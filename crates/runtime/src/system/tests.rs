@@ -174,7 +174,8 @@ impl Rig {
     async fn ready(program: Fake) -> Ready {
         let engine = program.instantiate().await.unwrap();
         let log = ActorLog::new("log".parse().unwrap(), 100);
-        Ready::Engine { program: Arc::new(program), engine, version: None, log }
+        let module = "fake".into();
+        Ready::Engine { program: Arc::new(program), engine, version: None, log, module }
     }
 
     /// Starts an actor whose `out` goes to the `in` of `to`.
