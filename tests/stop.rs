@@ -1,8 +1,13 @@
 //! How the daemon ends.
 
-use std::process::Stdio;
+use std::{
+    io::{BufRead as _, BufReader, Lines},
+    process::{ChildStdout, Stdio},
+    thread,
+    time::Instant,
+};
 
-use crate::rig::{REFLOWD, World, guest};
+use crate::rig::{PATIENCE, REFLOWD, World, guest, request_at};
 
 fn paused_relay(drain: &str) -> crate::rig::Daemon {
     let world = World::new(&format!(
@@ -133,4 +138,137 @@ fn a_second_daemon_on_the_same_data_folder_is_refused() {
     assert!(!second.status.success());
     assert!(error.contains("data") && error.contains(&daemon.pid().to_string()), "{error}");
     daemon.send("a.in", "1");
+}
+
+/// Where a number is sent to the relay.
+const SEND: &str = "/v1/actors/a/ports/in?type=Integer";
+
+/// The daemon in a terminal of its own, which closes when this drops. Its log is the file `log`.
+struct Terminal {
+    script: std::process::Child,
+    daemon: u32,
+    /// Whoever reads what the terminal shows; without one, it would close.
+    _shown: Lines<BufReader<ChildStdout>>,
+}
+
+impl Terminal {
+    /// Starts the daemon by a shell that first does `before`; nothing, where there is no
+    /// program that makes terminals.
+    fn start(world: &World, before: &str) -> Option<Self> {
+        let command = format!("{before} echo $$ >pid; exec '{REFLOWD}' 2>log");
+        let script = std::process::Command::new("script")
+            .args(["--quiet", "--command", &command, "/dev/null"])
+            .current_dir(world.path(""))
+            .env_clear()
+            .env("SHELL", "/bin/sh")
+            .env("PATH", "/usr/bin:/bin")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn();
+        let Ok(mut script) = script else {
+            println!("SKIPPED: there is no `script` to make a terminal");
+            return None;
+        };
+        let mut shown = BufReader::new(script.stdout.take().unwrap()).lines();
+        let ready = shown.find(|line| line.as_ref().is_ok_and(|line| line.trim() == "ready"));
+        assert!(ready.is_some(), "{}", std::fs::read_to_string(world.path("log")).unwrap());
+        let daemon = std::fs::read_to_string(world.path("pid")).unwrap().trim().parse().unwrap();
+        Some(Self { script, daemon, _shown: shown })
+    }
+
+    fn close(&mut self) {
+        self.script.kill().unwrap();
+        self.script.wait().unwrap();
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        _ = self.script.kill();
+        _ = self.script.wait();
+        if thread::panicking() {
+            send_signal("-KILL", self.daemon);
+        }
+    }
+}
+
+/// Waits for something outside of the daemon.
+fn until(what: &str, mut is: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !is() {
+        assert!(began.elapsed() < PATIENCE, "never: {what}");
+        thread::yield_now();
+    }
+}
+
+fn lone_relay() -> World {
+    let world = World::new(
+        "[daemon]\nmodules = \"../modules\"\ndata = \"../data\"\nautostart = false\n\
+         [actors.a]\nmodule = \"relay\"\n",
+    );
+    world.module("relay", &guest("relay"));
+    world
+}
+
+fn send_signal(signal: &str, pid: u32) {
+    let sent = std::process::Command::new("kill").args([signal, &pid.to_string()]).status();
+    assert!(sent.unwrap().success() || thread::panicking(), "{signal} {pid}");
+}
+
+#[test]
+fn a_daemon_whose_terminal_is_closed_drains_and_ends_and_the_next_one_starts() {
+    let world = lone_relay();
+    let Some(mut terminal) = Terminal::start(&world, "") else { return };
+    let pid = terminal.daemon;
+    let log = || std::fs::read_to_string(world.path("log")).unwrap();
+    // While the terminal is there, the same signal asks for a look at disk.
+    send_signal("-HUP", pid);
+    until("it reloads", || log().contains("SIGHUP: looking at disk"));
+    let sent = request_at(&world.socket(), "POST", SEND, "application/json", b"1");
+    assert_eq!(sent.status, 202, "{sent:?}");
+    terminal.close();
+    until("it stops", || log().contains("nothing is left"));
+    assert!(log().contains("\"signal\":\"SIGHUP\""), "{}", log());
+    until("it has ended", || !std::path::Path::new(&format!("/proc/{pid}")).exists());
+    let daemon = world.start();
+    daemon.send("a.in", "1");
+}
+
+#[test]
+fn a_daemon_that_was_started_by_nohup_outlives_its_terminal() {
+    let world = lone_relay();
+    let Some(mut terminal) = Terminal::start(&world, "trap '' HUP;") else { return };
+    let pid = terminal.daemon;
+    terminal.close();
+    let stat = format!("/proc/{pid}/stat");
+    let terminal_of = || {
+        let stat = std::fs::read_to_string(&stat).unwrap();
+        let (_, fields) = stat.rsplit_once(')').unwrap();
+        fields.split_whitespace().nth(4).unwrap().to_owned()
+    };
+    until("its terminal is gone", || terminal_of() == "0");
+    send_signal("-HUP", pid);
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap().trim();
+    assert_eq!(u64::from_str_radix(ignored, 16).unwrap() & 1, 1, "it was to be ignored");
+    let sent = request_at(&world.socket(), "POST", SEND, "application/json", b"1");
+    assert_eq!(sent.status, 202, "{sent:?}");
+    send_signal("-TERM", pid);
+    let log = || std::fs::read_to_string(world.path("log")).unwrap();
+    until("it stops", || log().contains("nothing is left"));
+    assert!(!log().contains("SIGHUP"), "{}", log());
+    until("it has ended", || !std::path::Path::new(&format!("/proc/{pid}")).exists());
+}
+
+#[test]
+fn an_interrupt_that_was_ignored_stays_so() {
+    // As a shell without job control starts what goes into the background.
+    let world = lone_relay();
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", "trap '' INT; exec \"$0\"", REFLOWD]).current_dir(world.path(""));
+    command.env_clear().stdin(Stdio::null());
+    let daemon = world.start_as(command);
+    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap().trim();
+    assert_eq!(u64::from_str_radix(ignored, 16).unwrap() & 0b11, 0b10, "SIGINT, and not SIGHUP");
 }

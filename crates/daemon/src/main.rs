@@ -3,6 +3,7 @@
 
 mod cli;
 mod run;
+mod signals;
 mod blueprint;
 mod config;
 mod connector;
@@ -18,6 +19,7 @@ mod saved_set;
 mod snapshot;
 mod data_folder;
 mod memory;
+mod process;
 mod systemd;
 mod watchdog;
 mod logging;

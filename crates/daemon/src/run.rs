@@ -29,7 +29,6 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     net::TcpListener,
     runtime::{Builder, Runtime},
-    signal::unix::{Signal, SignalKind, signal},
     sync::watch,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -47,6 +46,7 @@ use crate::{
     logging::{self, Log},
     memory,
     saved_set::{SaveError, Saved, SavedSets},
+    signals::{Signals, Wish},
     snapshot::Snapshots,
     systemd::Notifier,
     watchdog::Watched,
@@ -282,8 +282,14 @@ impl Daemon {
                         name = signals.stop() => break name,
                     }
                     self.notifier.ready(&self.status());
+                    if signals.hung_up() {
+                        break "SIGHUP";
+                    }
                 }
-                _ = upkeep.tick() => self.notifier.status(&self.status()),
+                _ = upkeep.tick() => {
+                    self.notifier.status(&self.status());
+                    signals.look_at_terminal();
+                }
             }
         };
         info!(signal = name, "stopping");
@@ -334,7 +340,7 @@ impl Daemon {
         self.system.close().await;
         tokio::select! {
             _ = self.system.settled(until) => {}
-            name = signals.stop() => {
+            name = signals.insist() => {
                 warn!(signal = name, "second signal: stopping at once");
             }
         }
@@ -527,49 +533,6 @@ fn say_ready() {
     let mut out = std::io::stdout().lock();
     // A daemon whose stdout is closed serves all the same.
     _ = writeln!(out, "ready").and_then(|()| out.flush());
-}
-
-/// Signals that the daemon listens to.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    hangup: Signal,
-}
-
-impl Signals {
-    fn new() -> anyhow::Result<Self> {
-        let listen = |kind| signal(kind).context("cannot listen to signals");
-        Ok(Self {
-            terminate: listen(SignalKind::terminate())?,
-            interrupt: listen(SignalKind::interrupt())?,
-            hangup: listen(SignalKind::hangup())?,
-        })
-    }
-
-    /// The next thing that a signal asks for.
-    async fn next(&mut self) -> Wish {
-        tokio::select! {
-            _ = self.terminate.recv() => Wish::Stop("SIGTERM"),
-            _ = self.interrupt.recv() => Wish::Stop("SIGINT"),
-            _ = self.hangup.recv() => Wish::LookAtDisk,
-        }
-    }
-
-    /// Returns the name of the signal that says stop, when one does.
-    async fn stop(&mut self) -> &'static str {
-        loop {
-            if let Wish::Stop(name) = self.next().await {
-                return name;
-            }
-        }
-    }
-}
-
-/// What a signal asks for.
-enum Wish {
-    /// To stop, by the signal of that name.
-    Stop(&'static str),
-    LookAtDisk,
 }
 
 /// The reconciler, as the admin API asks for it.
