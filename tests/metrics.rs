@@ -1,8 +1,12 @@
 //! What scrapers are given.
 
-use std::fs;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
-use crate::rig::{World, shaky};
+use crate::rig::{PATIENCE, World, repository, shaky};
 
 #[test]
 fn all_actors_that_are_gone_are_one_series() {
@@ -35,4 +39,90 @@ fn all_actors_that_are_gone_are_one_series() {
     assert!(!body.contains("actor=\"one\"") && !body.contains("actor=\"two\""), "{body}");
     assert_eq!(daemon.metrics().get(&of("(gone)")), Some(&2.0));
     assert_eq!(daemon.sum("reflowd_messages_completed_total"), 2.0);
+}
+
+#[test]
+fn the_process_is_told_of_under_the_names_that_all_scrapers_know() {
+    let daemon = World::new("[daemon]\nmodules = \"../modules\"\ndata = \"../data\"\n").start();
+    let figure = |name: &str| {
+        let metrics = daemon.metrics();
+        *metrics.get(name).unwrap_or_else(|| panic!("no {name} in {metrics:?}"))
+    };
+    let proc = |file: &str| fs::read_to_string(format!("/proc/{}/{file}", daemon.pid())).unwrap();
+    let status = |name: &str| {
+        let status = proc("status");
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        line.split_whitespace().next().unwrap().parse::<f64>().unwrap()
+    };
+    // What is counted goes on meanwhile, and so is only near.
+    let resident = figure("process_resident_memory_bytes") / 1024.0;
+    assert!((resident / status("VmRSS:") - 1.0).abs() < 0.5, "{resident}");
+    assert!(figure("process_virtual_memory_bytes") > resident * 1024.0);
+    assert!(figure("process_threads") >= 5.0, "two of control, two of turns, one of the log");
+    let open = fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap().count();
+    assert!((figure("process_open_fds") - open as f64).abs() < 10.0);
+    let limits = proc("limits");
+    let limit = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
+    let soft = limit.split_whitespace().next().unwrap().parse::<f64>().unwrap();
+    assert_eq!(figure("process_max_fds"), soft);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
+    let started = figure("process_start_time_seconds");
+    assert!(started <= now && now - started < PATIENCE.as_secs_f64(), "{started} {now}");
+    assert!((started + figure("reflowd_uptime_seconds") - now).abs() < PATIENCE.as_secs_f64());
+    daemon.until("it has used time", |_| figure("process_cpu_seconds_total") > 0.0);
+    assert_eq!(figure("process_start_time_seconds"), started, "it does not move");
+}
+
+#[test]
+fn the_last_look_at_disk_is_told_of_and_whether_it_was_a_success() {
+    let config =
+        "[daemon]\nmodules = \"../modules\"\ndata = \"../data\"\nrescan = \"1h\"\nwatch = false\n";
+    let daemon = World::new(config).start();
+    // Whether the last look was a success, when it was, and when the last success was.
+    let figures = || {
+        let metrics = daemon.metrics();
+        ["successful", "timestamp_seconds", "success_timestamp_seconds"]
+            .map(|what| metrics[&format!("reflowd_config_last_reload_{what}")])
+    };
+    let [successful, began, success] = figures();
+    assert_eq!((successful, success), (1.0, began), "the start was one");
+    daemon.world.config(&format!("{config}[actors.a]\nmodul = \"std:stdout\"\n"));
+    daemon.reload();
+    let [successful, failed, success] = figures();
+    assert_eq!(successful, 0.0);
+    assert!(began <= success && success < failed, "{began} {success} {failed}");
+    daemon.world.config(&format!("{config}[actors.a]\nmodule = \"std:stdout\"\n"));
+    daemon.reload();
+    let [successful, last, success] = figures();
+    assert_eq!((successful, success), (1.0, last));
+    assert!(last > failed);
+}
+
+#[test]
+fn the_reference_has_every_metric_as_scrapers_are_told_of_it() {
+    let world = World::new("[daemon]\nmodules = \"../modules\"\ndata = \"../data\"\n");
+    // Some are there only with a collector for traces.
+    let mut command = world.command(&[]);
+    command.env("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9");
+    let page = world.start_as(command).get("/metrics").body;
+    let said = |word: &str| -> BTreeMap<String, String> {
+        let lines = page.lines().filter_map(|line| line.strip_prefix(&format!("# {word} ")));
+        lines.filter_map(|line| line.split_once(' ')).map(|(a, b)| (a.into(), b.into())).collect()
+    };
+    let (types, help) = (said("TYPE"), said("HELP"));
+    let rows: BTreeSet<String> = types
+        .iter()
+        .map(|(name, of)| format!("| `{name}` | {of} | {} |", help[name].trim_end_matches('.')))
+        .collect();
+    let reference = fs::read_to_string(repository().join("config/REFERENCE.md")).unwrap();
+    let (_, section) = reference.split_once("\n## Metrics\n").unwrap();
+    let (section, _) = section.split_once("\n## ").unwrap();
+    let written: BTreeSet<String> =
+        section.lines().filter(|line| line.starts_with("| `")).map(str::to_owned).collect();
+    let missing: Vec<_> = rows.difference(&written).collect();
+    let untrue: Vec<_> = written.difference(&rows).collect();
+    assert!(
+        missing.is_empty() && untrue.is_empty(),
+        "in \"Metrics\" of config/REFERENCE.md, write {missing:#?} and strike {untrue:#?}"
+    );
 }

@@ -33,7 +33,7 @@ use axum::{
     routing::{get, post},
 };
 use futures_util::future::BoxFuture;
-use reflowd_hot_reload::{ReloadError, ReloadOptions, Report, RollBackError, View};
+use reflowd_hot_reload::{Passes, ReloadError, ReloadOptions, Report, RollBackError, View};
 use reflowd_runtime::{ActorName, Digest, GoneBack, Precondition, System};
 use serde::{Deserialize, Deserializer, Serialize};
 use tokio::sync::watch;
@@ -107,6 +107,9 @@ pub(crate) trait Reload: Send + Sync {
 
     /// The modules that are known, by file.
     fn modules(&self) -> Vec<ModuleView>;
+
+    /// When looks at disk have ended; nothing before the first one.
+    fn passes(&self) -> Option<Passes>;
 
     /// How many modules have been refused since the start, by reason.
     fn refusals(&self) -> BTreeMap<String, u64>;

@@ -6,14 +6,14 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use reflowd_runtime::{
     Actor, ActorState, Counts, Entry, Histogram, Ledger, Loss, Meters, System, WireCounts,
 };
 
-use crate::{admin::Reload, logging::lost_lines};
+use crate::{admin::Reload, logging::lost_lines, process};
 
 /// What the text is, for the header.
 pub(crate) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -56,9 +56,61 @@ pub(crate) fn text(system: &System, disk: &dyn Reload) -> String {
         .sample(&[], u64::from(in_sync));
     page.counter("reflowd_log_lines_lost_total", "Lines of the log that nobody was there to read")
         .sample(&[], lost_lines());
+    reloads(&mut page, disk);
     page.gauge("reflowd_build_info", "The daemon's version")
         .sample(&[("version", env!("CARGO_PKG_VERSION"))], 1);
+    of_process(&mut page);
     page.text
+}
+
+/// How the looks at disk have ended, under the names that Prometheus has for its own.
+fn reloads(page: &mut Page, disk: &dyn Reload) {
+    let Some(passes) = disk.passes() else { return };
+    let name = "reflowd_config_last_reload_successful";
+    page.gauge(name, "1 if the last look at disk has refused and held back nothing")
+        .sample(&[], u64::from(passes.last_success == Some(passes.last)));
+    let name = "reflowd_config_last_reload_timestamp_seconds";
+    page.gauge(name, "When disk was last looked at").sample(&[], unix_seconds(passes.last));
+    if let Some(at) = passes.last_success {
+        let name = "reflowd_config_last_reload_success_timestamp_seconds";
+        let help = "When disk was last looked at and nothing was refused or held back";
+        page.gauge(name, help).sample(&[], unix_seconds(at));
+    }
+}
+
+/// The process as the system sees it, under the names that all of Prometheus' clients use. What
+/// the system does not tell is left out.
+fn of_process(page: &mut Page) {
+    if let Some(figures) = process::Figures::read() {
+        let name = "process_cpu_seconds_total";
+        let help = "Total user and system CPU time spent in seconds";
+        page.counter(name, help).sample(&[], figures.cpu_seconds);
+        page.gauge("process_resident_memory_bytes", "Resident memory size in bytes")
+            .sample(&[], figures.resident);
+        page.gauge("process_virtual_memory_bytes", "Virtual memory size in bytes")
+            .sample(&[], figures.virtual_memory);
+        page.gauge("process_threads", "Number of OS threads in the process")
+            .sample(&[], figures.threads);
+    }
+    if let Some(open) = process::open_files() {
+        page.gauge("process_open_fds", "Number of open file descriptors").sample(&[], open);
+    }
+    if let Some(most) = process::max_files() {
+        page.gauge("process_max_fds", "Maximum number of open file descriptors").sample(&[], most);
+    }
+    if let Some(started) = process::started() {
+        let name = "process_start_time_seconds";
+        page.gauge(name, "Start time of the process since unix epoch in seconds")
+            .sample(&[], started);
+    }
+    if let Some(uptime) = process::uptime() {
+        page.gauge("reflowd_uptime_seconds", "How long the process has run")
+            .sample(&[], uptime.as_secs_f64());
+    }
+}
+
+fn unix_seconds(at: SystemTime) -> f64 {
+    at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
 fn dead_letters(page: &mut Page, system: &System, ledger: &Ledger) {

@@ -17,8 +17,8 @@ use std::{
 use anyhow::Context;
 use futures_util::future::BoxFuture;
 use reflowd_hot_reload::{
-    Eyes, History, Kept, Pace, Parts, Reconciler, ReloadError, ReloadOptions, Reloader, Report,
-    RollBackError, ScanOptions, View,
+    Eyes, History, Kept, Pace, Parts, Passes, Reconciler, ReloadError, ReloadOptions, Reloader,
+    Report, RollBackError, ScanOptions, View,
 };
 use reflowd_loader::{Limits, Loader};
 use reflowd_runtime::{
@@ -574,6 +574,10 @@ impl Reload for Disk {
             actors: module.actors.clone(),
         };
         self.0.modules().iter().map(file).collect()
+    }
+
+    fn passes(&self) -> Option<Passes> {
+        self.0.passes()
     }
 
     fn refusals(&self) -> BTreeMap<String, u64> {

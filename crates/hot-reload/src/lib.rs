@@ -84,7 +84,7 @@ pub use plan::{
     StopReason, Stopping, Swapping, Template, Wanted, builtin_digest,
 };
 pub use planner::plan;
-pub use reconciler::{Parts, Reconciler, ReloadError, Reloader, RollBackError, States};
+pub use reconciler::{Parts, Passes, Reconciler, ReloadError, Reloader, RollBackError, States};
 pub use report::{ActorView, ModuleFile, Refusal, ReloadOptions, Report, View};
 pub use running::{Running, RunningActor};
 pub use scan::{Depth, FetchError, Look, Moment, ScanOptions, Scanner};

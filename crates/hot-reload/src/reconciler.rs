@@ -48,7 +48,7 @@ use crate::{
     Trouble, Wanted, blueprint::Texts, emptied::emptied, plan,
 };
 
-pub use reloader::{ReloadError, Reloader};
+pub use reloader::{Passes, ReloadError, Reloader};
 pub use trials::RollBackError;
 
 /// How long an explicit reload waits for files that are being written.
@@ -339,6 +339,7 @@ impl Reconciler {
             self.downloads.retain(&self.wanted_downloads);
             self.show(&snapshot, in_sync && report.is_clean());
             self.shared.config_in_force.store(in_force, Ordering::Relaxed);
+            self.shared.passed(&report);
             self.forget_unused(&snapshot);
             self.remember().await;
         }

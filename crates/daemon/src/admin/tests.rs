@@ -136,6 +136,10 @@ impl Reload for Disk {
         Vec::new()
     }
 
+    fn passes(&self) -> Option<Passes> {
+        None
+    }
+
     fn refusals(&self) -> BTreeMap<String, u64> {
         BTreeMap::from([("invalid-binary".into(), 3)])
     }

@@ -7,6 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::SystemTime,
 };
 
 use arc_swap::ArcSwap;
@@ -69,6 +70,27 @@ pub(super) struct Shared {
     pub(super) config_in_force: AtomicBool,
     /// Modules refused since the start, by reason.
     pub(super) refusal_counts: Mutex<BTreeMap<&'static str, u64>>,
+    pub(super) passes: Mutex<Option<Passes>>,
+}
+
+impl Shared {
+    /// A pass has ended that was no dry run.
+    pub(super) fn passed(&self, report: &Report) {
+        let now = SystemTime::now();
+        let mut passes = self.passes.lock();
+        let before = passes.and_then(|passes| passes.last_success);
+        let last_success = if report.is_clean() { Some(now) } else { before };
+        *passes = Some(Passes { last: now, last_success });
+    }
+}
+
+/// When passes have ended, by the machine's clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Passes {
+    /// The last one.
+    pub last: SystemTime,
+    /// The last one that has refused and held back nothing.
+    pub last_success: Option<SystemTime>,
 }
 
 impl Reloader {
@@ -138,6 +160,12 @@ impl Reloader {
     #[must_use]
     pub fn modules(&self) -> Arc<Vec<ModuleFile>> {
         self.shared.modules.load_full()
+    }
+
+    /// When passes have ended; nothing before the first one.
+    #[must_use]
+    pub fn passes(&self) -> Option<Passes> {
+        *self.shared.passes.lock()
     }
 
     /// How many modules were refused since the daemon started, by reason.
