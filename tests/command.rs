@@ -319,6 +319,12 @@ fn the_exit_code_says_what_went_wrong() {
     }
     let page = fs::read_to_string(bad.path("pages/reflowd-tap.1")).unwrap();
     assert!(page.contains("skipped"), "{page}");
+    let footer = format!("\"reflowd {}\" reflowd", env!("CARGO_PKG_VERSION"));
+    for name in fs::read_dir(bad.path("pages")).unwrap().map(|page| page.unwrap().path()) {
+        let page = fs::read_to_string(&name).unwrap();
+        let title = page.lines().find(|line| line.starts_with(".TH ")).unwrap();
+        assert!(title.ends_with(&footer), "{}: {title}", name.display());
+    }
 
     let small = GOOD.replace("module = \"relay\"", "module = \"relay\"\nmailbox = 1");
     let daemon = world(&small).start();
@@ -377,6 +383,13 @@ fn a_shell_is_offered_the_actors_of_the_daemon_that_runs() {
     assert_eq!(offered(&["send", "b"]), ["b.in"]);
     assert_eq!(offered(&["tap", "a."]), ["a.in", "a.out"]);
     assert_eq!(offered(&["state", "get", "a"]), ["a"]);
+    assert_eq!(offered(&["send", "a.in", "1", "--wait", "a"]), ["a.out"]);
+    assert_eq!(offered(&["send", "a.in", "1", "--type", "I"]), ["Integer"]);
+    assert_eq!(offered(&["dead", "list", "--reason", "t"]), ["trap", "timeout", "turn-error"]);
+    assert_eq!(offered(&["dead", "purge", "--reason", "max"]), ["max-hops"]);
+    assert_eq!(offered(&["logs", "a", "--level", "w"]), ["warn"]);
+    assert_eq!(offered(&["inspect", "x", "--engine", ""]), ["direct", "extism"]);
+    assert_eq!(offered(&["graph", "--format", "d"]), ["dot"]);
     assert_eq!(offered(&["--socket", "nowhere", "pause", "a"]), [""; 0]);
     assert_eq!(offered(&["compl"]), ["completions"]);
 }

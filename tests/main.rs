@@ -10,6 +10,7 @@ mod rig;
 mod server;
 
 mod sample;
+mod readme;
 mod message;
 mod swap;
 mod reload;

@@ -3,7 +3,7 @@
 use crate::rig::{World, repository};
 
 /// The repository's sample, copied into a folder of its own.
-fn sample() -> World {
+pub(crate) fn sample() -> World {
     let config = std::fs::read_to_string(repository().join("config/reflowd.toml")).unwrap();
     let world = World::new(&config);
     std::fs::create_dir(world.path("config/sample")).unwrap();

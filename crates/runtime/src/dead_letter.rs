@@ -51,6 +51,22 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// Every [`class`](Self::class).
+    pub const CLASSES: [&str; 12] = [
+        "trap",
+        "timeout",
+        "turn-error",
+        "guest-error",
+        "unavailable",
+        "remote",
+        "removed",
+        "unwired",
+        "no-target",
+        "max-hops",
+        "overflow",
+        "shutdown",
+    ];
+
     /// One word for metrics and filters.
     #[must_use]
     pub fn class(&self) -> &'static str {

@@ -1,5 +1,5 @@
-//! What a shell offers when somebody presses the tab key: commands, flags, and the actors
-//! and ports of the daemon that runs.
+//! What a shell offers when somebody presses the tab key: commands, flags, values that are one
+//! of a few words, and the actors and ports of the daemon that runs.
 //!
 //! The shell runs this binary for it, so nothing here may take long or say anything: where
 //! no daemon answers at once, there are no names.
@@ -9,6 +9,8 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 use anyhow::anyhow;
 use clap::{Args, CommandFactory as _, builder::PossibleValuesParser};
 use clap_complete::{CompleteEnv, CompletionCandidate, env::Shells};
+use reflowd_loader::EngineKind;
+use reflowd_runtime::{Reason, Type};
 use tokio::{runtime, time};
 
 use super::{Cli, Client, Exit, Outcome, Stop, client::Places, print_data};
@@ -85,6 +87,39 @@ pub(super) fn inports() -> Vec<CompletionCandidate> {
     offers
 }
 
+/// Outports, alone and as `actor.port`.
+pub(super) fn outports() -> Vec<CompletionCandidate> {
+    let mut offers = Vec::new();
+    for actor in live().actors {
+        for port in &actor.outports {
+            offers.push(offered(format!("{}.{port}", actor.name), &actor));
+            offers.push(CompletionCandidate::new(port.to_string()));
+        }
+    }
+    offers.sort();
+    offers.dedup_by(|a, b| a.get_value() == b.get_value());
+    offers
+}
+
+/// The types of messages.
+pub(super) fn types() -> Vec<CompletionCandidate> {
+    words(Type::ALL.map(Type::name))
+}
+
+/// The classes of reasons for dead letters.
+pub(super) fn reasons() -> Vec<CompletionCandidate> {
+    words(Reason::CLASSES)
+}
+
+/// The engines that run modules.
+pub(super) fn engines() -> Vec<CompletionCandidate> {
+    words(EngineKind::ALL.map(|kind| kind.to_string()))
+}
+
+fn words(words: impl IntoIterator<Item = impl Into<OsString>>) -> Vec<CompletionCandidate> {
+    words.into_iter().map(CompletionCandidate::new).collect()
+}
+
 fn offered(text: String, actor: &Node) -> CompletionCandidate {
     CompletionCandidate::new(text).help(actor.module.clone().map(Into::into))
 }
@@ -98,7 +133,7 @@ fn live() -> Graph {
         return Graph::default();
     };
     let asked = async {
-        let places = Places::new(socket, config.as_deref());
+        let places = Places::new(socket, config.as_deref()).without_held();
         Client::connect(&places).await?.get::<Graph>("/v1/graph").await
     };
     let answer = runtime.block_on(async { time::timeout(PATIENCE, asked).await });

@@ -51,7 +51,7 @@ pub(crate) struct Which {
     #[arg(long, add = ArgValueCandidates::new(complete::actors))]
     actor: Option<ActorName>,
     /// Only those of this class of reason, such as `trap` or `timeout`
-    #[arg(long, value_name = "CLASS")]
+    #[arg(long, value_name = "CLASS", add = ArgValueCandidates::new(complete::reasons))]
     reason: Option<String>,
     /// Only those of a module whose digest begins so
     #[arg(long, value_name = "BEGINNING")]

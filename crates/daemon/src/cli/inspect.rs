@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use anyhow::anyhow;
 use bytesize::ByteSize;
 use clap::Args;
+use clap_complete::ArgValueCandidates;
 use reflowd_loader::{
     DownloadRules, EngineKind, Export, Inspection, ItemType, Limits, LoadErrorKind, Loader,
     ModuleUrl, Source,
 };
 use reflowd_runtime::{Digest, Port, printable, printable_lines};
 
-use super::{Exit, Outcome, Stop, print, table::Style};
+use super::{Exit, Outcome, Stop, complete, print, table::Style};
 use crate::config::{self, Environment, Sources};
 
 /// Which module.
@@ -24,7 +25,7 @@ pub(crate) struct Inspect {
     #[arg(long, value_name = "DIGEST")]
     sha256: Option<Digest>,
     /// The engine that would run it: `direct` or `extism`
-    #[arg(long, default_value_t, value_name = "ENGINE")]
+    #[arg(long, default_value_t, value_name = "ENGINE", add = ArgValueCandidates::new(complete::engines))]
     engine: EngineKind,
     /// Print JSON
     #[arg(long)]

@@ -39,10 +39,10 @@ pub(crate) struct Send {
     value: Option<String>,
     /// The message's type, such as Float; otherwise the port's or what the value looks like.
     /// With String the value is text, in quotes or not
-    #[arg(long, value_parser = message_type, value_name = "TYPE")]
+    #[arg(long, value_parser = message_type, value_name = "TYPE", add = ArgValueCandidates::new(complete::types))]
     r#type: Option<Type>,
     /// Wait for what comes out of this port for the message: `PORT` or `ACTOR.PORT`
-    #[arg(long, value_name = "PORT")]
+    #[arg(long, value_name = "PORT", add = ArgValueCandidates::new(complete::outports))]
     wait: Option<String>,
     /// How long to wait for it
     #[arg(long, value_parser = humantime::parse_duration, requires = "wait", default_value = "30s")]

@@ -250,6 +250,13 @@ mod tests {
     use super::*;
     use crate::{Digest, dead_letter::tests::letter};
 
+    #[test]
+    fn every_class_of_reason_is_one_that_a_record_has() {
+        for class in Reason::CLASSES {
+            assert_eq!(reason(class, "1".into()).map(|reason| reason.class()), Some(class));
+        }
+    }
+
     /// What everything of a letter but its identity comes to, for comparing.
     fn shown(letter: &DeadLetter) -> String {
         format!("{letter:?}")
