@@ -454,3 +454,61 @@ fn wildcards_in_a_path_are_refused_before_anything_runs() {
     let said = String::from_utf8_lossy(&[check.stdout, check.stderr].concat()).into_owned();
     assert!(said.contains("wildcards, which are not supported"), "{said}");
 }
+
+#[test]
+fn a_folder_that_is_replaced_and_a_file_that_is_linked_away_are_read_to_their_ends() {
+    let world = World::new(&followed("").replace("in.log", "logs/in.log"));
+    fs::create_dir(world.path("logs")).unwrap();
+    append(&world, "logs/in.log", "1\n");
+    let daemon = world.start();
+    wait_for(&daemon, &[1]);
+    fs::rename(daemon.world.path("logs"), daemon.world.path("logs.old")).unwrap();
+    fs::create_dir(daemon.world.path("logs")).unwrap();
+    append(&daemon.world, "logs/in.log", "4\n");
+    append(&daemon.world, "logs.old/in.log", "2\n3\n");
+    wait_for(&daemon, &[1, 2, 3, 4]);
+    // Linked under another name, which may be any, and then replaced, while nobody reads. Its
+    // last line never had an end.
+    let (_, _, world) = daemon.stop();
+    append(&world, "logs/in.log", "5\n6");
+    fs::hard_link(world.path("logs/in.log"), world.path("logs/archive")).unwrap();
+    append(&world, "new", "7\r\n");
+    fs::rename(world.path("new"), world.path("logs/in.log")).unwrap();
+    let daemon = world.start();
+    wait_for(&daemon, &[1, 2, 3, 4, 5, 6, 7]);
+    assert_eq!(events(&daemon, "source-gap"), [] as [Value; 0]);
+}
+
+#[test]
+fn a_log_that_is_rotated_twice_with_delayed_compression_goes_on_with_what_is_in_reach() {
+    let world = World::new(&followed(""));
+    append(&world, "in.log", "1\n");
+    let daemon = world.start();
+    wait_for(&daemon, &[1]);
+    let (_, _, world) = daemon.stop();
+    append(&world, "in.log", "2\n");
+    rotate(&world, "in.log", "in.log.1", "3\n");
+    fs::rename(world.path("in.log.1"), world.path("in.log.2")).unwrap();
+    assert!(Command::new("gzip").arg(world.path("in.log.2")).status().unwrap().success());
+    rotate(&world, "in.log", "in.log.1", "4\n");
+    let daemon = world.start();
+    wait_for(&daemon, &[1, 3, 4]);
+    let gaps = events(&daemon, "source-gap");
+    assert_eq!(gaps.len(), 1);
+    assert!(gaps[0]["why"].as_str().unwrap().contains("in.log.2.gz"), "{gaps:?}");
+}
+
+#[test]
+fn a_file_with_a_byte_order_mark_can_be_sent() {
+    let world = World::new(&followed(""));
+    append(&world, "in.log", "1\n");
+    append(&world, "one.json", "\u{feff}2");
+    append(&world, "more.jsonl", "\u{feff}3\n4\n");
+    let daemon = world.start();
+    wait_for(&daemon, &[1]);
+    for file in ["@one.json", "@more.jsonl"] {
+        let sent = daemon.world.run(&["send", "file.in", file]);
+        assert!(sent.status.success(), "{sent:?}");
+    }
+    wait_for(&daemon, &[1, 2, 3, 4]);
+}

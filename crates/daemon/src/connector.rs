@@ -28,6 +28,7 @@ use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
+pub(crate) use file_in::BYTE_ORDER_MARK;
 pub(crate) use http_in::Listeners;
 
 /// How like two names must be for one to be suggested for the other.

@@ -3,7 +3,7 @@
 use std::{io, path::Path, time::Duration};
 
 use anyhow::{Context as _, anyhow};
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf as _, Bytes, BytesMut};
 use clap::Args;
 use clap_complete::ArgValueCandidates;
 use futures_util::stream;
@@ -22,6 +22,8 @@ use super::{
     client::{Body, escaped, json, text, whole},
     complete, note, print, progress,
 };
+
+use crate::connector::BYTE_ORDER_MARK;
 
 /// How much of a stream leaves in one piece.
 const PIECE: usize = 64 << 10;
@@ -167,7 +169,10 @@ async fn body(source: &Source<'_>) -> Result<(&'static str, Body), Stop> {
     Ok(match source {
         Source::One(text) => (ONE, whole(text.clone())),
         Source::File(path) => {
-            let bytes = tokio::fs::read(path).await.with_context(|| read(path))?;
+            let mut bytes = tokio::fs::read(path).await.with_context(|| read(path))?;
+            if bytes.starts_with(BYTE_ORDER_MARK) {
+                bytes.drain(..BYTE_ORDER_MARK.len());
+            }
             (ONE, whole(bytes))
         }
         Source::LinesOf(path) => {
@@ -180,10 +185,14 @@ async fn body(source: &Source<'_>) -> Result<(&'static str, Body), Stop> {
 
 /// A body that is read as it leaves.
 fn streamed(reader: impl AsyncRead + Unpin + std::marker::Send + 'static) -> Body {
-    let pieces = stream::try_unfold(reader, |mut reader| async move {
+    let pieces = stream::try_unfold((reader, BYTE_ORDER_MARK), |(mut reader, mark)| async move {
         let mut piece = BytesMut::with_capacity(PIECE);
         let read = reader.read_buf(&mut piece).await?;
-        let frame = (read > 0).then(|| (Frame::data(Bytes::from(piece)), reader));
+        if piece.starts_with(mark) {
+            piece.advance(mark.len());
+        }
+        // Only what comes first can be the mark.
+        let frame = (read > 0).then(|| (Frame::data(Bytes::from(piece)), (reader, &b""[..])));
         Ok::<_, io::Error>(frame)
     });
     StreamBody::new(pieces).boxed_unsync()

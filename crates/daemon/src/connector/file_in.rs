@@ -32,6 +32,7 @@ use reflowd_runtime::{Digest, Emitter, Metadata, Source, SourceError, Type};
 use serde::Deserialize;
 use serde_json::json;
 
+pub(crate) use line_splitter::BYTE_ORDER_MARK;
 use lines::{Form, Lines};
 use pace::Pace;
 use unreadable::Unreadable;

@@ -1,6 +1,6 @@
 //! Reading a file once, and following one for ever.
 
-use std::{io, path::Path, time::Duration};
+use std::{fs, io, path::Path, time::Duration};
 
 use reflowd_runtime::{EventKind, Position};
 use tokio::time::{self, Instant};
@@ -107,7 +107,15 @@ impl Lines<'_> {
                             self.path.display()
                         ))
                     });
-                    time::sleep(LOOK_AGAIN).await;
+                    // Only what comes to the path itself is waited for: the folder is not
+                    // searched again and again.
+                    loop {
+                        time::sleep(LOOK_AGAIN).await;
+                        let path = self.path.to_path_buf();
+                        if blocking(move || Ok(fs::metadata(path).is_ok())).await? {
+                            break;
+                        }
+                    }
                 }
             }
         }

@@ -11,7 +11,7 @@ pub(super) const MAX_LINE: usize = 16 << 20;
 const BEGINNING: usize = 1024;
 
 /// What some programs put before the first line of a file in UTF-8; no part of that line.
-const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+pub(crate) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// Bytes that are to become lines.
 ///
