@@ -1,6 +1,6 @@
 //! Files that are read, and what happens to them meanwhile.
 
-use std::{fs, io::Write as _, process::Command};
+use std::{fs, io::Write as _, os::unix::fs::MetadataExt, process::Command, time::SystemTime};
 
 use serde_json::Value;
 
@@ -150,6 +150,23 @@ fn an_operator_says_where_in_a_file_it_goes_on() {
 }
 
 #[test]
+fn what_a_former_version_has_noted_is_where_it_goes_on() {
+    let world = World::new(&followed(""));
+    append(&world, "in.log", "1\n2\n3\n");
+    let daemon = world.start();
+    wait_for(&daemon, &[1, 2, 3]);
+    // That had the device in the file's number, no path and no beginning.
+    let file = fs::metadata(daemon.world.path("in.log")).unwrap();
+    let made = file.created().unwrap().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    let number = file.dev().rotate_left(32) ^ file.ino();
+    let noted = format!(r#"{{"of":[{number},{}],"at":4,"count":2}}"#, made.as_nanos());
+    let set = daemon.world.run(&["state", "set", "lines", &noted]);
+    assert!(set.status.success(), "{set:?}");
+    wait_for(&daemon, &[1, 2, 3, 3]);
+    assert_eq!(events(&daemon, "source-gap"), [] as [Value; 0]);
+}
+
+#[test]
 fn what_was_rotated_twice_is_read_in_order() {
     let world = World::new(&followed(""));
     append(&world, "in.log", "1\n");
@@ -243,6 +260,13 @@ fn a_path_that_is_edited_away_and_back_is_read_on_where_it_was() {
         daemon.world.config(&config("other.log"));
         daemon.reload();
         wait_for(&daemon, &[1, 2, 100, 3, 101]);
+        // By another name it is the same file.
+        let other = daemon.world.path("other-name.log");
+        fs::hard_link(daemon.world.path("in.log"), other).unwrap();
+        append(&daemon.world, "in.log", "4\n");
+        daemon.world.config(&config("other-name.log"));
+        daemon.reload();
+        wait_for(&daemon, &[1, 2, 100, 3, 101, 4]);
         assert_eq!(events(&daemon, "source-gap"), [] as [Value; 0]);
     }
 }

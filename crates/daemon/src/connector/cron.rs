@@ -12,7 +12,7 @@ mod look;
 use std::{sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use reflowd_runtime::{Digest, Emitter, Metadata, PortName, Source, SourceError, Type};
 use serde::Deserialize;
 use serde_json::json;
@@ -99,6 +99,7 @@ impl Source for Calendar {
                     Look::Wait(left) => time::sleep(left.min(LOOK_AGAIN)).await,
                     Look::Due(due) => out.emit(&self.out, self.schedule.message(due)).await,
                     Look::SetBack { by } => {
+                        let by = SignedDuration::from_secs(by.as_secs());
                         warn!(actor = %out.actor(), by = format!("{by:#}"), "the clock was set back, and ticks go by what it says now");
                     }
                     Look::Never => return Ok(()),

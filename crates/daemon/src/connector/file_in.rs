@@ -124,7 +124,7 @@ pub(super) fn prepare(
     if config.path.as_os_str().is_empty() {
         return Err("`path` is empty".into());
     }
-    refuse_wildcards(&config.path)?;
+    refuse_wildcards(&config.path, base_dir)?;
     Ok(Prepared::Source(Arc::new(FileIn {
         digest: builtin.digest(),
         metadata: metadata(),
@@ -137,14 +137,17 @@ pub(super) fn prepare(
 
 /// # Errors
 /// The path is a pattern. Taken by its letters it would be a file that never comes.
-fn refuse_wildcards(path: &Path) -> Result<(), String> {
-    let text = path.to_string_lossy();
-    let encloses = |open, close| {
-        text.split_once(open).is_some_and(|(_, rest): (&str, &str)| rest.contains(close))
+fn refuse_wildcards(path: &Path, base_dir: &Path) -> Result<(), String> {
+    // The names of folders in which the configuration stands are what they are.
+    let common = path.components().zip(base_dir.components()).take_while(|(a, b)| a == b).count();
+    let own: PathBuf = path.components().skip(common).collect();
+    let own = own.to_string_lossy();
+    let encloses = |open: char, close: char| {
+        own.split_once(open).is_some_and(|(_, rest)| rest.contains(close))
     };
-    if text.contains(['*', '?']) || encloses('[', ']') || encloses('{', '}') {
+    if own.contains(['*', '?']) || encloses('[', ']') || encloses('{', '}') {
         return Err(format!(
-            "`path` is one file, and `{text}` has wildcards, which are not supported: \
+            "`path` is one file, and `{own}` has wildcards, which are not supported: \
              name the file, or use an actor for each"
         ));
     }

@@ -66,6 +66,10 @@ fn a_config_that_does_not_fit_is_refused_with_one_that_does() {
     for path in ["logs/*.log", "in.?", "in-[0-9].log", "{a,b}.log"] {
         refused("std:file-in", json!({ "path": path }), "has wildcards, which are not supported");
     }
+    let folder = Path::new("/srv/app[1]/config");
+    for path in ["/srv/app[1]/in.log", "/srv/app[1]/config/in.log", "in.log"] {
+        prepared(Builtin::FileIn, json!({ "path": path }), folder).map(|_| ()).unwrap();
+    }
     refused("std:file-in", json!({ "path": "a", "lines": "csv" }), "unknown variant `csv`");
     refused("std:file-in", json!({ "path": "a", "mode": "always" }), "unknown variant `always`");
     refused("std:file-in", json!({ "path": "a", "rate": 0 }), "from 0.000001 to");
