@@ -267,6 +267,14 @@ fn a_path_that_is_edited_away_and_back_is_read_on_where_it_was() {
         daemon.world.config(&config("other-name.log"));
         daemon.reload();
         wait_for(&daemon, &[1, 2, 100, 3, 101, 4]);
+        append(&daemon.world, "in.log", "5\n");
+        daemon.world.config(&config("in.log"));
+        daemon.reload();
+        wait_for(&daemon, &[1, 2, 100, 3, 101, 4, 5]);
+        append(&daemon.world, "in.log", "6\n");
+        daemon.world.config(&config("other-name.log"));
+        daemon.reload();
+        wait_for(&daemon, &[1, 2, 100, 3, 101, 4, 5, 6]);
         assert_eq!(events(&daemon, "source-gap"), [] as [Value; 0]);
     }
 }

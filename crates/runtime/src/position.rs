@@ -111,8 +111,11 @@ impl Progress {
             }
             self.name = name.to_owned();
             if let Some(at) = self.former.iter().position(|lane| lane.name == name) {
-                let known = self.former.remove(at);
-                self.now = self.now.or(Some(known.position));
+                // It may have been read on under another name since.
+                let of = self.former[at].position.of;
+                let latest = self.known(of);
+                self.former.remove(at);
+                self.now = self.now.or(latest);
             }
             self.former.truncate(MAX_FORMER);
         }
@@ -171,6 +174,11 @@ mod tests {
         assert_eq!(progress.known([1, 0]), Some(position(1, 10)));
         assert_eq!(progress.enter("a"), Some(position(1, 10)));
         assert_eq!(progress.enter("b"), Some(position(2, 5)));
+        // The same thing by another name, and back.
+        progress.come_to(Some(position(1, 30)));
+        assert_eq!(progress.enter("a"), Some(position(1, 30)));
+        progress.enter("b");
+        progress.come_to(Some(position(2, 5)));
         // Entered again, it is where it is.
         assert_eq!(progress.enter("b"), Some(position(2, 5)));
         for n in 0..100 {
