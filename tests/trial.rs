@@ -501,11 +501,90 @@ fn what_cannot_be_understood_of_the_last_run_is_said_and_put_aside() {
             world.put("data/generations.json", text.as_bytes());
             world.module("shaky", &shaky("v2", "steady"));
         });
-        let event = daemon.events(0).find(|event| event["event"] == "ignored");
+        let event = daemon.events(0).find(|event| event["event"] == "data-damaged");
         assert!(event["why"].as_str().unwrap().contains("put aside"), "{event}");
         let actor = daemon.actor("a");
         assert_eq!((&actor["generation"], &actor["trial"]), (&json!(1), &Value::Null));
         assert_eq!(actor["digest"], sha256(&shaky("v2", "steady")));
         assert!(daemon.world.path("data/generations.json.unread").exists());
     }
+}
+
+/// Has an operator roll `a` back from a second version, and ends the daemon.
+fn banned_and_killed() -> World {
+    let daemon = one("retries = 0");
+    daemon.world.module("shaky", &shaky("v2", "steady"));
+    assert_eq!(daemon.reload()["changed"], json!(["a"]));
+    assert_eq!(daemon.post("/v1/actors/a/rollback", "").status, 200);
+    daemon.signal("-KILL");
+    daemon.ended().2
+}
+
+/// The places in `text` where one of its two copies has those words.
+fn places(text: &[u8], words: &str) -> Vec<usize> {
+    let at = (0..text.len()).filter(|at| text[*at..].starts_with(words.as_bytes()));
+    at.map(|at| at + words.len()).collect()
+}
+
+#[test]
+fn no_flipped_bit_of_what_is_remembered_brings_a_banned_version_back() {
+    let mut world = banned_and_killed();
+    let file = "data/generations.json";
+    for words in ["\"why\": \"", "\"key\": \"", "\"bans\": ", "[\"reflowd ", "\"digest\": \""] {
+        let whole = std::fs::read(world.path(file)).unwrap();
+        for at in places(&whole, words) {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 1;
+            world.put(file, &damaged);
+            let daemon = world.start();
+            let event = daemon.events(0).find(|event| event["event"] == "data-damaged");
+            assert!(event["why"].as_str().unwrap().contains("second copy"), "{event}");
+            let actor = daemon.actor("a");
+            assert_eq!(actor["digest"], sha256(&shaky("v1", "steady")), "{words} at {at}");
+            assert_eq!(actor["banned"], true, "{words} at {at}");
+            daemon.signal("-KILL");
+            world = daemon.ended().2;
+            assert_eq!(std::fs::read(world.path(file)).unwrap(), whole, "it is mended");
+        }
+    }
+}
+
+#[test]
+fn a_version_that_may_have_been_banned_waits_for_an_operator() {
+    let world = banned_and_killed();
+    world.put("data/generations.json", b"both copies are gone");
+    let daemon = world.start();
+    let waits = |daemon: &Daemon| {
+        let actor = daemon.actor("a");
+        assert_eq!(actor["state"], "loading", "{actor}");
+        assert!(daemon.log_text().contains("it may have been rolled back"), "{actor}");
+    };
+    daemon.events(0).find(|event| event["event"] == "data-damaged");
+    waits(&daemon);
+    // That is remembered too.
+    let daemon = killed_and_started(daemon, |_| {});
+    waits(&daemon);
+    let mut daemon = killed_and_started(daemon, |_| {});
+    assert_eq!(daemon.post("/v1/reload?force=true", "").json()["added"], json!(["a"]));
+    assert_eq!(daemon.actor("a")["digest"], sha256(&shaky("v2", "steady")));
+    Load::begin(&mut daemon, "a").end("after an operator has said so");
+}
+
+#[test]
+fn what_a_former_version_remembered_is_read_once_and_turned_over() {
+    let world = banned_and_killed();
+    let file = "data/generations.json";
+    let text = std::fs::read_to_string(world.path(file)).unwrap();
+    let mut first = serde_json::Deserializer::from_str(&text).into_iter::<Value>();
+    let mut bare = first.next().unwrap().unwrap()[2].take();
+    bare["version"] = 1.into();
+    world.put(file, bare.to_string().as_bytes());
+    world.put("data/VERSION", b"reflowd data 1\n");
+    let daemon = world.start();
+    assert_eq!(daemon.actor("a")["banned"], true);
+    assert!(events(&daemon, "data-damaged").is_empty());
+    let turned = std::fs::read_to_string(daemon.world.path(file)).unwrap();
+    assert_eq!(turned, text);
+    let version = std::fs::read_to_string(daemon.world.path("data/VERSION")).unwrap();
+    assert_eq!(version, "reflowd data 2\n");
 }

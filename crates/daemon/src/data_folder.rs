@@ -14,8 +14,9 @@ use reflowd_hot_reload::read_own_file;
 use rustix::fs::OFlags;
 use thiserror::Error;
 
-/// The layout of the folder that this daemon reads and writes.
-const LAYOUT: u32 = 1;
+/// The layout of the folder that this daemon reads and writes. The second has checksums
+/// over generations and states, which a daemon of the first would take for damage.
+const LAYOUT: u32 = 2;
 
 /// What a layout's number is preceded by in the file `VERSION`.
 const LAYOUT_PREFIX: &str = "reflowd data ";
@@ -153,7 +154,7 @@ fn lock(folder: &Path) -> Result<File, DataFolderError> {
     Ok(file)
 }
 
-/// Refuses what a newer daemon has left, and marks a new folder as ours.
+/// Refuses what a newer daemon has left, and marks a new or older folder as ours.
 fn check_layout(folder: &Path) -> Result<(), DataFolderError> {
     let path = folder.join("VERSION");
     let failed = |done| use_error(&path, done);
@@ -165,15 +166,14 @@ fn check_layout(folder: &Path) -> Result<(), DataFolderError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => return Err(failed("read")(error)),
     };
-    let Some(found) = found else {
-        return fs::write(&path, format!("{LAYOUT_PREFIX}{LAYOUT}\n")).map_err(failed("written"));
-    };
-    let number = found.trim().strip_prefix(LAYOUT_PREFIX).and_then(|n| n.parse::<u32>().ok());
-    if number.is_some_and(|number| number <= LAYOUT) {
-        Ok(())
-    } else {
-        let found = found.trim().chars().take(40).collect();
-        Err(DataFolderError::Layout { path: folder.into(), found })
+    let number = |text: &str| text.trim().strip_prefix(LAYOUT_PREFIX)?.parse::<u32>().ok();
+    match found {
+        Some(found) if number(&found) == Some(LAYOUT) => Ok(()),
+        Some(found) if number(&found).is_none_or(|number| number > LAYOUT) => {
+            let found = found.trim().chars().take(40).collect();
+            Err(DataFolderError::Layout { path: folder.into(), found })
+        }
+        _ => fs::write(&path, format!("{LAYOUT_PREFIX}{LAYOUT}\n")).map_err(failed("written")),
     }
 }
 
@@ -237,13 +237,17 @@ mod tests {
         fs::write(temp.path().join("VERSION"), text).unwrap();
         let opened = DataFolder::open(temp.path());
         assert_eq!(opened.is_ok(), fits, "{text:?}: {opened:?}");
+        let written = fs::read_to_string(temp.path().join("VERSION")).unwrap();
+        let expected = if fits { "reflowd data 2\n" } else { text };
+        assert_eq!(written, expected, "{text:?}");
     }
 
     #[test]
     fn a_folder_of_a_newer_daemon_is_refused() {
         layout("reflowd data 1\n", true);
+        layout("reflowd data 2\n", true);
         layout("", true);
-        layout("reflowd data 2\n", false);
+        layout("reflowd data 3\n", false);
         layout("something else", false);
     }
 

@@ -32,7 +32,7 @@ use tokio::{
     sync::watch,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 #[cfg(feature = "otlp")]
 use crate::otlp;
@@ -163,15 +163,15 @@ impl Daemon {
         let mut signals = Signals::new()?;
         let data = DataFolder::open(&config.daemon.data).map_err(anyhow::Error::from)?;
         let states = data.folder("state").map_err(anyhow::Error::from)?;
-        let snapshots = Arc::new(Snapshots::open(states));
         let kept =
             Kept::open(data.path(), config.daemon.keep.bytes).map_err(anyhow::Error::from)?;
         let sets = SavedSets::open(data.folder("saved").map_err(anyhow::Error::from)?);
-        let left = sets.load().map_err(anyhow::Error::from)?;
         let (stopping, tasks) = (CancellationToken::new(), TaskTracker::new());
         let spans = spans(&tasks, &stopping)?;
         let system = System::traced(turns.handle().clone(), spans);
         system.hold_back();
+        let snapshots = Arc::new(Snapshots::open(states, Arc::clone(system.events())));
+        let left = sets.load(system.events()).map_err(anyhow::Error::from)?;
         let budget = config.daemon.memory_budget.unwrap_or_else(memory::default_budget);
         system.budget().set_limit(budget);
         system.secrets().add(config.secret_values());
@@ -423,11 +423,15 @@ fn keep_dead_letters(system: &System, config: &Config, data: &DataFolder) -> Opt
 fn remembered(system: &System, data: &DataFolder) -> History {
     let (history, trouble) = History::open(data.path());
     if let Some(trouble) = trouble {
-        let (path, why) =
-            (data.path().join("generations.json"), format!("{:#}", anyhow::Error::from(trouble)));
-        warn!(%why, "generations and bans of the last run are not known; actors start as what is on disk");
-        let path = path.display().to_string();
-        system.events().record(EventKind::Ignored { path, why });
+        let (path, mended) = (trouble.path().display().to_string(), trouble.is_mended());
+        let mut why = format!("{:#}", anyhow::Error::from(trouble));
+        if mended {
+            warn!(%why, "generations and bans are read from their second copy");
+        } else {
+            why.push_str("; no actor starts with a module that has run before, which may have been rolled back, until other bytes come or `reflowd reload --force`");
+            error!(%why, "generations and bans of the last run are lost");
+        }
+        system.events().record(EventKind::DataDamaged { path, why });
     }
     history
 }

@@ -17,7 +17,8 @@ use std::{
 use bytes::Bytes;
 use reflowd_hot_reload::read_own_file;
 use reflowd_runtime::{
-    ActorName, Envelope, Message, Persistence, Remains, State, System, unix_millis,
+    ActorName, Envelope, EventKind, Events, Message, Persistence, Remains, State, System,
+    unix_millis,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -110,11 +111,12 @@ impl SavedSets {
         Self { folder }
     }
 
-    /// What the last stop has left, if anything. A file that is none is moved aside.
+    /// What the last stop has left, if anything. A file that is none is moved aside, which is
+    /// told as an event.
     ///
     /// # Errors
     /// It cannot be read at all, or not be moved.
-    pub(crate) fn load(&self) -> Result<Option<Saved>, TakeUpError> {
+    pub(crate) fn load(&self, events: &Events) -> Result<Option<Saved>, TakeUpError> {
         let path = self.set();
         let bytes = match read_own_file(&path) {
             Ok(bytes) => Bytes::from(bytes),
@@ -129,6 +131,11 @@ impl SavedSets {
                     return Err(TakeUpError { path, done: "moved aside", source });
                 }
                 warn!(%why, aside = %aside.display(), "what the last stop saved cannot be read; the actors start without");
+                let why = format!(
+                    "{why}; the actors start without what the last stop saved, which was moved to {}",
+                    aside.display()
+                );
+                events.record(EventKind::DataDamaged { path: path.display().to_string(), why });
                 Ok(None)
             }
         }

@@ -3,12 +3,14 @@
 //! A file is replaced by renaming a whole one over it, so at every moment there
 //! is either the older state or the newer. What was written last is remembered,
 //! and an actor whose state is the same costs nothing. A crash loses what
-//! changed since the last round.
+//! changed since the last round. Each file is sealed, so that a damaged one is
+//! not taken for a state; files of former versions, which were not, are read
+//! once and written anew.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File, OpenOptions},
-    io::{self, Write},
+    io,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -16,8 +18,8 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use reflowd_hot_reload::read_own_file;
-use reflowd_runtime::{Actor, ActorName, Persistence, State, System};
+use reflowd_hot_reload::{Sealed, read_own_file, seal, unseal};
+use reflowd_runtime::{Actor, ActorName, EventKind, Events, Persistence, State, System};
 use tokio::time::{self, Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -31,12 +33,16 @@ const KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 /// How often the files are looked through for actors that are gone.
 const SWEEP_EVERY: Duration = Duration::from_secs(3600);
 
+/// The title of what a file holds, with the version of its form.
+const TITLE: &str = "reflowd state 1";
+
 /// What the files' names end with.
 const SUFFIX: &str = ".json";
 
 /// The states of actors on disk.
 pub(crate) struct Snapshots {
     folder: PathBuf,
+    events: Arc<Events>,
     past: Mutex<Past>,
 }
 
@@ -45,6 +51,8 @@ pub(crate) struct Snapshots {
 struct Past {
     /// The state that each file holds.
     written: BTreeMap<ActorName, State>,
+    /// Actors whose file is as a former version wrote it, without a checksum.
+    bare: BTreeSet<ActorName>,
     /// Actors whose state could not be written, of which has been told.
     failing: BTreeSet<ActorName>,
     swept: Option<Instant>,
@@ -81,9 +89,9 @@ enum Written {
 }
 
 impl Snapshots {
-    /// The snapshots in a folder, which exists.
-    pub(crate) fn open(folder: impl Into<PathBuf>) -> Self {
-        Self { folder: folder.into(), past: Mutex::default() }
+    /// The snapshots in a folder, which exists. What is wrong with them is told as events.
+    pub(crate) fn open(folder: impl Into<PathBuf>, events: Arc<Events>) -> Self {
+        Self { folder: folder.into(), events, past: Mutex::default() }
     }
 
     /// The state that an actor had when it was last written.
@@ -93,12 +101,16 @@ impl Snapshots {
     pub(crate) fn load(&self, actor: &ActorName) -> Option<State> {
         let path = self.path(actor);
         let why = match read_own_file(&path) {
-            Ok(text) => match State::kept(text) {
-                Ok(state) => {
-                    self.past.lock().written.insert(actor.clone(), state.clone());
+            Ok(text) => match read(&text) {
+                Ok((state, form)) => {
+                    let mut past = self.past.lock();
+                    past.written.insert(actor.clone(), state.clone());
+                    if form == Form::Bare {
+                        past.bare.insert(actor.clone());
+                    }
                     return Some(state);
                 }
-                Err(error) => error.to_string(),
+                Err(why) => why,
             },
             Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
             Err(error) => error.to_string(),
@@ -106,6 +118,11 @@ impl Snapshots {
         let aside = self.folder.join(format!("{actor}.damaged"));
         let moved = fs::rename(&path, &aside).err().map(tracing::field::display);
         warn!(%actor, why, aside = %aside.display(), moved, "a state on disk is damaged; the actor starts without");
+        let why = format!(
+            "{why}; `{actor}` starts without its state, which was moved to {}",
+            aside.display()
+        );
+        self.events.record(EventKind::DataDamaged { path: path.display().to_string(), why });
         None
     }
 
@@ -138,6 +155,7 @@ impl Snapshots {
             }
         }
         past.written.retain(|name, _| known.contains(name));
+        past.bare.retain(|name| known.contains(name));
         past.failing.retain(|name| known.contains(name));
         let now = Instant::now();
         if past.swept.is_none_or(|at| now.duration_since(at) >= SWEEP_EVERY) {
@@ -160,7 +178,7 @@ impl Snapshots {
     /// Writes a state that is another than what is on disk.
     fn write_state(&self, past: &mut Past, name: &ActorName, state: State) -> Written {
         let same = match past.written.get(name) {
-            Some(written) => *written == state,
+            Some(written) => *written == state && !past.bare.contains(name),
             // Most actors never have a state, and need no file to say so.
             None => state == State::default(),
         };
@@ -171,8 +189,10 @@ impl Snapshots {
         match replace(&self.folder, &self.path(name), state.text()) {
             Ok(()) => {
                 past.written.insert(name.clone(), state);
+                past.bare.remove(name);
                 if past.failing.remove(name) {
                     info!(actor = %name, "the state is written again");
+                    self.events.record(EventKind::StateWritten { actor: name.clone() });
                 }
                 Written::New
             }
@@ -180,6 +200,8 @@ impl Snapshots {
                 if past.failing.insert(name.clone()) {
                     let folder = self.folder.display();
                     warn!(actor = %name, %folder, %error, "the state cannot be written; tried again every round");
+                    let why = format!("{folder}: {error}; tried again every 2 s");
+                    self.events.record(EventKind::StateNotWritten { actor: name.clone(), why });
                 }
                 Written::Failed
             }
@@ -231,13 +253,35 @@ impl Snapshots {
     }
 }
 
-/// Puts a file with that text in place of the one at `path`, whole or not at all.
-fn replace(folder: &Path, path: &Path, text: &[u8]) -> io::Result<()> {
+/// How a file holds its state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    Sealed,
+    /// As former versions wrote it: the state and nothing else.
+    Bare,
+}
+
+/// The state that a file holds, or what is wrong with it.
+fn read(text: &[u8]) -> Result<(State, Form), String> {
+    let (text, form) = match unseal(text) {
+        Ok(Sealed { title: TITLE, content }) => (content, Form::Sealed),
+        Ok(Sealed { title, .. }) => {
+            return Err(format!("another version of reflowd has written it, as `{title}`"));
+        }
+        Err(broken) if text.first() != Some(&b'{') => return Err(broken.to_string()),
+        Err(_) => (text, Form::Bare),
+    };
+    let state = State::kept(text.to_vec()).map_err(|error| error.to_string())?;
+    Ok((state, form))
+}
+
+/// Puts a file with that state in place of the one at `path`, whole or not at all.
+fn replace(folder: &Path, path: &Path, state: &[u8]) -> io::Result<()> {
     // An actor's name never starts with a dot.
     let new = folder.join(".new");
     let mut file =
         OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-    file.write_all(text)?;
+    seal(TITLE, state, &mut file)?;
     // Otherwise a crash of the machine could leave the name with nothing behind it.
     file.sync_data()?;
     fs::rename(&new, path)

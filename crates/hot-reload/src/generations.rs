@@ -205,6 +205,8 @@ impl Generations {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Bans {
     bans: BTreeMap<ActorName, Vec<Ban>>,
+    /// Modules that may have been banned: what an earlier process knew of them is lost.
+    suspects: BTreeSet<Digest>,
 }
 
 /// One module with its keys that an actor was rolled back from.
@@ -219,6 +221,23 @@ pub struct Ban {
 }
 
 impl Bans {
+    /// Nothing is banned, and nothing starts with these modules by itself.
+    #[must_use]
+    pub fn suspecting(suspects: BTreeSet<Digest>) -> Self {
+        Self { bans: BTreeMap::new(), suspects }
+    }
+
+    /// Modules that may have been banned, by whichever actor.
+    #[must_use]
+    pub fn suspects(&self) -> &BTreeSet<Digest> {
+        &self.suspects
+    }
+
+    /// The modules that actors were rolled back from.
+    pub fn digests(&self) -> impl Iterator<Item = Digest> {
+        self.bans.values().flatten().map(|ban| ban.digest)
+    }
+
     /// Bans it.
     pub fn add(&mut self, actor: &ActorName, ban: Ban) {
         let bans = self.bans.entry(actor.clone()).or_default();
@@ -268,9 +287,10 @@ impl Bans {
         }
     }
 
-    /// Lifts all.
+    /// Lifts all, and suspects nothing.
     pub fn clear(&mut self) {
         self.bans.clear();
+        self.suspects.clear();
     }
 }
 

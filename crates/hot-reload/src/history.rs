@@ -1,15 +1,19 @@
 //! What a daemon remembers of its actors across restarts: `generations.json`.
 //!
 //! One file in the data folder, replaced as a whole by a rename, so that it is the old
-//! one or the new one whenever the process ends. What cannot be understood is put
-//! aside and said: the daemon then starts on what is on disk.
+//! one or the new one whenever the process ends. It holds its content twice, each under a
+//! seal of its own: where one is damaged the other is used, and that is said.
+//!
+//! Where neither can be used, the file is put aside. A version that was banned must not
+//! come to life by that, and nobody knows any more which one it was: so no actor starts
+//! with a module that is kept from before, until other bytes come or an operator forces it.
 //!
 //! Environments may be secret and are not written. A keyed hash tells whether the
 //! environment that the configuration gives now is the one that a generation had; if
 //! it is not, that generation cannot be had any more.
 
 use std::{
-    collections::{BTreeMap, hash_map::RandomState},
+    collections::{BTreeMap, BTreeSet, hash_map::RandomState},
     fs::{self, File},
     hash::{BuildHasher, Hasher},
     io::{self, Write},
@@ -23,10 +27,16 @@ use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
-use crate::{ActorSpec, Ban, Former, GenerationKeys, ModuleRef, RunningActor, read_own_file};
+use crate::{
+    ActorSpec, Ban, Former, GenerationKeys, ModuleRef, RunningActor, Sealed, read_own_file, seal,
+    unseal,
+};
 
-/// The version of the file's form.
-const VERSION: u32 = 1;
+/// The title of what the file holds, with the version of its form.
+const TITLE: &str = "reflowd generations 2";
+
+/// The form before it: the bare content, with its version and without a checksum.
+const BARE_VERSION: u64 = 1;
 
 const NAME: &str = "generations.json";
 
@@ -39,12 +49,28 @@ pub struct History {
     folder: PathBuf,
     key: String,
     actors: BTreeMap<ActorName, Stored>,
+    past: Past,
     written: Option<String>,
 }
 
-/// The file of an earlier process is not used.
+/// What the file of an earlier process has said of modules that must not start by themselves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Past {
+    /// All that was banned is known; these modules are suspects from an earlier loss.
+    Known(BTreeSet<Digest>),
+    /// There was a file and it says nothing: any module that has run may have been banned.
+    Lost,
+}
+
+/// The file of an earlier process is damaged or not used.
 #[derive(Debug, Error)]
 pub enum HistoryError {
+    /// One of its two copies is damaged; the other was used, so nothing is lost.
+    #[error("{} is damaged; its second copy is whole and was used", path.display())]
+    Mended {
+        /// The file.
+        path: PathBuf,
+    },
     /// It cannot be read.
     #[error("cannot read {}; it was put aside", path.display())]
     Read {
@@ -53,22 +79,39 @@ pub enum HistoryError {
         /// What the system said.
         source: io::Error,
     },
-    /// A newer reflowd has written it.
-    #[error("{} was written by a newer reflowd, in form {version}; it was put aside", path.display())]
-    Newer {
+    /// Another version of reflowd has written it.
+    #[error("{} was written by another version of reflowd, as `{title}`; it was put aside", path.display())]
+    Other {
         /// The file.
         path: PathBuf,
-        /// The version of its form.
-        version: u64,
+        /// What it says that it is.
+        title: String,
     },
     /// It is damaged.
     #[error("{} is damaged and was put aside", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
-        source: serde_json::Error,
     },
+}
+
+impl HistoryError {
+    /// The file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Mended { path }
+            | Self::Read { path, .. }
+            | Self::Other { path, .. }
+            | Self::Damaged { path } => path,
+        }
+    }
+
+    /// Whether generations and bans are known all the same.
+    #[must_use]
+    pub fn is_mended(&self) -> bool {
+        matches!(self, Self::Mended { .. })
+    }
 }
 
 /// The file cannot be written.
@@ -103,9 +146,10 @@ pub(crate) struct Remembered<'a> {
 
 #[derive(Deserialize, Serialize)]
 struct Text {
-    version: u32,
     key: String,
-    actors: BTreeMap<String, Stored>,
+    actors: BTreeMap<ActorName, Stored>,
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    suspects: BTreeSet<Digest>,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -120,7 +164,7 @@ struct Stored {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 struct StoredGeneration {
     generation: u64,
-    digest: String,
+    digest: Digest,
     module: StoredModule,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     version: Option<String>,
@@ -137,7 +181,7 @@ enum StoredModule {
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
 struct StoredBan {
-    digest: String,
+    digest: Digest,
     keys: StoredKeys,
     why: String,
 }
@@ -159,34 +203,40 @@ impl History {
     #[must_use]
     pub fn open(data: &Path) -> (Self, Option<HistoryError>) {
         let folder = data.to_owned();
-        let fresh = || Self {
+        let fresh = |past| Self {
             folder: folder.clone(),
             key: fresh_key(),
             actors: BTreeMap::new(),
+            past,
             written: None,
         };
         let path = folder.join(NAME);
-        let text = match read_own_file(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return (fresh(), None),
-            text => text.map_err(Unread::Unreadable),
-        };
-        let error = match text.and_then(|text| read(&text)) {
-            Ok(Text { version: VERSION, key, actors }) => {
-                let named =
-                    actors.into_iter().filter_map(|(name, a)| Some((name.parse().ok()?, a)));
-                let actors = named.collect();
-                return (Self { folder, key, actors, written: None }, None);
+        let read = match read_own_file(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return (fresh(Past::Known(BTreeSet::new())), None);
             }
-            Ok(Text { version, .. }) => {
-                HistoryError::Newer { path: path.clone(), version: version.into() }
-            }
-            Err(Unread::Newer(version)) => HistoryError::Newer { path: path.clone(), version },
-            Err(Unread::Damaged(source)) => HistoryError::Damaged { path: path.clone(), source },
-            Err(Unread::Unreadable(source)) => HistoryError::Read { path: path.clone(), source },
+            Err(source) => Err(HistoryError::Read { path: path.clone(), source }),
+            Ok(text) => read(&text).map_err(|unread| unread.at(&path)),
         };
-        // Where even that fails, the next write replaces it.
-        _ = fs::rename(&path, folder.join(ASIDE));
-        (fresh(), Some(error))
+        match read {
+            Ok((Text { key, actors, suspects }, wholeness)) => {
+                let trouble = match wholeness {
+                    Wholeness::Whole => None,
+                    Wholeness::OneCopy => Some(HistoryError::Mended { path }),
+                };
+                (Self { folder, key, actors, past: Past::Known(suspects), written: None }, trouble)
+            }
+            Err(error) => {
+                // Where even that fails, the next write replaces it.
+                _ = fs::rename(&path, folder.join(ASIDE));
+                (fresh(Past::Lost), Some(error))
+            }
+        }
+    }
+
+    /// What it has said of modules that must not start by themselves.
+    pub(crate) fn past(&self) -> &Past {
+        &self.past
     }
 
     /// The actors of which something is known that have not run yet.
@@ -206,7 +256,7 @@ impl History {
             draining: false,
         });
         let ban = |stored: &StoredBan| {
-            let (digest, keys) = (stored.digest.parse().ok()?, self.keys(&stored.keys, spec)?);
+            let (digest, keys) = (stored.digest, self.keys(&stored.keys, spec)?);
             Some(Ban { digest, keys, why: stored.why.clone() })
         };
         Some(Recollection {
@@ -222,12 +272,12 @@ impl History {
             StoredModule::Stem(stem) => ModuleRef::Stem { stem, pin: None },
             StoredModule::Path(path) => ModuleRef::Path { path, pin: None },
             StoredModule::Url(url) => {
-                ModuleRef::Url { url: url.parse().ok()?, sha256: stored.digest.parse().ok()? }
+                ModuleRef::Url { url: url.parse().ok()?, sha256: stored.digest }
             }
         };
         Some(Former {
             generation: Generation::numbered(stored.generation),
-            digest: stored.digest.parse().ok()?,
+            digest: stored.digest,
             spec: ActorSpec {
                 module,
                 keys: self.keys(&stored.keys, spec)?,
@@ -251,20 +301,20 @@ impl History {
         })
     }
 
-    /// The file as it should be: what runs, and what is known of those that are
-    /// `asked` for and have not run yet. Nothing, where it is so already.
+    /// The file as it should be: what runs, what is known of those that are `asked` for
+    /// and have not run yet, and the suspects. Nothing, where it is so already.
     pub(crate) fn next(
         &mut self,
         running: &BTreeMap<ActorName, Remembered<'_>>,
         asked: impl Fn(&ActorName) -> bool,
+        suspects: &BTreeSet<Digest>,
     ) -> Option<Writing> {
         self.actors.retain(|name, _| !running.contains_key(name) && asked(name));
-        let store = |(name, actor): (&ActorName, &Remembered<'_>)| {
-            Some((name.to_string(), self.store(actor)?))
-        };
-        let waiting = self.actors.iter().map(|(name, stored)| (name.to_string(), stored.clone()));
+        let store =
+            |(name, actor): (&ActorName, &Remembered<'_>)| Some((name.clone(), self.store(actor)?));
+        let waiting = self.actors.iter().map(|(name, stored)| (name.clone(), stored.clone()));
         let actors = running.iter().filter_map(store).chain(waiting).collect();
-        let text = Text { version: VERSION, key: self.key.clone(), actors };
+        let text = Text { key: self.key.clone(), actors, suspects: suspects.clone() };
         let text = serde_json::to_string_pretty(&text).expect("strings and numbers can be encoded");
         let news = self.written.as_ref() != Some(&text);
         news.then(|| Writing { folder: self.folder.clone(), text })
@@ -286,7 +336,7 @@ impl History {
             };
             Some(StoredGeneration {
                 generation: number.number(),
-                digest: digest.to_string(),
+                digest: *digest,
                 module,
                 version: spec.version.clone(),
                 keys: self.store_keys(&spec.keys),
@@ -298,7 +348,7 @@ impl History {
         };
         let former = former.iter().filter_map(|f| generation(f.generation, &f.digest, &f.spec));
         let ban = |ban: &Ban| StoredBan {
-            digest: ban.digest.to_string(),
+            digest: ban.digest,
             keys: self.store_keys(&ban.keys),
             why: ban.why.clone(),
         };
@@ -348,7 +398,10 @@ impl Writing {
             let mut options = File::options();
             let mut file =
                 options.write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-            file.write_all(self.text.as_bytes())?;
+            let mut copy = Vec::new();
+            seal(TITLE, self.text.as_bytes(), &mut copy)?;
+            file.write_all(&copy)?;
+            file.write_all(&copy)?;
             file.sync_all()?;
             fs::rename(&temporary, &path)?;
             File::open(&self.folder)?.sync_all()
@@ -358,19 +411,58 @@ impl Writing {
     }
 }
 
-enum Unread {
-    Unreadable(io::Error),
-    Newer(u64),
-    Damaged(serde_json::Error),
+/// Whether all of the file could be used.
+enum Wholeness {
+    Whole,
+    /// Its other copy is damaged.
+    OneCopy,
 }
 
-fn read(text: &[u8]) -> Result<Text, Unread> {
-    // What another version has is not known but for its number.
-    let any: Value = serde_json::from_slice(text).map_err(Unread::Damaged)?;
-    match any["version"].as_u64() {
-        Some(version) if version > VERSION.into() => Err(Unread::Newer(version)),
-        _ => serde_json::from_value(any).map_err(Unread::Damaged),
+enum Unread {
+    Other(String),
+    Damaged,
+}
+
+impl Unread {
+    fn at(self, path: &Path) -> HistoryError {
+        let path = path.to_owned();
+        match self {
+            Self::Other(title) => HistoryError::Other { path, title },
+            Self::Damaged => HistoryError::Damaged { path },
+        }
     }
+}
+
+/// What the file says, from the copy in it that is whole.
+fn read(text: &[u8]) -> Result<(Text, Wholeness), Unread> {
+    let (first, second) = text.split_at(text.len() / 2);
+    if let (Ok(sealed), true) = (unseal(first), first == second) {
+        return Ok((understand(sealed)?, Wholeness::Whole));
+    }
+    // A file that was cut has its middle elsewhere; the first copy ends with the array's end.
+    let end = text.windows(END.len()).position(|bytes| bytes == END);
+    let cut = end.map(|at| &text[..at + END.len()]);
+    let copies = [Some(first), Some(second), cut];
+    match copies.into_iter().flatten().find_map(|copy| unseal(copy).ok()) {
+        Some(sealed) => Ok((understand(sealed)?, Wholeness::OneCopy)),
+        None => read_bare(text).map(|text| (text, Wholeness::Whole)).ok_or(Unread::Damaged),
+    }
+}
+
+/// The last line of sealed text, which JSON as it is written here has nowhere else.
+const END: &[u8] = b"\n]\n";
+
+fn understand(sealed: Sealed<'_>) -> Result<Text, Unread> {
+    if sealed.title != TITLE {
+        return Err(Unread::Other(sealed.title.to_owned()));
+    }
+    serde_json::from_slice(sealed.content).map_err(|_| Unread::Damaged)
+}
+
+/// The form of former versions. It is written anew as what is read now.
+fn read_bare(text: &[u8]) -> Option<Text> {
+    let bare: Value = serde_json::from_slice(text).ok()?;
+    (bare["version"].as_u64()? == BARE_VERSION).then(|| serde_json::from_value(bare).ok()).flatten()
 }
 
 /// Random numbers that the system seeds the standard library's hashers with.
@@ -430,10 +522,10 @@ mod tests {
             bans: std::slice::from_ref(&ban),
         };
         let all = [(name("a"), remembered)].into();
-        let writing = history.next(&all, |_| true).unwrap();
+        let writing = history.next(&all, |_| true, &BTreeSet::new()).unwrap();
         writing.write().unwrap();
         history.wrote(writing);
-        assert!(history.next(&all, |_| true).is_none(), "nothing is new");
+        assert!(history.next(&all, |_| true, &BTreeSet::new()).is_none(), "nothing is new");
         data
     }
 
@@ -461,17 +553,86 @@ mod tests {
         assert!(known.last.is_none() && known.former.is_empty() && known.bans.is_empty());
     }
 
+    /// What is known of the one actor.
+    fn known(history: &History) -> (usize, Vec<Ban>) {
+        let known = history.recollect(&name("a"), &spec("s3cret")).expect("it is remembered");
+        (known.former.len(), known.bans)
+    }
+
     #[test]
-    fn a_file_cut_short_anywhere_is_put_aside_and_said() {
+    fn a_file_cut_short_is_read_while_one_copy_is_whole_and_put_aside_after_that() {
         let data = written();
         let whole = fs::read(data.path().join(NAME)).unwrap();
+        let all = known(&History::open(data.path()).0);
         for length in 0..whole.len() {
             fs::write(data.path().join(NAME), &whole[..length]).unwrap();
             let (history, trouble) = History::open(data.path());
+            if length >= whole.len() / 2 {
+                assert!(matches!(trouble, Some(HistoryError::Mended { .. })), "{length}");
+                assert_eq!(known(&history), all, "{length}");
+                continue;
+            }
             assert!(matches!(trouble, Some(HistoryError::Damaged { .. })), "{length}");
-            assert_eq!(history.actors().count(), 0);
+            assert_eq!((history.actors().count(), history.past()), (0, &Past::Lost));
             assert!(data.path().join(ASIDE).exists() && !data.path().join(NAME).exists());
         }
+    }
+
+    #[test]
+    fn whichever_bit_flips_no_ban_is_lost_and_it_is_said() {
+        let data = written();
+        let whole = fs::read(data.path().join(NAME)).unwrap();
+        let all = known(&History::open(data.path()).0);
+        for bit in 0..whole.len() * 8 {
+            let mut damaged = whole.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            fs::write(data.path().join(NAME), &damaged).unwrap();
+            let (history, trouble) = History::open(data.path());
+            assert!(matches!(trouble, Some(HistoryError::Mended { .. })), "bit {bit}: {trouble:?}");
+            assert_eq!(known(&history), all, "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn two_damaged_copies_are_a_loss_and_no_byte_of_them_is_believed() {
+        let data = written();
+        let whole = fs::read(data.path().join(NAME)).unwrap();
+        for at in 0..whole.len() / 2 {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 1;
+            damaged[whole.len() / 2 + at] ^= 1;
+            fs::write(data.path().join(NAME), &damaged).unwrap();
+            let (history, trouble) = History::open(data.path());
+            assert!(matches!(trouble, Some(HistoryError::Damaged { .. })), "{at}: {trouble:?}");
+            assert_eq!((history.actors().count(), history.past()), (0, &Past::Lost), "{at}");
+        }
+    }
+
+    #[test]
+    fn a_file_without_a_checksum_is_read_once_and_turned_over() {
+        let data = written();
+        let whole = fs::read(data.path().join(NAME)).unwrap();
+        let all = known(&History::open(data.path()).0);
+        let content: Value =
+            serde_json::from_slice(unseal(&whole[..whole.len() / 2]).unwrap().content).unwrap();
+        let mut bare = content.as_object().unwrap().clone();
+        bare.insert("version".into(), 1.into());
+        fs::write(data.path().join(NAME), serde_json::to_vec(&bare).unwrap()).unwrap();
+        let (mut history, trouble) = History::open(data.path());
+        assert!(trouble.is_none(), "{trouble:?}");
+        assert_eq!(known(&history), all);
+        let writing = history.next(&BTreeMap::new(), |_| true, &BTreeSet::new()).unwrap();
+        writing.write().unwrap();
+        assert_eq!(fs::read(data.path().join(NAME)).unwrap(), whole);
+    }
+
+    #[test]
+    fn suspects_are_remembered() {
+        let data = written();
+        let (mut history, _) = History::open(data.path());
+        let suspects = BTreeSet::from([digest(7)]);
+        history.next(&BTreeMap::new(), |_| true, &suspects).unwrap().write().unwrap();
+        assert_eq!(History::open(data.path()).0.past(), &Past::Known(suspects));
     }
 
     #[test]
@@ -486,9 +647,12 @@ mod tests {
     #[test]
     fn a_file_of_a_newer_version_is_put_aside_and_said() {
         let data = TempDir::new().unwrap();
-        fs::write(data.path().join(NAME), r#"{"version":2,"other":"things"}"#).unwrap();
-        let (_, trouble) = History::open(data.path());
-        assert!(matches!(trouble, Some(HistoryError::Newer { version: 2, .. })), "{trouble:?}");
+        let mut newer = Vec::new();
+        seal("reflowd generations 3", b"{}", &mut newer).unwrap();
+        fs::write(data.path().join(NAME), newer.repeat(2)).unwrap();
+        let (history, trouble) = History::open(data.path());
+        assert!(matches!(trouble, Some(HistoryError::Other { .. })), "{trouble:?}");
+        assert_eq!(history.past(), &Past::Lost);
         assert!(data.path().join(ASIDE).exists());
     }
 
@@ -497,8 +661,10 @@ mod tests {
         let data = written();
         let (mut history, _) = History::open(data.path());
         let nobody = BTreeMap::new();
-        let writing = history.next(&nobody, |_| true).unwrap();
+        let writing = history.next(&nobody, |_| true, &BTreeSet::new()).unwrap();
         assert!(writing.text.contains("\"a\""));
-        assert!(!history.next(&nobody, |_| false).unwrap().text.contains("\"a\""));
+        assert!(
+            !history.next(&nobody, |_| false, &BTreeSet::new()).unwrap().text.contains("\"a\"")
+        );
     }
 }

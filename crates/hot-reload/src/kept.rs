@@ -165,6 +165,13 @@ impl Kept {
         self.path(digest).is_file()
     }
 
+    /// The modules that there are files for.
+    #[must_use]
+    pub fn digests(&self) -> BTreeSet<Digest> {
+        // A folder that cannot be listed keeps nothing that could start.
+        self.entries().unwrap_or_default().into_iter().map(|entry| entry.digest).collect()
+    }
+
     /// A kept module.
     ///
     /// # Errors

@@ -66,6 +66,7 @@ mod plan;
 mod planner;
 mod negative;
 mod own_file;
+mod seal;
 mod kept;
 mod report;
 
@@ -88,6 +89,7 @@ pub use reconciler::{Parts, Passes, Reconciler, ReloadError, Reloader, RollBackE
 pub use report::{ActorView, ModuleFile, Refusal, ReloadOptions, Report, View};
 pub use running::{Running, RunningActor};
 pub use scan::{Depth, FetchError, Look, Moment, ScanOptions, Scanner};
+pub use seal::{BrokenSeal, Sealed, seal, unseal};
 pub use settle::{Pace, Settle, Wake};
 pub use snapshot::{Sight, Snapshot, Trouble};
 pub use stranger::Stranger;

@@ -235,6 +235,15 @@ pub enum Doubt {
         /// Why it was rolled back.
         why: String,
     },
+    /// The module has run before, and whether it was banned is not known any more.
+    #[error(
+        "its module {} has run here before, and what is remembered of that is lost: it may have been rolled back; other bytes or `reflowd reload --force` start it",
+        digest.short()
+    )]
+    Suspect {
+        /// The module.
+        digest: Digest,
+    },
 }
 
 impl Doubt {

@@ -214,6 +214,9 @@ impl Planner<'_> {
             Ok(digest) if let Some(ban) = self.wanted.bans.standing(name, &digest, &spec.keys) => {
                 return self.block(name, Doubt::Banned { digest, why: ban.why.clone() });
             }
+            Ok(digest) if !draining && self.wanted.bans.suspects().contains(&digest) => {
+                return self.block(name, Doubt::Suspect { digest });
+            }
             Ok(digest) => digest,
             // An actor that drains still has its module.
             Err(doubt) => match self.running.actors.get(name) {

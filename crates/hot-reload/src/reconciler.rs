@@ -45,7 +45,7 @@ use crate::{
     BadModules, Bans, Blueprint, ChangePlan, ConfigFiles, Depth, DiskWatcher, Eyes, Fault, Flow,
     Generations, History, Kept, Look, ModulePlace, Note, Pace, Plan, RefusedChanges, ReloadOptions,
     Removals, Report, Retired, Running, RunningActor, ScanOptions, Sight, Snapshot, Template,
-    Trouble, Wanted, blueprint::Texts, emptied::emptied, plan,
+    Trouble, Wanted, blueprint::Texts, emptied::emptied, history::Past, plan,
 };
 
 pub use reloader::{Passes, ReloadError, Reloader};
@@ -165,6 +165,11 @@ impl Reconciler {
         let watcher = DiskWatcher::new(look.roots(), parts.pace, parts.eyes);
         let shared = Arc::new(Shared::default());
         let (reloader, requests) = Reloader::new(Arc::clone(&shared), watcher.demand());
+        let suspects = match parts.history.past() {
+            Past::Known(suspects) => suspects.clone(),
+            Past::Lost => parts.kept.digests(),
+        };
+        let memory = Memory { bans: Bans::suspecting(suspects), ..Memory::default() };
         let kept = Arc::new(parts.kept);
         let reconciler = Self {
             system: parts.system,
@@ -188,7 +193,7 @@ impl Reconciler {
             unwritten: None,
             stuck: None,
             retired: Retired::default(),
-            memory: Memory::default(),
+            memory,
             unread: BTreeMap::new(),
             shared,
             requests,
@@ -466,9 +471,12 @@ impl Reconciler {
                 info!(module = %place, digest = %digest.short(), %component, "module loaded");
                 self.memory.bad_modules.forget(&digest);
             }
-            Err(TakeError::Bytes(error)) => {
+            Err(error @ TakeError::Bytes(_)) => {
                 let why = chain(&error);
-                telling.module_unread(place, &why);
+                match error.damaged() {
+                    Some(path) => telling.kept_damaged(path, &why),
+                    None => telling.module_unread(place, &why),
+                }
                 self.unread.insert(digest, why);
             }
             Err(TakeError::Load(error)) => {

@@ -149,6 +149,12 @@ pub enum EventKind {
     OverBudget { used: u64, limit: u64 },
     /// They hold less again: messages enter.
     WithinBudget { used: u64, limit: u64 },
+    /// An actor's state cannot be written to disk: a crash would lose what follows from here on.
+    StateNotWritten { actor: ActorName, why: String },
+    /// An actor's state is written to disk again.
+    StateWritten { actor: ActorName },
+    /// Something in the data folder is not what was written there; `why` says what is done about it.
+    DataDamaged { path: String, why: String },
     /// Something in the watched folder is not looked at.
     Ignored { path: String, why: String },
 }
@@ -192,6 +198,9 @@ impl EventKind {
         "dead-letters-on-disk",
         "over-budget",
         "within-budget",
+        "state-not-written",
+        "state-written",
+        "data-damaged",
         "ignored",
     ];
 
@@ -235,6 +244,9 @@ impl EventKind {
             Self::DeadLettersOnDisk => "dead-letters-on-disk",
             Self::OverBudget { .. } => "over-budget",
             Self::WithinBudget { .. } => "within-budget",
+            Self::StateNotWritten { .. } => "state-not-written",
+            Self::StateWritten { .. } => "state-written",
+            Self::DataDamaged { .. } => "data-damaged",
             Self::Ignored { .. } => "ignored",
         }
     }
@@ -260,6 +272,8 @@ impl EventKind {
             | Self::Paused { actor }
             | Self::Resumed { actor }
             | Self::StateSet { actor, .. }
+            | Self::StateNotWritten { actor, .. }
+            | Self::StateWritten { actor }
             | Self::Draining { actor }
             | Self::Stopped { actor, .. } => Some(actor),
             _ => None,

@@ -218,7 +218,7 @@ impl Rig {
         let admin = Admin {
             system: system.clone(),
             reloader: Arc::new(Disk),
-            states: Arc::new(Snapshots::open(folder.path())),
+            states: Arc::new(Snapshots::open(folder.path(), Arc::clone(system.events()))),
             phase: watched,
             stopping: stopping.clone(),
             tasks: tasks.clone(),

@@ -32,7 +32,7 @@ fn a_set_comes_back_as_it_was() {
     let (_temp, sets) = sets();
     let before = remains();
     sets.write(&before).unwrap();
-    let after = sets.load().unwrap().unwrap().into_remains();
+    let after = sets.load(&Events::default()).unwrap().unwrap().into_remains();
     assert_eq!(format!("{before:?}"), format!("{after:?}"));
     let message = &after[&"a".parse::<ActorName>().unwrap()].messages[0].message;
     assert_eq!(message.data(), ODD.as_bytes());
@@ -43,7 +43,7 @@ fn a_set_is_taken_up_once() {
     let (temp, sets) = sets();
     sets.write(&remains()).unwrap();
     sets.remove().unwrap();
-    assert!(sets.load().unwrap().is_none());
+    assert!(sets.load(&Events::default()).unwrap().is_none());
     assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 0);
 }
 
@@ -79,7 +79,9 @@ fn what_cannot_be_read_is_kept_aside() {
         assert_eq!(decode(text).unwrap_err(), why);
         let (temp, sets) = sets();
         fs::write(sets.set(), text).unwrap();
-        assert!(sets.load().unwrap().is_none());
+        let events = Events::default();
+        assert!(sets.load(&events).unwrap().is_none());
+        assert_eq!(events.since(0).0[0].kind.name(), "data-damaged");
         let aside = fs::read_dir(temp.path()).unwrap().next().unwrap().unwrap();
         assert!(aside.file_name().to_str().unwrap().starts_with("unreadable-"));
         assert_eq!(fs::read(aside.path()).unwrap(), text);
@@ -90,9 +92,9 @@ fn what_cannot_be_read_is_kept_aside() {
 fn half_a_set_that_was_being_written_is_not_seen() {
     let (_temp, sets) = sets();
     fs::write(sets.unfinished(), FIRST_LINE).unwrap();
-    assert!(sets.load().unwrap().is_none());
+    assert!(sets.load(&Events::default()).unwrap().is_none());
     sets.write(&remains()).unwrap();
-    assert!(sets.load().unwrap().is_some());
+    assert!(sets.load(&Events::default()).unwrap().is_some());
 }
 
 #[test]
@@ -100,5 +102,5 @@ fn a_disk_that_takes_nothing_keeps_no_half_set() {
     let (_temp, sets) = sets();
     std::os::unix::fs::symlink("/dev/full", sets.unfinished()).unwrap();
     sets.write(&remains()).unwrap_err();
-    assert!(sets.load().unwrap().is_none());
+    assert!(sets.load(&Events::default()).unwrap().is_none());
 }

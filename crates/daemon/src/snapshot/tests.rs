@@ -64,7 +64,8 @@ impl Rig {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let system = System::new(tokio::runtime::Handle::current());
-        Self { system, snapshots: Snapshots::open(folder.path()), folder }
+        let snapshots = Snapshots::open(folder.path(), Arc::clone(system.events()));
+        Self { system, snapshots, folder }
     }
 
     async fn start(&self, name: &str, persistence: Persistence, state: Option<State>) {
@@ -110,7 +111,8 @@ impl Rig {
 
     /// What another daemon on the same folder would start the actor with.
     fn reloaded(&self, actor: &str) -> Option<String> {
-        let state = Snapshots::open(self.folder.path()).load(&actor.parse().unwrap());
+        let another = Snapshots::open(self.folder.path(), Arc::clone(self.system.events()));
+        let state = another.load(&actor.parse().unwrap());
         state.map(|state| String::from_utf8(state.text().to_vec()).unwrap())
     }
 }
@@ -168,9 +170,40 @@ async fn a_state_that_an_heir_has_is_under_one_name() {
 }
 
 #[tokio::test]
-async fn a_state_that_was_read_is_not_written_again() {
+async fn a_state_without_a_checksum_is_read_once_and_written_anew() {
     let rig = Rig::new();
     fs::write(rig.file("a"), r#"{"n":1}"#).unwrap();
+    let state = rig.snapshots.load(&"a".parse().unwrap());
+    rig.start("a", Persistence::Snapshot, state).await;
+    assert_eq!(rig.round(), (1, 0));
+    assert_eq!(rig.round(), (0, 0));
+    assert_eq!(unseal(&fs::read(rig.file("a")).unwrap()).unwrap().content, br#"{"n":1}"#);
+    assert_eq!(rig.reloaded("a").as_deref(), Some(r#"{"n":1}"#));
+}
+
+#[tokio::test]
+async fn no_bit_of_a_state_flips_unseen() {
+    let rig = Rig::new();
+    rig.start("a", Persistence::Snapshot, None).await;
+    rig.set("a", r#"{"n":1}"#).await;
+    assert_eq!(rig.round(), (1, 0));
+    let whole = fs::read(rig.file("a")).unwrap();
+    for bit in 0..whole.len() * 8 {
+        let mut damaged = whole.clone();
+        damaged[bit / 8] ^= 1 << (bit % 8);
+        fs::write(rig.file("a"), &damaged).unwrap();
+        let (_, mut events) = rig.system.events().since(0);
+        assert_eq!(rig.reloaded("a"), None, "bit {bit}");
+        assert_eq!(events.try_recv().unwrap().kind.name(), "data-damaged", "bit {bit}");
+    }
+}
+
+#[tokio::test]
+async fn a_state_that_was_read_is_not_written_again() {
+    let rig = Rig::new();
+    let mut sealed = Vec::new();
+    seal(TITLE, br#"{"n":1}"#, &mut sealed).unwrap();
+    fs::write(rig.file("a"), sealed).unwrap();
     let state = rig.snapshots.load(&"a".parse().unwrap());
     rig.start("a", Persistence::Snapshot, state).await;
     assert_eq!(rig.system.actor("a").unwrap().state().text(), r#"{"n":1}"#);
@@ -205,10 +238,17 @@ async fn what_cannot_be_written_is_tried_again() {
     rig.set("a", r#"{"n":1}"#).await;
     // A folder where the file should be stops every user, root included.
     fs::create_dir(rig.file("a")).unwrap();
+    let told = || {
+        let (events, _) = rig.system.events().since(0);
+        let of_states = events.iter().map(|event| event.kind.name());
+        of_states.filter(|name| name.starts_with("state-")).collect::<Vec<_>>()
+    };
     assert_eq!(rig.round(), (0, 1));
     assert_eq!(rig.round(), (0, 1));
+    assert_eq!(told(), ["state-not-written"]);
     fs::remove_dir(rig.file("a")).unwrap();
     assert_eq!(rig.round(), (1, 0));
+    assert_eq!(told(), ["state-not-written", "state-written"]);
 }
 
 #[tokio::test]

@@ -731,6 +731,19 @@ fn what_an_actor_ran_before_the_restart_is_left_where_it_cannot_be() {
 }
 
 #[test]
+fn a_module_that_may_have_been_banned_starts_no_actor_and_swaps_one_that_runs() {
+    let mut rig = Rig::new().file("m", 1).actor("a", "m");
+    rig.bans = Bans::suspecting([digest(1)].into());
+    let plan = rig.plan();
+    let doubt = Doubt::Suspect { digest: digest(1) };
+    assert_eq!(plan.blocked[0].because[&name("a")], doubt, "{plan:?}");
+    rig.see("m", Sight::Present(digest(2)));
+    let mut rig = rig.run();
+    rig.see("m", Sight::Present(digest(1)));
+    assert_eq!(rig.plan().changes[0].swap[0].digest, digest(1));
+}
+
+#[test]
 fn an_actor_does_not_start_as_what_it_was_rolled_back_from() {
     let mut rig = Rig::new().file("m", 2).actor("a", "m");
     let keys = GenerationKeys::default();

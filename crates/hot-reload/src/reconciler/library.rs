@@ -37,9 +37,19 @@ pub(super) enum BytesError {
     /// Its file has them no more, and they are not kept either.
     #[error(transparent)]
     File(FetchError),
-    /// It has no file, and they are not kept.
+    /// It has no file that holds them, and they are not kept, or damaged.
     #[error(transparent)]
     Kept(ReadKeptError),
+}
+
+impl TakeError {
+    /// The kept module that is damaged, where that is why.
+    pub(super) fn damaged(&self) -> Option<&Path> {
+        match self {
+            Self::Bytes(BytesError::Kept(ReadKeptError::Damaged { path })) => Some(path),
+            Self::Bytes(_) | Self::Load(_) => None,
+        }
+    }
 }
 
 /// A module could not be loaded.
@@ -169,7 +179,12 @@ impl Library {
         blocking(move || match file {
             Some(file) => {
                 let fetched = scanner.lock().fetch(&file, &digest);
-                fetched.or_else(|error| kept.read(&digest).map_err(|_| BytesError::File(error)))
+                fetched.or_else(|error| {
+                    kept.read(&digest).map_err(|kept| match kept {
+                        ReadKeptError::Damaged { .. } => BytesError::Kept(kept),
+                        _ => BytesError::File(error),
+                    })
+                })
             }
             None => kept.read(&digest).map_err(BytesError::Kept),
         })

@@ -137,8 +137,10 @@ impl Reconciler {
             .chain(self.generations.judges())
             .chain(self.recollected.values().map(|last| last.digest))
             .collect();
-        let stored =
-            self.library.store(digest, &place, snapshot, needed, self.generations.digests()).await;
+        // What was banned is kept as long as there is room: a module that is not here has never run.
+        let mut former = self.generations.digests();
+        former.extend(self.memory.bans.digests());
+        let stored = self.library.store(digest, &place, snapshot, needed, former).await;
         stored.map_err(|error| ChangeRefused::passing(actor, chain(&error)))
     }
 

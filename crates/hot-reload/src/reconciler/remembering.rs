@@ -123,7 +123,8 @@ impl Reconciler {
         let remembered: BTreeMap<_, _> = remembered.collect();
         let (flow, autostart) = (&self.memory.flow, self.autostart.is_some());
         let asked = |name: &ActorName| flow.actors.contains_key(name) || autostart;
-        let Some(writing) = self.history.next(&remembered, asked) else { return };
+        let suspects = self.memory.bans.suspects();
+        let Some(writing) = self.history.next(&remembered, asked, suspects) else { return };
         let (writing, written) = blocking(move || {
             let written = writing.write();
             (writing, written)

@@ -91,6 +91,15 @@ impl Telling {
         }
     }
 
+    /// A kept module is not what was kept, and nothing else has its bytes.
+    pub(super) fn kept_damaged(&mut self, path: &Path, why: &str) {
+        let path = path.display().to_string();
+        if self.is_news(format!("damaged {path}")) {
+            error!(%path, %why, "kept module is damaged");
+            self.event(EventKind::DataDamaged { path, why: why.to_owned() });
+        }
+    }
+
     /// Bytes are no module that can run. True where that is said for the first time.
     pub(super) fn module_refused(
         &mut self,

@@ -10,7 +10,7 @@ use reflowd_runtime::{
     ActorName, Change, Digest, EventKind, GoneBack, Metadata, TrialOutcome, Trialing,
 };
 use thiserror::Error;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::{
     Reconciler,
@@ -280,9 +280,15 @@ impl Reconciler {
         for (actor, former) in &back {
             let Some(place) = former.spec.module.place_in(&self.folder) else { continue };
             let taken = self.library.take_again(former.digest, &place).await;
-            taken.map_err(|error| RollBackError::Unfit {
-                why: format!("`{actor}`: {}", chain(&error)),
-            })?;
+            if let Err(error) = taken {
+                let why = chain(&error);
+                if let Some(path) = error.damaged() {
+                    let (path, why) = (path.display().to_string(), why.clone());
+                    error!(%path, %why, "kept module is damaged");
+                    self.system.events().record(EventKind::DataDamaged { path, why });
+                }
+                return Err(RollBackError::Unfit { why: format!("`{actor}`: {why}") });
+            }
         }
         let change = swaps_back(back.clone(), &self.running);
         let fits = self.fits(&change, &self.running);
