@@ -4,7 +4,8 @@ use std::{path::PathBuf, sync::Arc};
 
 use parking_lot::Mutex;
 use reflowd_hot_reload::{
-    ActorSpec, Blueprint, ConfigFiles, Draft, Flow, Found, GenerationKeys, ModuleRef, Texts,
+    ActorSpec, Blueprint, Checked, ConfigFiles, Draft, Flow, Found, GenerationKeys, Misfit,
+    ModuleRef, Texts,
 };
 use reflowd_runtime::{ActorLog, ActorName, Metadata, Ready};
 
@@ -99,8 +100,8 @@ impl Draft for TomlDraft {
         &self.config.flow
     }
 
-    fn check(&self, lookup: &dyn Fn(&ModuleRef) -> Found) -> Result<Option<String>, String> {
-        let report = config::check_flow(&self.config, &|module| match lookup(module) {
+    fn check(&self, lookup: &dyn Fn(&ModuleRef) -> Found) -> Result<Checked, String> {
+        let mut report = config::check_flow(&self.config, &|module| match lookup(module) {
             Found::Known(metadata) => Lookup::Known(metadata),
             Found::Missing { looked_at: None, .. } => Lookup::Missing {
                 looked_at: None,
@@ -110,11 +111,18 @@ impl Draft for TomlDraft {
             Found::Awaited => Lookup::Awaited,
             Found::Broken { why } => Lookup::Broken { why },
         });
+        let whole = report.clone();
+        let misfits = report.take_misfits();
         if report.errors() > 0 {
-            return Err(report.render(false));
+            return Err(whole.render(false));
         }
+        let misfit = |(actors, report): (_, Report)| Misfit { actors, why: report.render(false) };
         let warnings = format!("{}{}", self.report.render(false), report.render(false));
-        Ok((self.report.warnings() + report.warnings() > 0).then_some(warnings))
+        let warned = self.report.warnings() + report.warnings() > 0;
+        Ok(Checked {
+            warnings: warned.then_some(warnings),
+            misfits: misfits.into_iter().map(misfit).collect(),
+        })
     }
 
     fn adopted(&self) {

@@ -29,7 +29,7 @@ use std::{
 };
 
 use reflowd_hot_reload::{Flow, Include, IncludeError, Stranger, Template};
-use reflowd_runtime::{ActorName, PortRef};
+use reflowd_runtime::ActorName;
 use toml::de::DeTable;
 
 pub(crate) use check::{Lookup, check_flow};
@@ -88,23 +88,14 @@ pub(crate) struct Places {
     pub(crate) keys: BTreeMap<String, Place>,
     /// The two ends of each wire, in the order of the flow's wires.
     pub(crate) wires: Vec<WirePlace>,
-    /// The ports that routes wait for.
-    pub(crate) waits: Vec<Wait>,
+    /// Where the ports stand that routes wait for, in the order of the flow's waits.
+    pub(crate) waits: Vec<Place>,
     /// Actors of whose `env` a value cannot be read.
     pub(crate) unread: BTreeSet<ActorName>,
     /// Whether some wire could not be read, so that a port may seem to have none.
     pub(crate) unread_wires: bool,
     /// Whether some file could not be read as a whole, so that an actor may seem not to be there.
     pub(crate) incomplete: bool,
-}
-
-/// A port that a route of `std:http-in` waits for, and where that is written.
-#[derive(Clone, Debug)]
-pub(crate) struct Wait {
-    /// The port.
-    pub(crate) port: PortRef,
-    /// Where.
-    pub(crate) place: Place,
 }
 
 /// Where the two ends of a wire stand.

@@ -21,8 +21,8 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use reflowd_hot_reload::{
-    ActorSpec, Blueprint, ConfigFiles, Draft, Eyes, Flow, Found, GenerationKeys, History, Kept,
-    ModuleRef, Pace, Parts, Reconciler, ScanOptions, Texts, WireSpec,
+    ActorSpec, Blueprint, Checked, ConfigFiles, Draft, Eyes, Flow, Found, GenerationKeys, History,
+    Kept, ModuleRef, Pace, Parts, Reconciler, ScanOptions, Texts, WireSpec,
 };
 use reflowd_loader::{EngineKind, Limits, Loader};
 use reflowd_runtime::{
@@ -208,6 +208,7 @@ impl Blueprint for Fixed {
                 overflow: None,
                 origin: "flow:1".into(),
             }],
+            waits: Vec::new(),
         };
         Ok(Box::new(FixedDraft(flow)))
     }
@@ -234,8 +235,8 @@ impl Draft for FixedDraft {
         &self.0
     }
 
-    fn check(&self, _lookup: &dyn Fn(&ModuleRef) -> Found) -> Result<Option<String>, String> {
-        Ok(None)
+    fn check(&self, _lookup: &dyn Fn(&ModuleRef) -> Found) -> Result<Checked, String> {
+        Ok(Checked::default())
     }
 
     fn adopted(&self) {}

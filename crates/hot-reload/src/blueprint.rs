@@ -1,6 +1,10 @@
 //! What the reconciler asks of the code that knows configuration and connectors.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use reflowd_runtime::{ActorName, Metadata, Ready};
 
@@ -49,14 +53,33 @@ pub trait Draft: Send + Sync {
     /// The flow.
     fn flow(&self) -> &Flow;
 
-    /// Checks modules, ports, types and cycles. Gives warnings, ready to be shown.
+    /// Checks modules, ports, types and cycles.
     ///
     /// # Errors
-    /// Every problem, ready to be shown.
-    fn check(&self, lookup: &dyn Fn(&ModuleRef) -> Found) -> Result<Option<String>, String>;
+    /// Every problem, ready to be shown, where the files alone show one.
+    fn check(&self, lookup: &dyn Fn(&ModuleRef) -> Found) -> Result<Checked, String>;
 
     /// The draft comes into force: what differs from it from now on is a change.
     fn adopted(&self);
+}
+
+/// A flow that can come into force, if not as a whole.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Checked {
+    /// Warnings, ready to be shown.
+    pub warnings: Option<String>,
+    /// What does not fit the modules that there are.
+    pub misfits: Vec<Misfit>,
+}
+
+/// Actors that do not fit each other or their modules. They go on as they are, with all that
+/// are wired to them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Misfit {
+    /// The actors.
+    pub actors: BTreeSet<ActorName>,
+    /// Why and where, ready to be shown.
+    pub why: String,
 }
 
 /// What is known of the module that an actor names.

@@ -20,6 +20,19 @@ pub struct Flow {
     pub actors: BTreeMap<ActorName, ActorSpec>,
     /// The wires, without doubles.
     pub wires: Vec<WireSpec>,
+    /// The ports that actors wait for without a wire from there.
+    pub waits: Vec<WaitSpec>,
+}
+
+/// A port from which an actor awaits answers, by correlation and not over a wire.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WaitSpec {
+    /// Who waits.
+    pub actor: ActorName,
+    /// The outport.
+    pub port: PortRef,
+    /// Where that stands in the configuration, for messages: `file:line`.
+    pub origin: String,
 }
 
 /// One configured actor.

@@ -559,53 +559,86 @@ mod tests {
         (known.former.len(), known.bans)
     }
 
+    /// What the reader makes of bytes: the content, and whether all of them were used.
+    fn content(bytes: &[u8]) -> Option<(String, bool)> {
+        let (text, wholeness) = read(bytes).ok()?;
+        let content = serde_json::to_string(&text).unwrap();
+        Some((content, matches!(wholeness, Wholeness::Whole)))
+    }
+
+    /// The bytes of a real file, and their content.
+    fn whole() -> (Vec<u8>, String) {
+        let whole = fs::read(written().path().join(NAME)).unwrap();
+        let (content, all) = content(&whole).unwrap();
+        assert!(all);
+        (whole, content)
+    }
+
     #[test]
-    fn a_file_cut_short_is_read_while_one_copy_is_whole_and_put_aside_after_that() {
-        let data = written();
-        let whole = fs::read(data.path().join(NAME)).unwrap();
-        let all = known(&History::open(data.path()).0);
-        for length in 0..whole.len() {
-            fs::write(data.path().join(NAME), &whole[..length]).unwrap();
-            let (history, trouble) = History::open(data.path());
-            if length >= whole.len() / 2 {
-                assert!(matches!(trouble, Some(HistoryError::Mended { .. })), "{length}");
-                assert_eq!(known(&history), all, "{length}");
-                continue;
+    fn whichever_bit_flips_no_ban_is_lost_and_it_is_seen() {
+        let (mut bytes, all) = whole();
+        for bit in 0..bytes.len() * 8 {
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(content(&bytes), Some((all.clone(), false)), "bit {bit}");
+            bytes[bit / 8] ^= 1 << (bit % 8);
+        }
+    }
+
+    #[test]
+    fn whichever_byte_becomes_whatever_no_ban_is_lost_and_it_is_seen() {
+        let (mut bytes, all) = whole();
+        for at in 0..bytes.len() {
+            let was = bytes[at];
+            for other in [0, b'\n', b'"', b'0', 0xff].into_iter().filter(|other| *other != was) {
+                bytes[at] = other;
+                assert_eq!(content(&bytes), Some((all.clone(), false)), "{other} at {at}");
             }
-            assert!(matches!(trouble, Some(HistoryError::Damaged { .. })), "{length}");
-            assert_eq!((history.actors().count(), history.past()), (0, &Past::Lost));
-            assert!(data.path().join(ASIDE).exists() && !data.path().join(NAME).exists());
+            bytes[at] = was;
         }
     }
 
     #[test]
-    fn whichever_bit_flips_no_ban_is_lost_and_it_is_said() {
+    fn a_file_cut_short_is_read_while_one_copy_is_whole() {
+        let (bytes, all) = whole();
+        for length in 0..bytes.len() {
+            let expected = (length >= bytes.len() / 2).then(|| (all.clone(), false));
+            assert_eq!(content(&bytes[..length]), expected, "{length}");
+        }
+    }
+
+    #[test]
+    fn of_two_damaged_copies_no_byte_is_believed() {
+        let (mut bytes, _) = whole();
+        let half = bytes.len() / 2;
+        for at in 0..half {
+            for copy in [at, half + at] {
+                bytes[copy] ^= 1;
+            }
+            assert_eq!(content(&bytes), None, "{at}");
+            for copy in [at, half + at] {
+                bytes[copy] ^= 1;
+            }
+        }
+    }
+
+    #[test]
+    fn one_damaged_copy_is_told_and_two_are_put_aside_and_a_loss() {
         let data = written();
-        let whole = fs::read(data.path().join(NAME)).unwrap();
+        let (mut bytes, _) = whole();
         let all = known(&History::open(data.path()).0);
-        for bit in 0..whole.len() * 8 {
-            let mut damaged = whole.clone();
-            damaged[bit / 8] ^= 1 << (bit % 8);
-            fs::write(data.path().join(NAME), &damaged).unwrap();
-            let (history, trouble) = History::open(data.path());
-            assert!(matches!(trouble, Some(HistoryError::Mended { .. })), "bit {bit}: {trouble:?}");
-            assert_eq!(known(&history), all, "bit {bit}");
-        }
-    }
-
-    #[test]
-    fn two_damaged_copies_are_a_loss_and_no_byte_of_them_is_believed() {
-        let data = written();
-        let whole = fs::read(data.path().join(NAME)).unwrap();
-        for at in 0..whole.len() / 2 {
-            let mut damaged = whole.clone();
-            damaged[at] ^= 1;
-            damaged[whole.len() / 2 + at] ^= 1;
-            fs::write(data.path().join(NAME), &damaged).unwrap();
-            let (history, trouble) = History::open(data.path());
-            assert!(matches!(trouble, Some(HistoryError::Damaged { .. })), "{at}: {trouble:?}");
-            assert_eq!((history.actors().count(), history.past()), (0, &Past::Lost), "{at}");
-        }
+        bytes[100] ^= 1;
+        fs::write(data.path().join(NAME), &bytes).unwrap();
+        let (history, trouble) = History::open(data.path());
+        assert!(matches!(trouble, Some(HistoryError::Mended { .. })), "{trouble:?}");
+        assert_eq!(known(&history).0, all.0);
+        assert_eq!(history.past(), &Past::Known(BTreeSet::new()));
+        let half = bytes.len() / 2;
+        bytes[half + 100] ^= 1;
+        fs::write(data.path().join(NAME), &bytes).unwrap();
+        let (history, trouble) = History::open(data.path());
+        assert!(matches!(trouble, Some(HistoryError::Damaged { .. })), "{trouble:?}");
+        assert_eq!((history.actors().count(), history.past()), (0, &Past::Lost));
+        assert!(data.path().join(ASIDE).exists() && !data.path().join(NAME).exists());
     }
 
     #[test]

@@ -71,9 +71,9 @@ mod kept;
 mod report;
 
 pub use absence::{Absence, GRACE, Missing};
-pub use blueprint::{Blueprint, ConfigFiles, Draft, Found, Texts};
+pub use blueprint::{Blueprint, Checked, ConfigFiles, Draft, Found, Misfit, Texts};
 pub use emptied::emptied;
-pub use flow::{ActorSpec, Flow, GenerationKeys, ModulePlace, ModuleRef, WireSpec};
+pub use flow::{ActorSpec, Flow, GenerationKeys, ModulePlace, ModuleRef, WaitSpec, WireSpec};
 pub use generations::{Ban, Bans, Former, Generations, Standing as TrialStanding, Verdict};
 pub use history::{History, HistoryError, WriteHistoryError};
 pub use include::{Include, IncludeError};

@@ -38,14 +38,14 @@ use self::{
     library::{Library, TakeError},
     preparation::ChangeRefused,
     reloader::{Request, Shared},
-    telling::{Telling, chain},
+    telling::{Telling, chain, touched},
     view::Stand,
 };
 use crate::{
-    BadModules, Bans, Blueprint, ChangePlan, ConfigFiles, Depth, DiskWatcher, Eyes, Fault, Flow,
-    Generations, History, Kept, Look, ModulePlace, Note, Pace, Plan, RefusedChanges, ReloadOptions,
-    Removals, Report, Retired, Running, RunningActor, ScanOptions, Sight, Snapshot, Template,
-    Trouble, Wanted, blueprint::Texts, emptied::emptied, history::Past, plan,
+    BadModules, Bans, Blocked, Blueprint, ChangePlan, ConfigFiles, Depth, DiskWatcher, Eyes, Fault,
+    Flow, Generations, History, Kept, Look, Misfit, ModulePlace, Note, Pace, Plan, RefusedChanges,
+    ReloadOptions, Removals, Report, Retired, Running, RunningActor, ScanOptions, Sight, Snapshot,
+    Template, Trouble, Wanted, blueprint::Texts, emptied::emptied, history::Past, plan,
 };
 
 pub use reloader::{Passes, ReloadError, Reloader};
@@ -129,6 +129,8 @@ pub struct Reconciler {
     stuck: Option<String>,
     retired: Retired,
     memory: Memory,
+    /// What keeps actors from becoming what disk asks for, as the last pass found it.
+    held: BTreeMap<ActorName, String>,
     /// Modules whose bytes this pass could not get, and why.
     unread: BTreeMap<Digest, String>,
     shared: Arc<Shared>,
@@ -142,6 +144,8 @@ struct Memory {
     flow: Flow,
     /// Why the configuration on disk is not in force, where it is not.
     config_refused: Option<String>,
+    /// What of it does not fit the modules that there are.
+    misfits: Vec<Misfit>,
     /// Whether the configuration on disk cannot be read, which has been said.
     config_unknown: bool,
     bad_modules: BadModules,
@@ -194,6 +198,7 @@ impl Reconciler {
             stuck: None,
             retired: Retired::default(),
             memory,
+            held: BTreeMap::new(),
             unread: BTreeMap::new(),
             shared,
             requests,
@@ -269,8 +274,8 @@ impl Reconciler {
         }
     }
 
-    /// Passes until no file is being written any more, and downloads have had a moment,
-    /// and reports all that was done.
+    /// Passes until no file is being written any more or is only away for a moment, and
+    /// downloads have had a moment, and reports all that was done.
     async fn settled_pass(&mut self, options: ReloadOptions, depth: Depth) -> Report {
         let patience = Instant::now() + SETTLE_PATIENCE;
         let mut report = Report::default();
@@ -322,7 +327,10 @@ impl Reconciler {
         {
             telling.hold(format!("{} was emptied", file.display()));
         } else if let Some(texts) = texts
-            && (texts != self.texts || options.force || self.memory.config_refused.is_some())
+            && (texts != self.texts
+                || options.force
+                || self.memory.config_refused.is_some()
+                || !self.memory.misfits.is_empty())
         {
             snapshot = self.read_config(texts, snapshot, options, &mut telling).await;
         } else if let Some(why) = self.memory.config_refused.clone().filter(|_| readable) {
@@ -360,10 +368,21 @@ impl Reconciler {
         if let Some(again) = snapshot.again {
             self.watcher.again(again);
         }
-        // A file that an editor takes away for a moment is worth the wait too.
-        let away = |path| matches!(snapshot.configs.get(path), Some(Sight::Missing));
-        let unsettled = snapshot.unsettled().next().is_some() || self.look.configs.iter().any(away);
-        (report, snapshot.again.filter(|_| unsettled))
+        let unsettled = snapshot.unsettled().next().is_some() || self.is_away(&snapshot);
+        let again = snapshot.again.filter(|_| unsettled);
+        // What has just started as it ran before is yet to become what disk asks for.
+        (report, if self.again { Some(Instant::now()) } else { again })
+    }
+
+    /// Whether a file that is in use was there a moment ago. Somebody may be about to put it
+    /// back, or it is gone for good: what to say of it shows in a moment too.
+    fn is_away(&self, snapshot: &Snapshot) -> bool {
+        let configs = self.look.configs.iter();
+        let asked = self.memory.flow.actors.values().map(|spec| &spec.module);
+        let running = self.running.actors.values().filter(|actor| !actor.draining);
+        let modules = running.map(|actor| &actor.spec.module).chain(asked);
+        configs.filter_map(|path| snapshot.configs.get(path)).any(|s| matches!(s, Sight::Missing))
+            || modules.map(|m| snapshot.module(m)).any(|s| matches!(s, Sight::Missing))
     }
 
     /// Looks until it is clear which files belong to the configuration.
@@ -570,38 +589,73 @@ impl Reconciler {
         telling: &mut Telling,
     ) -> bool {
         let mut complete = plan.blocked.is_empty() && plan.held.is_none();
+        let mut held = BTreeMap::new();
         for note in &plan.notes {
             telling.note(note, &self.running);
-        }
-        for (actor, doubt) in plan.blocked.iter().flat_map(|blocked| &blocked.because) {
-            telling.blocked(actor, doubt);
+            if let Note::GoesOn { actor, doubt } = note {
+                held.insert(actor.clone(), doubt.to_string());
+            }
         }
         if let Some(held) = &plan.held {
             telling.held(held);
         }
         self.memory.refused_changes.keep_only(&plan.changes);
+        for Blocked { change, because } in plan.blocked {
+            if let Some(older) = self.without_newcomers(&change)
+                && self.try_change(&older, snapshot, options).await.is_ok()
+            {
+                // The next pass tells of what stands in the way of the others.
+                telling.change(&older);
+                continue;
+            }
+            for (actor, doubt) in &because {
+                let alone = |misfit: &&Misfit| misfit.actors.iter().eq([actor]);
+                let told = self.memory.misfits.iter().find(alone);
+                let why = told.map_or_else(|| doubt.to_string(), |misfit| misfit.why.clone());
+                telling.blocked(actor, doubt, why.clone());
+                held.extend(touched(&change).into_iter().map(|other| (other, why.clone())));
+                held.insert(actor.clone(), why);
+            }
+        }
         for change in plan.changes {
-            let made = match self.judge(&change) {
-                Ok(()) if options.dry_run => Ok(()),
-                Ok(()) => self.make_change(&change, snapshot).await,
-                Err(refused) => Err(refused),
+            let Err(ChangeRefused { why, lasts }) =
+                self.try_change(&change, snapshot, options).await
+            else {
+                telling.change(&change);
+                continue;
             };
-            match made {
-                Ok(()) => telling.change(&change),
-                Err(ChangeRefused { why, lasts }) => {
-                    complete = false;
-                    if !options.dry_run && self.give_up_recollected(&change, &why) {
-                        continue;
-                    }
-                    telling.change_refused(&change, &why);
-                    if lasts {
-                        self.memory.refused_changes.refuse(change, why);
-                    }
-                }
+            complete = false;
+            if let Some(older) = self.without_newcomers(&change)
+                && self.try_change(&older, snapshot, options).await.is_ok()
+            {
+                telling.change(&older);
+                continue;
+            }
+            if !options.dry_run && self.give_up_recollected(&change, &why) {
+                continue;
+            }
+            telling.change_refused(&change, &why);
+            held.extend(touched(&change).into_iter().map(|actor| (actor, why.clone())));
+            if lasts {
+                self.memory.refused_changes.refuse(change, why);
             }
         }
         telling.changed();
+        if !options.dry_run {
+            self.held = held;
+        }
         complete
+    }
+
+    /// Makes a change, or only says whether it would be made.
+    async fn try_change(
+        &mut self,
+        change: &ChangePlan,
+        snapshot: &Snapshot,
+        options: ReloadOptions,
+    ) -> Result<(), ChangeRefused> {
+        self.judge(change)?;
+        if options.dry_run { Ok(()) } else { self.make_change(change, snapshot).await }
     }
 
     /// Prepares all of a change, then applies it.
@@ -641,6 +695,7 @@ impl Reconciler {
             snapshot,
             bad_modules: &self.memory.bad_modules,
             bans: &self.memory.bans,
+            held: &self.held,
             folder: &self.folder,
             now: Instant::now(),
         };
@@ -673,5 +728,7 @@ fn unknown_config(snapshot: &Snapshot) -> Option<String> {
     (!lines.is_empty()).then(|| format!("it cannot be used as it is on disk\n{}", lines.join("\n")))
 }
 
+#[cfg(test)]
+mod search;
 #[cfg(test)]
 mod tests;

@@ -38,7 +38,7 @@ pub struct BrokenSeal;
 pub fn seal(title: &str, content: &[u8], out: &mut impl Write) -> io::Result<()> {
     let plain = |c: char| c.is_ascii_alphanumeric() || c == ' ' || c == '-';
     assert!(title.chars().all(plain), "a title is plain words");
-    write!(out, "[\"{title}\",\"{}\",\n", checksum(title, content))?;
+    writeln!(out, "[\"{title}\",\"{}\",", checksum(title, content))?;
     out.write_all(content)?;
     out.write_all(b"\n]\n")
 }

@@ -51,6 +51,9 @@ pub(crate) struct ActorSummary {
     pub(crate) file_gone: bool,
     /// Whether it was rolled back from what disk asks for.
     pub(crate) banned: bool,
+    /// Why it is not what disk asks for, where that was refused.
+    #[serde(default)]
+    pub(crate) held: Option<String>,
     /// Whether what it runs is on trial, or about to go back.
     pub(crate) on_trial: bool,
 }
@@ -251,6 +254,11 @@ pub(super) fn running(admin: &Admin, name: &str) -> Result<Arc<Actor>, Problem> 
     admin.system.actor(name).ok_or_else(|| no_actor(admin, name))
 }
 
+/// Whether an actor of that name runs, or is to.
+pub(super) fn is_known(admin: &Admin, name: &ActorName) -> bool {
+    admin.system.actor(name.as_str()).is_some() || admin.reloader.view().contains_key(name)
+}
+
 /// There is no such actor, but perhaps a similar one.
 pub(super) fn no_actor(admin: &Admin, name: &str) -> Problem {
     if *admin.phase.borrow() == Phase::Starting {
@@ -273,7 +281,7 @@ pub(super) fn no_actor(admin: &Admin, name: &str) -> Problem {
 }
 
 /// The name that somebody may have meant.
-fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+pub(super) fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     /// How alike two names must be, of 1.
     const ALIKE: f64 = 0.8;
     names
@@ -311,6 +319,7 @@ fn summary(actor: &Actor, view: Option<&ActorView>) -> ActorSummary {
         in_sync: view.map(|view| view.in_sync),
         file_gone: view.is_some_and(|view| view.file_gone),
         banned: view.is_some_and(|view| view.banned),
+        held: view.and_then(|view| view.held.clone()),
         on_trial: actor.trial().is_some_and(|trial| trial.outcome != TrialOutcome::Passed),
     }
 }
@@ -347,6 +356,7 @@ fn pending(name: &ActorName, view: &ActorView) -> ActorSummary {
         in_sync: Some(view.in_sync),
         file_gone: view.file_gone,
         banned: false,
+        held: view.held.clone(),
         on_trial: false,
     }
 }

@@ -57,8 +57,14 @@ pub(super) async fn list(client: &mut Client, wanted: List) -> Outcome {
     }
     print(&table(&actors, unix_millis()))?;
     for actor in &actors {
-        if let Some(why) = &actor.why {
-            note(&format!("{}: {}", actor.name, printable_lines(why, "    ")));
+        let name = &actor.name;
+        match (&actor.why, &actor.held) {
+            (Some(why), _) => note(&format!("{name}: {}", printable_lines(why, "    "))),
+            (None, Some(why)) => {
+                let why = printable_lines(why.trim_end(), "    ");
+                note(&format!("{name}: not what disk asks for: {why}"));
+            }
+            (None, None) => {}
         }
     }
     Ok(Exit::Done)

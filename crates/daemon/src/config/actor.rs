@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use reflowd_hot_reload::{ActorSpec, ModuleRef, Template};
+use reflowd_hot_reload::{ActorSpec, ModuleRef, Template, WaitSpec};
 use reflowd_loader::ModuleUrl;
 use reflowd_runtime::{
     ActorName, Digest, EnginePer, GuestErrors, Persistence, PortRef, SendMode, TrialRules, Trigger,
@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 use toml::de::DeValue;
 
 use super::{
-    Parsing, Wait,
+    Parsing,
     daemon::{is_exposed, set},
     environment::normal,
     reader::{Item, Table},
@@ -201,8 +201,11 @@ impl Parsing<'_> {
         if let ModuleRef::Builtin { name: connector } = &module {
             from_folder(&mut keys.config, item);
             if connector == HTTP_IN {
-                let waits = config.iter().flat_map(waits).map(|(port, place)| Wait { port, place });
-                self.config.places.waits.extend(waits);
+                for (port, place) in config.iter().flat_map(waits) {
+                    let origin = self.sources.origin(&place);
+                    self.config.flow.waits.push(WaitSpec { actor: name.clone(), port, origin });
+                    self.config.places.waits.push(place);
+                }
             }
         }
         let origin = self.sources.origin(&item.key_place);

@@ -72,8 +72,10 @@ pub(crate) fn check_flow<'c>(
     for (wire, place) in check.wires() {
         check.wire(wire, place, &mut found);
     }
-    for wait in &config.places.waits {
-        check.port(End::From, "this route waits for", (&wait.port, &wait.place), &mut found);
+    for (wait, place) in config.flow.waits.iter().zip(&config.places.waits) {
+        let ends = [&wait.actor, &wait.port.actor];
+        let asked = Asked { end: End::From, what: "this route waits for", ends };
+        check.port(asked, (&wait.port, place), &mut found);
     }
     check.cycles(&mut found);
     check.joins(&mut found);
@@ -91,6 +93,19 @@ struct Check<'c> {
     /// nothing, where that does not fit.
     connectors: BTreeMap<&'c ActorName, Option<Metadata>>,
     lookup: &'c dyn Fn(&ModuleRef) -> Lookup,
+}
+
+/// Whether what the actor is like is known without a module.
+fn is_connector(module: &ModuleRef) -> bool {
+    matches!(module, ModuleRef::Builtin { .. })
+}
+
+/// What is asked of a port: as which end, what is said of it, and between whom it is.
+#[derive(Clone, Copy)]
+struct Asked<'a> {
+    end: End,
+    what: &'a str,
+    ends: [&'a ActorName; 2],
 }
 
 /// One end of a wire.
@@ -123,46 +138,56 @@ impl<'c> Check<'c> {
     fn modules(&self, found: &mut Vec<Diagnostic>) {
         for (actor, spec) in &self.config.flow.actors {
             let place = self.key(actor, "module");
+            let misfit = |problem: Diagnostic| problem.between([actor.clone()]);
             match &self.modules[&spec.module] {
                 Lookup::Known(_) | Lookup::Awaited => {}
                 Lookup::NotDownloaded { why } => {
                     let message = format!("{} is not to be had", title(&spec.module));
-                    found.push(Diagnostic::error("E0208", message).at_some(place, "").note(why));
+                    let problem = Diagnostic::error("E0208", message).at_some(place, "").note(why);
+                    found.push(misfit(problem));
                 }
                 Lookup::Missing { looked_at, names } => {
-                    found.push(missing(&spec.module, looked_at.as_ref(), names, place));
+                    let problem = missing(&spec.module, looked_at.as_ref(), names, place);
+                    found.push(if is_connector(&spec.module) { problem } else { misfit(problem) });
                 }
                 Lookup::Broken { why } => {
                     let message = format!("{} cannot be used", title(&spec.module));
                     let problem = Diagnostic::error("E0206", message).at_some(place, "").note(why);
-                    found.push(problem.help("put a good module there, or name another; `reflowd inspect FILE` tells what is wrong with a file"));
+                    found.push(misfit(problem.help("put a good module there, or name another; `reflowd inspect FILE` tells what is wrong with a file")));
                 }
             }
         }
     }
 
     fn wire(&self, wire: &WireSpec, place: &WirePlace, found: &mut Vec<Diagnostic>) {
-        let from = self.port(End::From, "this wire comes from", (&wire.from, &place.from), found);
-        let to = self.port(End::To, "this wire goes to", (&wire.to, &place.to), found);
+        let ends = [&wire.from.actor, &wire.to.actor];
+        let from = Asked { end: End::From, what: "this wire comes from", ends };
+        let from = self.port(from, (&wire.from, &place.from), found);
+        let to = Asked { end: End::To, what: "this wire goes to", ends };
+        let to = self.port(to, (&wire.to, &place.to), found);
         let (Some(from), Some(to)) = (from, to) else { return };
         if from.iter().any(|from| from.can_fit(to[0])) {
             return;
         }
         let message = format!("what `{}` gives never fits `{}`", wire.from, wire.to);
-        found.push(
-            Diagnostic::error("E0203", message)
-                .at(&place.to, format!("takes {}", to[0]))
-                .at(&place.from, format!("gives {}", from[0]))
-                .help("wire ports of types that fit, or put an actor between them that converts"),
-        );
+        let problem = Diagnostic::error("E0203", message)
+            .at(&place.to, format!("takes {}", to[0]))
+            .at(&place.from, format!("gives {}", from[0]))
+            .help("wire ports of types that fit, or put an actor between them that converts");
+        let connectors = ends.iter().all(|actor| self.is_connector(actor));
+        found.push(if connectors { problem } else { problem.between(ends.map(Clone::clone)) });
     }
 
-    /// The types that a port may have which stands there, and of which `what` is said. `None`
-    /// where it has none, or where nobody can know.
+    /// Whether what the actor is like is known without a module.
+    fn is_connector(&self, actor: &ActorName) -> bool {
+        self.config.flow.actors.get(actor).is_some_and(|spec| is_connector(&spec.module))
+    }
+
+    /// The types that a port may have which stands there. `None` where it has none, or where
+    /// nobody can know.
     fn port(
         &self,
-        end: End,
-        what: &str,
+        Asked { end, what, ends }: Asked<'_>,
         (port, place): (&PortRef, &Place),
         found: &mut Vec<Diagnostic>,
     ) -> Option<Vec<Type>> {
@@ -193,13 +218,13 @@ impl<'c> Check<'c> {
             _ => format!("its {kind}s are {}", list(names())),
         };
         let close = similar(port.port.as_str(), names());
-        found.push(
-            Diagnostic::error("E0202", message)
-                .at(&self.part(place, End::To), format!("no such {kind}"))
-                .at_some(self.key(&port.actor, "module"), "the module that it runs")
-                .note(has)
-                .help_some(close.map(|name| format!("did you mean `{}.{name}`?", port.actor))),
-        );
+        let problem = Diagnostic::error("E0202", message)
+            .at(&self.part(place, End::To), format!("no such {kind}"))
+            .at_some(self.key(&port.actor, "module"), "the module that it runs")
+            .note(has)
+            .help_some(close.map(|name| format!("did you mean `{}.{name}`?", port.actor)));
+        let alone = self.is_connector(&port.actor);
+        found.push(if alone { problem } else { problem.between(ends.map(Clone::clone)) });
         None
     }
 

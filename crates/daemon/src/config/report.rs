@@ -5,6 +5,7 @@
 //! text, so that the command line, the log and the admin API say the same.
 
 use std::{
+    collections::BTreeSet,
     fmt::{self, Write as _},
     ops::Range,
     path::Path,
@@ -12,7 +13,7 @@ use std::{
 };
 
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
-use reflowd_runtime::{is_wild, printable_lines};
+use reflowd_runtime::{ActorName, is_wild, printable_lines};
 use serde_json::json;
 
 use super::{mask::masked_urls, sources::Sources};
@@ -69,6 +70,9 @@ pub(crate) struct Diagnostic {
     pub(crate) notes: Vec<String>,
     /// What to do.
     pub(crate) help: Vec<String>,
+    /// The actors that do not fit each other, where modules had to be asked for that: those
+    /// actors go on as they are, and all others change. Nobody, where the files alone show it.
+    pub(crate) misfits: BTreeSet<ActorName>,
 }
 
 impl Diagnostic {
@@ -81,7 +85,14 @@ impl Diagnostic {
             labels: Vec::new(),
             notes: Vec::new(),
             help: Vec::new(),
+            misfits: BTreeSet::new(),
         }
+    }
+
+    /// The same, as something that only the modules of these actors show.
+    pub(crate) fn between(mut self, actors: impl IntoIterator<Item = ActorName>) -> Self {
+        self.misfits.extend(actors);
+        self
     }
 
     /// A problem that is only told.
@@ -191,6 +202,18 @@ impl Report {
     /// How many of them are warnings.
     pub(crate) fn warnings(&self) -> usize {
         self.count(Severity::Warning)
+    }
+
+    /// Takes out the errors that only modules show: of each, the actors that do not fit, and it
+    /// as a report of its own.
+    pub(crate) fn take_misfits(&mut self) -> Vec<(BTreeSet<ActorName>, Self)> {
+        let is_misfit = |d: &mut Diagnostic| d.severity == Severity::Error && !d.misfits.is_empty();
+        let misfits: Vec<_> = self.diagnostics.extract_if(.., is_misfit).collect();
+        let alone = |d: Diagnostic| {
+            let sources = Arc::clone(&self.sources);
+            (d.misfits.clone(), Self { diagnostics: vec![d], sources })
+        };
+        misfits.into_iter().map(alone).collect()
     }
 
     fn count(&self, severity: Severity) -> usize {

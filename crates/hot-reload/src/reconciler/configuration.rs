@@ -1,4 +1,8 @@
 //! How a changed configuration comes into force: as a whole, or not at all.
+//!
+//! That is so for what the files alone show. What only a module shows is about the actors
+//! that are wired to it: the configuration comes into force, and they go on as they are
+//! until they fit.
 
 use std::path::Path;
 
@@ -7,7 +11,7 @@ use tokio::time::Instant;
 
 use super::{Reconciler, telling::Telling};
 use crate::{
-    ActorSpec, Depth, Flow, Found, ModuleRef, ReloadOptions, Sight, Snapshot, blueprint::Texts,
+    Checked, Depth, Flow, Found, ModuleRef, ReloadOptions, Sight, Snapshot, blueprint::Texts,
 };
 
 impl Reconciler {
@@ -32,22 +36,7 @@ impl Reconciler {
         if !self.configured {
             self.recollect(draft.flow());
         }
-        let specs = || draft.flow().actors.values();
-        // Files settle in a moment; a download is not waited for.
-        let is_file =
-            |module: &ModuleRef| module.place_in(&self.folder).is_some_and(|p| p.file().is_some());
-        let unsettled = |spec: &&ActorSpec| {
-            is_file(&spec.module) && matches!(snapshot.module(&spec.module), Sight::Unsettled)
-        };
-        if let Some(spec) = specs().find(unsettled) {
-            // Whether the two fit can be said in a moment; the next pass asks again.
-            telling.report.warnings.push(format!(
-                "`{}` is being written; the configuration waits for it",
-                spec.module
-            ));
-            return snapshot;
-        }
-        for spec in specs() {
+        for spec in draft.flow().actors.values() {
             let digest = snapshot.module(&spec.module).present().copied();
             if let Some(digest) = digest
                 && let Some(place) = spec.module.place_in(&self.folder)
@@ -59,8 +48,9 @@ impl Reconciler {
         let now = Instant::now();
         let flow = draft.flow();
         match draft.check(&|module| self.found(module, flow, &snapshot, now)) {
-            Ok(warnings) => {
+            Ok(Checked { warnings, misfits }) => {
                 telling.report.warnings.extend(warnings);
+                self.memory.misfits = misfits;
                 self.memory.flow = draft.flow().clone();
                 self.memory.config_refused = None;
                 if !options.dry_run {
@@ -86,10 +76,15 @@ impl Reconciler {
     }
 
     /// Modules by path are looked at only once a flow names them; those of the
-    /// flow in force, for as long as another has not taken its place.
+    /// flow in force and of what runs, for as long as another has not taken its place.
     async fn widen(&mut self, flow: &Flow, snapshot: Snapshot) -> Snapshot {
         let mut paths = flow.paths();
         paths.extend(self.memory.flow.paths());
+        let running = self.running.actors.values().map(|actor| &actor.spec.module);
+        paths.extend(running.filter_map(|module| match module {
+            ModuleRef::Path { path, .. } => Some(path.clone()),
+            _ => None,
+        }));
         if paths == self.look.paths {
             return snapshot;
         }

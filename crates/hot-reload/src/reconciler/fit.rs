@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use reflowd_runtime::{ActorName, Digest, ERROR_PORT, Metadata, Port, PortName, PortRef, Type};
 
 use super::preparation::ChangeRefused;
-use crate::{ActorSpec, ChangePlan, Running, WireSpec};
+use crate::{ActorSpec, ChangePlan, Running, WaitSpec, WireSpec};
 
 /// What a change is held against.
 pub(super) struct Fit<'a> {
@@ -16,6 +16,8 @@ pub(super) struct Fit<'a> {
     pub(super) running: &'a Running,
     /// What an actor's module says of itself, where it can be had.
     pub(super) metadata: &'a dyn Fn(&ActorSpec, &Digest) -> Option<Metadata>,
+    /// The ports that actors wait for without a wire.
+    pub(super) waits: &'a [WaitSpec],
     /// What waits for an actor, by inport.
     pub(super) queued: &'a dyn Fn(&ActorName) -> Vec<(PortName, usize)>,
 }
@@ -25,20 +27,43 @@ impl Fit<'_> {
     /// Something does not fit, and what.
     pub(super) fn check(&self) -> Result<(), ChangeRefused> {
         self.check_wires()?;
+        self.check_waits()?;
         self.check_queued()
+    }
+
+    /// Whether the ports are there that somebody waits for, where this change is about either.
+    fn check_waits(&self) -> Result<(), ChangeRefused> {
+        let fresh = self.fresh();
+        for WaitSpec { actor, port, origin } in self.waits {
+            if !fresh.contains(actor) && !fresh.contains(&port.actor) {
+                continue;
+            }
+            // Of one that does not run nothing is known; it is looked at when it starts.
+            let Some(metadata) = self.metadata_after(&port.actor) else { continue };
+            if port.port.as_str() != ERROR_PORT && metadata.outport(port.port.as_str()).is_none() {
+                let why = missing(port, "outport", &metadata.outports);
+                let why = format!("{origin}: `{actor}` waits for {port}: {why}");
+                return Err(ChangeRefused { why, lasts: true });
+            }
+        }
+        Ok(())
+    }
+
+    /// The actors that get a generation by this change.
+    fn fresh(&self) -> BTreeSet<&ActorName> {
+        let ChangePlan { start, swap, .. } = self.change;
+        start.iter().map(|s| &s.actor).chain(swap.iter().map(|s| &s.actor)).collect()
     }
 
     /// Whether the ports of the new generations fit the wires. Wires between
     /// actors that stay as they are fit already.
     pub(super) fn check_wires(&self) -> Result<(), ChangeRefused> {
-        let ChangePlan { start, swap, connect, .. } = self.change;
-        let fresh: BTreeSet<&ActorName> =
-            start.iter().map(|s| &s.actor).chain(swap.iter().map(|s| &s.actor)).collect();
+        let (connect, fresh) = (&self.change.connect, self.fresh());
         for wire in self.running.wires_after(self.change) {
             let is_new = connect.iter().any(|new| new.from == wire.from && new.to == wire.to);
             if is_new || fresh.contains(&wire.from.actor) || fresh.contains(&wire.to.actor) {
                 self.check_wire(&wire).map_err(|why| ChangeRefused {
-                    why: format!("{} -> {}: {why}", wire.from, wire.to),
+                    why: format!("{}: {} -> {}: {why}", wire.origin, wire.from, wire.to),
                     lasts: true,
                 })?;
             }
@@ -52,11 +77,6 @@ impl Fit<'_> {
                 .ok_or_else(|| format!("the actor `{}` does not run", port.actor))
         };
         let (from, to) = (metadata(&wire.from)?, metadata(&wire.to)?);
-        let missing = |port: &PortRef, kind: &str, ports: &[Port]| {
-            let has: Vec<_> = ports.iter().map(|port| format!("`{}`", port.name)).collect();
-            let has = if has.is_empty() { "none".into() } else { has.join(", ") };
-            format!("`{}` has no {kind} `{}`; it has {has}", port.actor, port.port)
-        };
         let inport = to
             .inport(wire.to.port.as_str())
             .ok_or_else(|| missing(&wire.to, "inport", &to.inports))?;
@@ -113,6 +133,13 @@ impl Fit<'_> {
         };
         (self.metadata)(spec, digest)
     }
+}
+
+/// An actor has no such port, and which it has.
+fn missing(port: &PortRef, kind: &str, ports: &[Port]) -> String {
+    let has: Vec<_> = ports.iter().map(|port| format!("`{}`", port.name)).collect();
+    let has = if has.is_empty() { "none".into() } else { has.join(", ") };
+    format!("`{}` has no {kind} `{}`; it has {has}", port.actor, port.port)
 }
 
 #[cfg(test)]
@@ -192,7 +219,8 @@ mod tests {
         let queued = |actor: &ActorName| {
             if actor.as_str() == "a" { vec![(name("in"), 1)] } else { Vec::new() }
         };
-        let fit = Fit { change, running: &running, metadata: &metadata, queued: &queued };
+        let waits = &[];
+        let fit = Fit { change, running: &running, metadata: &metadata, waits, queued: &queued };
         fit.check().map_err(|refused| refused.why)
     }
 

@@ -9,8 +9,12 @@ use reflowd_runtime::{
     ActorLog, ActorName, Change, Digest, ProgramSpec, Ready, Settings, Start, WireDef,
 };
 
-use super::{Reconciler, fit::Fit, telling::chain};
-use crate::{ActorSpec, Adjusting, ChangePlan, ModuleRef, Snapshot, WireSpec};
+use super::{
+    Reconciler,
+    fit::Fit,
+    telling::{chain, touched},
+};
+use crate::{ActorSpec, Adjusting, ChangePlan, Misfit, ModuleRef, Snapshot, WireSpec};
 
 /// A change is not made; its actors go on as they are.
 #[derive(Debug)]
@@ -43,8 +47,21 @@ impl Reconciler {
             let actor = self.system.actor(actor.as_str());
             actor.map(|actor| actor.mailbox().queued_by_port()).unwrap_or_default()
         };
-        let running = &self.running;
-        Fit { change, running, metadata: &metadata, queued: &queued }.check()
+        let (running, waits) = (&self.running, &self.memory.flow.waits);
+        let fit = Fit { change, running, metadata: &metadata, waits, queued: &queued }.check();
+        fit.map_err(|refused| self.explain(change, refused))
+    }
+
+    /// The same refusal as the configuration's check tells it, with the lines of the files.
+    fn explain(&self, change: &ChangePlan, refused: ChangeRefused) -> ChangeRefused {
+        let touched = touched(change);
+        let about = |misfit: &&Misfit| !misfit.actors.is_disjoint(&touched);
+        let told: Vec<_> =
+            self.memory.misfits.iter().filter(about).map(|misfit| misfit.why.trim_end()).collect();
+        if told.is_empty() {
+            return refused;
+        }
+        ChangeRefused { why: told.join("\n"), ..refused }
     }
 
     /// Makes all of a change ready.

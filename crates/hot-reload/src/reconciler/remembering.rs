@@ -15,7 +15,7 @@ use super::{
     telling::{Telling, chain},
 };
 use crate::{
-    ActorSpec, ChangePlan, Flow, ModuleRef, Snapshot,
+    ActorSpec, ChangePlan, Flow, ModuleRef, Snapshot, Starting, WireSpec,
     history::{Recollection, Remembered},
 };
 
@@ -83,6 +83,27 @@ impl Reconciler {
                 self.again = true;
             }
         }
+    }
+
+    /// The part of a change that starts what ran before the restart, where the change is also
+    /// about actors that did not: those had no wires then, so leaving out theirs takes none away.
+    pub(super) fn without_newcomers(&self, change: &ChangePlan) -> Option<ChangePlan> {
+        let ran = |actor: &ActorName| self.recollected.contains_key(actor);
+        if !change.start.iter().any(|start| ran(&start.actor)) {
+            return None;
+        }
+        let stays = |start: &&Starting| {
+            ran(&start.actor) || matches!(start.spec.module, ModuleRef::Builtin { .. })
+        };
+        let start: Vec<_> = change.start.iter().filter(stays).cloned().collect();
+        let here = |actor: &ActorName| {
+            start.iter().any(|start| start.actor == *actor)
+                || self.running.actors.contains_key(actor)
+        };
+        let fits = |wire: &&WireSpec| here(&wire.from.actor) && here(&wire.to.actor);
+        let connect: Vec<_> = change.connect.iter().filter(fits).cloned().collect();
+        let all = start.len() == change.start.len() && connect.len() == change.connect.len();
+        (!all).then(|| ChangePlan { start, connect, ..change.clone() })
     }
 
     /// A change is refused: if that is for what actors ran before the restart, they

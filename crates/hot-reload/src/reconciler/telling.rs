@@ -119,8 +119,7 @@ impl Telling {
     }
 
     /// An actor cannot become what disk asks for.
-    pub(super) fn blocked(&mut self, actor: &ActorName, doubt: &Doubt) {
-        let why = doubt.to_string();
+    pub(super) fn blocked(&mut self, actor: &ActorName, doubt: &Doubt, why: String) {
         if let Doubt::OnItsWay(_) = doubt {
             if self.silent {
                 self.report.warnings.push(format!("`{actor}`: {why}"));
@@ -174,6 +173,11 @@ impl Telling {
             )) => {
                 self.report.refused.push(Refusal { what, why: doubt.to_string() });
             }
+            // Disk cannot have what it asks for, so this is no pass that has found nothing.
+            Some((what, doubt)) if matches!(note, Note::GoesOn { .. }) => {
+                let why = format!("{doubt}; it goes on with the module that is kept");
+                self.report.refused.push(Refusal { what, why });
+            }
             _ => self.report.warnings.push(text.clone()),
         }
         if !self.is_news(text.clone()) {
@@ -208,7 +212,13 @@ impl Telling {
         let actors = touched(change);
         let what = actors.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         if self.is_news(format!("change {what} {why}")) {
-            warn!(actors = %what, %why, "change refused; its actors go on as they are");
+            let waits: Vec<_> = change.start.iter().map(|start| start.actor.as_str()).collect();
+            let waits = waits.join(", ");
+            if waits.is_empty() {
+                warn!(actors = %what, %why, "change refused; its actors go on as they are");
+            } else {
+                warn!(actors = %what, not_started = %waits, %why, "change refused");
+            }
             let actors = actors.into_iter().collect();
             self.event(EventKind::ChangeRefused { actors, why: why.to_owned() });
         }

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use tokio::runtime::Handle;
 
 use super::*;
-use crate::{ActorSpec, Draft, Found, GenerationKeys, ModuleFile, ModuleRef, View};
+use crate::{ActorSpec, Checked, Draft, Found, GenerationKeys, ModuleFile, ModuleRef, View};
 
 const QUIET: Duration = Duration::from_millis(10);
 
@@ -43,7 +43,7 @@ impl Blueprint for Lines {
             Ok((actor.parse().unwrap(), spec))
         });
         let actors = actors.collect::<Result<_, String>>()?;
-        Ok(Box::new(LinesDraft(Flow { actors, wires: Vec::new() })))
+        Ok(Box::new(LinesDraft(Flow { actors, ..Flow::default() })))
     }
 
     fn connector(&self, _: &ActorName, _: &str, _: &ActorSpec) -> Result<Ready, String> {
@@ -62,15 +62,16 @@ impl Draft for LinesDraft {
         &self.0
     }
 
-    fn check(&self, lookup: &dyn Fn(&ModuleRef) -> Found) -> Result<Option<String>, String> {
-        for spec in self.0.actors.values() {
-            match lookup(&spec.module) {
-                Found::Known(_) | Found::Awaited => {}
-                Found::Missing { .. } => return Err(format!("{} is missing", spec.module)),
-                Found::Broken { why } => return Err(why),
-            }
-        }
-        Ok(None)
+    fn check(&self, lookup: &dyn Fn(&ModuleRef) -> Found) -> Result<Checked, String> {
+        let misfits = self.0.actors.iter().filter_map(|(actor, spec)| {
+            let why = match lookup(&spec.module) {
+                Found::Known(_) | Found::Awaited => return None,
+                Found::Missing { .. } => format!("{} is missing", spec.module),
+                Found::Broken { why } => why,
+            };
+            Some(Misfit { actors: [actor.clone()].into(), why })
+        });
+        Ok(Checked { warnings: None, misfits: misfits.collect() })
     }
 
     fn adopted(&self) {}
@@ -279,6 +280,24 @@ async fn a_configuration_that_cannot_be_read_is_a_refusal_and_told_as_it_begins_
         assert!(rig.reloader.in_sync() && rig.reloader.config_in_force(), "{why}");
         assert_eq!((rig.told("config-unknown"), rig.told("config-known")), (n + 1, n + 1));
     }
+    rig.system.kill().await;
+}
+
+#[tokio::test]
+async fn a_reload_right_after_a_module_was_removed_says_that_it_is_gone() {
+    let mut rig = Rig::begin("a relay\n").await;
+    fs::remove_file(rig.root.path().join("modules/relay.wasm")).unwrap();
+    for _ in 0..2 {
+        let report = rig.pass(NOW).await;
+        assert_eq!(report.refused.len(), 1, "{report:?}");
+        assert_eq!(report.refused[0].what, "a");
+        let why = "there is no file of its module; it goes on with the module that is kept";
+        assert_eq!(report.refused[0].why, why);
+        assert_eq!(rig.told("file-gone"), 1);
+        assert!(rig.reloader.view()["a"].file_gone && !rig.reloader.in_sync());
+    }
+    rig.put("modules/relay.wasm", &relay());
+    assert!(rig.pass(NOW).await.is_clean());
     rig.system.kill().await;
 }
 

@@ -349,7 +349,9 @@ impl Reconciler {
     /// Whether former generations fit the wires that there are now.
     fn fits(&self, back: &ChangePlan, running: &Running) -> Result<(), ChangeRefused> {
         let metadata = |spec: &ActorSpec, digest: &Digest| self.metadata(spec, digest);
-        Fit { change: back, running, metadata: &metadata, queued: &|_| Vec::new() }.check_wires()
+        let waits = &self.memory.flow.waits;
+        Fit { change: back, running, metadata: &metadata, waits, queued: &|_| Vec::new() }
+            .check_wires()
     }
 
     /// What a module says of itself, where it is at hand.

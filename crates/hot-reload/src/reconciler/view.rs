@@ -1,6 +1,6 @@
 //! How actors and files stand to each other, for whoever asks between passes.
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
 use reflowd_runtime::{ActorName, ActorState, Digest};
 use tokio::time::Instant;
@@ -17,6 +17,8 @@ pub(super) struct Stand<'a> {
     pub(super) snapshot: &'a Snapshot,
     pub(super) bad_modules: &'a BadModules,
     pub(super) bans: &'a Bans,
+    /// What keeps actors from becoming what disk asks for.
+    pub(super) held: &'a BTreeMap<ActorName, String>,
     /// The watched folder.
     pub(super) folder: &'a Path,
     pub(super) now: Instant,
@@ -31,7 +33,7 @@ impl Stand<'_> {
         });
         let asked = self.flow.actors.iter();
         let pending = asked.filter(|(name, _)| !self.running.actors.contains_key(*name));
-        let pending = pending.map(|(name, spec)| (name.clone(), self.pending_actor(spec)));
+        let pending = pending.map(|(name, spec)| (name.clone(), self.pending_actor(name, spec)));
         running.chain(pending).collect()
     }
 
@@ -53,18 +55,21 @@ impl Stand<'_> {
             module: actor.spec.module.to_string(),
             autostarted: actor.autostarted,
             wanted,
-            in_sync: spec_in_force && wanted == Some(actor.digest),
+            // What was refused may be a wire.
+            in_sync: spec_in_force && wanted == Some(actor.digest) && !self.held.contains_key(name),
             file_gone,
             banned,
+            held: self.held.get(name).cloned(),
             pending: None,
         }
     }
 
-    fn pending_actor(&self, spec: &ActorSpec) -> ActorView {
+    fn pending_actor(&self, name: &ActorName, spec: &ActorSpec) -> ActorView {
         let sight = self.snapshot.module(&spec.module);
         let wanted = wanted(&spec.module, &sight);
         let refusal = wanted.and_then(|digest| self.bad_modules.standing(&digest, self.now));
         let why = match (&sight, refusal) {
+            _ if let Some(why) = self.held.get(name) => why.clone(),
             (_, Some(refusal)) => refusal.why.clone(),
             (Sight::Unsettled, None) if let ModuleRef::Url { url, .. } = &spec.module => {
                 Doubt::OnItsWay(url.clone()).to_string()
@@ -81,6 +86,7 @@ impl Stand<'_> {
             in_sync: false,
             file_gone: false,
             banned: false,
+            held: self.held.get(name).cloned(),
             pending: Some((ActorState::Loading, why)),
         }
     }
