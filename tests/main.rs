@@ -28,6 +28,8 @@ mod trace;
 mod saved;
 mod dead;
 mod connectors;
+mod start;
+mod events;
 mod refusal;
 mod command;
 mod live;

@@ -254,8 +254,17 @@ impl Daemon {
         if response.status == 200 { response.json() } else { Value::Null }
     }
 
-    /// Events from number `after` on, as they come.
+    /// The number of the event with which this process began: those before it are of others.
+    fn began(&self) -> u64 {
+        let events = self.get("/v1/events").body;
+        let events = events.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let began = events.filter(|event| event["event"] == "daemon-started").last();
+        began.map_or(0, |event| event["number"].as_u64().unwrap())
+    }
+
+    /// Events of this process from number `after` on, as they come.
     pub(crate) fn events(&self, after: u64) -> Events {
+        let after = after.max(self.began());
         let mut stream = self.connect();
         let head =
             format!("GET /v1/events?follow=true&after={after} HTTP/1.1\r\nHost: localhost\r\n\r\n");

@@ -17,6 +17,8 @@ mod receipt;
 mod metrics;
 mod saved_set;
 mod snapshot;
+mod event_log;
+mod running_mark;
 mod data_folder;
 mod memory;
 mod process;

@@ -43,8 +43,10 @@ use crate::{
     config::{self, AdminConfig, Config, Environment},
     connector::{Listeners, Services},
     data_folder::DataFolder,
+    event_log::EventLog,
     logging::{self, Log},
     memory,
+    running_mark::RunningMark,
     saved_set::{SaveError, Saved, SavedSets},
     signals::{Signals, Wish},
     snapshot::Snapshots,
@@ -141,6 +143,9 @@ fn end(runtime: Runtime) {
 struct Daemon {
     config: Config,
     system: System,
+    event_log: Arc<EventLog>,
+    /// Set before the first turn.
+    mark: Option<RunningMark>,
     reloader: Reloader,
     snapshots: Arc<Snapshots>,
     sets: SavedSets,
@@ -170,6 +175,11 @@ impl Daemon {
         let spans = spans(&tasks, &stopping)?;
         let system = System::traced(turns.handle().clone(), spans);
         system.hold_back();
+        let event_log = data.folder("events").map_err(anyhow::Error::from)?;
+        let event_log = Arc::new(EventLog::open(event_log, system.events()));
+        let version = env!("CARGO_PKG_VERSION").into();
+        system.events().record(EventKind::DaemonStarted { version });
+        tasks.spawn(Arc::clone(&event_log).keep(stopping.clone()));
         let snapshots = Arc::new(Snapshots::open(states, Arc::clone(system.events())));
         let left = sets.load(system.events()).map_err(anyhow::Error::from)?;
         let budget = config.daemon.memory_budget.unwrap_or_else(memory::default_budget);
@@ -189,8 +199,10 @@ impl Daemon {
         ));
         let doors = Doors::bind(&config.admin).await?;
         let (phase, phase_seen) = watch::channel(Phase::Starting);
-        let daemon = Self {
+        let mut daemon = Self {
             system,
+            event_log,
+            mark: None,
             reloader,
             snapshots,
             sets,
@@ -212,18 +224,27 @@ impl Daemon {
         };
         doors.open(&admin, &daemon.config.admin.tokens);
         // A first pass compiles, which may take long; a signal ends it at any point.
-        let report = tokio::select! {
-            report = reconciler.begin() => report,
+        tokio::select! {
+            _ = reconciler.begin() => {}
             never = daemon.ask_for_patience() => match never {},
-            _ = signals.stop() => return Ok(Exit::Done),
+            _ = signals.stop() => {
+                daemon.event_log.flush();
+                return Ok(Exit::Done);
+            }
         };
         if let Some(problem) = reconciler.config_problem() {
             let error = anyhow::anyhow!("the configuration is refused\n{problem}");
+            daemon.event_log.flush();
             return Err(Stop::new(Exit::Config, error));
         }
-        for refusal in &report.refused {
-            warn!(what = %refusal.what, "not started: {}", refusal.why);
+        // Of those that run as before the passes have told.
+        for (actor, view) in daemon.reloader.view().iter() {
+            if let Some((_, why)) = &view.pending {
+                error!(%actor, "not started: {why}");
+            }
         }
+        // From here on a crash loses something.
+        daemon.mark = Some(RunningMark::set(data.path(), daemon.system.events()));
         if let Some(left) = left {
             daemon.take_up(left)?;
         }
@@ -266,7 +287,7 @@ impl Daemon {
     }
 
     /// Serves signals until one of them says stop, and stops.
-    async fn attend(self, signals: &mut Signals, phase: &watch::Sender<Phase>) -> Outcome {
+    async fn attend(mut self, signals: &mut Signals, phase: &watch::Sender<Phase>) -> Outcome {
         let mut upkeep = tokio::time::interval(UPKEEP);
         let name = loop {
             tokio::select! {
@@ -289,6 +310,10 @@ impl Daemon {
                 _ = upkeep.tick() => {
                     self.notifier.status(&self.status());
                     signals.look_at_terminal();
+                    self.system.dead_letters().tell();
+                    if let Some(mark) = &mut self.mark {
+                        mark.update(&self.system);
+                    }
                 }
             }
         };
@@ -333,7 +358,7 @@ impl Daemon {
     }
 
     /// Stops the sources, lets the flow empty itself, and saves and says what is left.
-    async fn stop(self, signals: &mut Signals) -> Outcome {
+    async fn stop(mut self, signals: &mut Signals) -> Outcome {
         let began = Instant::now();
         let drain = self.config.daemon.drain;
         let until = tokio::time::Instant::now() + drain;
@@ -364,6 +389,14 @@ impl Daemon {
         if round.failed > 0 {
             warn!(states = round.failed, "states could not be written");
         }
+        match self.mark.take() {
+            Some(mark) if saved.is_ok() && round.failed == 0 => mark.take_away(),
+            // What is lost now is missed at the next start.
+            Some(mut mark) => mark.update(&self.system),
+            None => {}
+        }
+        self.system.dead_letters().tell();
+        self.event_log.flush();
         match saved {
             Ok(None) => {
                 info!(completed, seconds, "stopped: everything was drained, nothing is left");

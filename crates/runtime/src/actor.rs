@@ -426,6 +426,9 @@ pub(crate) struct Shared {
     pub(crate) state: Mutex<State>,
     /// How far a source has come, where it says so: its state then.
     pub(crate) progress: Mutex<Progress>,
+    /// Since when it has been `failed` without a success in between, in milliseconds since the
+    /// Unix epoch.
+    pub(crate) down_since: Mutex<Option<u64>>,
     /// Whether what the actor has is being saved: no turn moves anything any more.
     pub(crate) sealed: Mutex<bool>,
     /// How the trial stands.
@@ -473,10 +476,19 @@ impl Shared {
             if status.state != state {
                 status.since = unix_millis();
             }
+            // One that has tried again and failed again has been down all the while.
+            if state == ActorState::Failed {
+                status.since = *self.down_since.lock().get_or_insert(status.since);
+            }
             status.state = state;
             status.why = why;
             true
         });
+    }
+
+    /// The actor works again, or has a fresh start: when it is down next, that is another time.
+    pub(crate) fn is_up(&self) {
+        *self.down_since.lock() = None;
     }
 
     /// The same failure, which nobody is shown a secret by.

@@ -11,6 +11,7 @@ mod ring;
 mod record;
 mod segment;
 mod store;
+mod tidings;
 mod writer;
 
 use std::{fmt, path::Path, sync::Arc, thread::JoinHandle};
@@ -25,9 +26,10 @@ pub use loss::{Loss, Losses, Lost};
 use ring::Ring;
 pub use store::StoreError;
 use store::{Found, Reader, Store};
+use tidings::{News, Tidings};
 pub use writer::{Keeper, Unwritten};
 
-use crate::{ActorName, Digest, Envelope, Events, FailureKind, envelope::unix_millis};
+use crate::{ActorName, Digest, Envelope, EventKind, Events, FailureKind, envelope::unix_millis};
 
 /// Why a message became a dead letter.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,13 +54,14 @@ pub enum Reason {
 
 impl Reason {
     /// Every [`class`](Self::class).
-    pub const CLASSES: [&str; 12] = [
+    pub const CLASSES: [&str; 13] = [
         "trap",
         "timeout",
         "turn-error",
         "guest-error",
         "unavailable",
         "remote",
+        "unreadable",
         "removed",
         "unwired",
         "no-target",
@@ -202,6 +205,9 @@ pub struct DeadLetters {
     /// whoever has a letter to put does not need it.
     store: Mutex<Option<Store>>,
     ring: Mutex<Ring>,
+    /// Where letters are told of, and what is still to be told.
+    events: Arc<Events>,
+    tidings: Mutex<Tidings>,
     /// Wakes the writer.
     wake: Condvar,
     /// Tells that the writer has ended.
@@ -226,6 +232,22 @@ pub struct Stock {
 }
 
 impl DeadLetters {
+    /// None yet; there will be events of those to come.
+    pub(crate) fn telling(events: Arc<Events>) -> Self {
+        Self { events, ..Self::default() }
+    }
+
+    /// Tells of letters that have waited for that. To be called every few seconds.
+    pub fn tell(&self) {
+        let news = self.tidings.lock().due(Instant::now());
+        news.into_iter().for_each(|news| self.say(news));
+    }
+
+    fn say(&self, News { actor, class, letters, last, why }: News) {
+        let reason = class.into();
+        self.events.record(EventKind::DeadLetter { actor, reason, letters, last, why });
+    }
+
     /// Keeps letters in `folder`, in at most `bytes`, and begins with those that are there.
     /// To be called before any letter comes. What is lost, and a disk that takes nothing,
     /// becomes an event.
@@ -278,6 +300,9 @@ impl DeadLetters {
         let mut ring = self.ring.lock();
         *ring.totals.entry((actor.clone(), reason.class())).or_default() += 1;
         ring.numbers += 1;
+        let (number, of) = (ring.numbers, (actor.clone(), reason.class()));
+        let words = || reason.to_string();
+        let news = self.tidings.lock().came(of, number, &words, Instant::now());
         let letter = DeadLetter {
             number: ring.numbers,
             time: unix_millis(),
@@ -290,6 +315,10 @@ impl DeadLetters {
         ring.push(letter);
         if ring.idle {
             self.wake.notify_one();
+        }
+        drop(ring);
+        if let Some(news) = news {
+            self.say(news);
         }
     }
 

@@ -1,9 +1,9 @@
 //! What has happened to actors, modules and the flow, for people and tools.
 
-use std::collections::VecDeque;
+use std::{borrow::Cow, collections::VecDeque};
 
 use parking_lot::Mutex;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
 use crate::{ActorName, Digest, envelope::unix_millis};
@@ -15,9 +15,10 @@ const MAX_EVENTS: usize = 10_000;
 const READER_LAG: usize = 4_096;
 
 /// Something that happened.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Event {
-    /// Its number since the daemon started; without gaps.
+    /// Its number, which no other event of the same data folder has. Later ones have greater
+    /// ones, and those of one process have no gaps.
     pub number: u64,
     /// Milliseconds since the Unix epoch.
     pub time: u64,
@@ -27,10 +28,15 @@ pub struct Event {
 }
 
 /// What happened.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 #[expect(missing_docs, reason = "the variants and fields are the words that users read")]
 pub enum EventKind {
+    /// The daemon has begun: what follows is of this process.
+    DaemonStarted { version: String },
+    /// The daemon before this one did not end by itself, or not with everything saved. What was
+    /// in its mailboxes is gone: so many messages, of these actors, when it was last seen.
+    UncleanStop { seen: u64, messages: u64, actors: Vec<ActorName>, why: String },
     /// An actor takes messages for the first time.
     Started { actor: ActorName, generation: u64, digest: Digest },
     /// An actor runs another generation.
@@ -62,7 +68,7 @@ pub enum EventKind {
         /// Whether the judge could process it.
         stands: bool,
         /// The state that it was given: `present`, or `at-swap`.
-        state: &'static str,
+        state: Cow<'static, str>,
         /// What the generation on trial failed with.
         failure: String,
         /// Messages that the judge has taken over in this trial.
@@ -140,7 +146,17 @@ pub enum EventKind {
     /// A watched folder cannot be read; nothing is taken for removed.
     FolderUnknown { path: String, why: String },
     /// Dead letters are no longer to be had; `letters` counts one for each damaged stretch of a file.
-    DeadLettersLost { letters: u64, bytes: u64, reason: &'static str, why: String },
+    DeadLettersLost { letters: u64, bytes: u64, reason: Cow<'static, str>, why: String },
+    /// Messages of an actor became dead letters: so many since this was last told of it and
+    /// this class of reason.
+    DeadLetter {
+        actor: ActorName,
+        reason: Cow<'static, str>,
+        letters: u64,
+        /// The number of the last, for `reflowd dead show`.
+        last: u64,
+        why: String,
+    },
     /// Dead letters cannot be written to disk and are kept in memory.
     DeadLettersInMemory { why: String },
     /// Dead letters are written to disk again.
@@ -162,6 +178,8 @@ pub enum EventKind {
 impl EventKind {
     /// The words that stand for events.
     pub const NAMES: &[&str] = &[
+        "daemon-started",
+        "unclean-stop",
         "started",
         "swapped",
         "applied",
@@ -193,6 +211,7 @@ impl EventKind {
         "change-refused",
         "removal-held",
         "folder-unknown",
+        "dead-letter",
         "dead-letters-lost",
         "dead-letters-in-memory",
         "dead-letters-on-disk",
@@ -208,6 +227,9 @@ impl EventKind {
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
+            Self::DaemonStarted { .. } => "daemon-started",
+            Self::UncleanStop { .. } => "unclean-stop",
+            Self::DeadLetter { .. } => "dead-letter",
             Self::Started { .. } => "started",
             Self::Swapped { .. } => "swapped",
             Self::Applied { .. } => "applied",
@@ -251,6 +273,23 @@ impl EventKind {
         }
     }
 
+    /// Whether it names the actor, alone or among others.
+    #[must_use]
+    pub fn concerns(&self, actor: &ActorName) -> bool {
+        match self {
+            Self::UncleanStop { actors, .. }
+            | Self::RolledBack { actors, .. }
+            | Self::NoTrial { actors, .. }
+            | Self::FileGone { actors, .. }
+            | Self::ChangeRefused { actors, .. } => actors.contains(actor),
+            Self::Blocked { actor: blocked, by } => blocked == actor || by.contains(actor),
+            Self::Changed { added, changed, removed } => {
+                added.iter().chain(changed).chain(removed).any(|name| name == actor)
+            }
+            kind => kind.actor() == Some(actor),
+        }
+    }
+
     /// The actor that it is about, where it is about one.
     #[must_use]
     pub fn actor(&self) -> Option<&ActorName> {
@@ -272,6 +311,7 @@ impl EventKind {
             | Self::Paused { actor }
             | Self::Resumed { actor }
             | Self::StateSet { actor, .. }
+            | Self::DeadLetter { actor, .. }
             | Self::StateNotWritten { actor, .. }
             | Self::StateWritten { actor }
             | Self::Draining { actor }
@@ -282,7 +322,7 @@ impl EventKind {
 }
 
 /// One actor of a rollback.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct GoneBack {
     /// Which.
     pub actor: ActorName,
@@ -310,6 +350,8 @@ pub struct Events {
 struct History {
     events: VecDeque<Event>,
     numbers: u64,
+    /// The number of the last event of earlier processes.
+    before: u64,
 }
 
 impl Default for Events {
@@ -319,6 +361,23 @@ impl Default for Events {
 }
 
 impl Events {
+    /// Begins with the events of earlier processes, whose numbers grow. To be called before any
+    /// event comes.
+    pub fn restore(&self, past: Vec<Event>) {
+        let mut history = self.history.lock();
+        debug_assert_eq!(history.numbers, 0, "events that are there have numbers of their own");
+        history.numbers = past.last().map_or(0, |event| event.number);
+        history.before = history.numbers;
+        let over = past.len().saturating_sub(MAX_EVENTS);
+        history.events = past.into_iter().skip(over).collect();
+    }
+
+    /// The number of the last event of earlier processes.
+    #[must_use]
+    pub fn before(&self) -> u64 {
+        self.history.lock().before
+    }
+
     /// Adds an event.
     pub fn record(&self, kind: EventKind) {
         let mut history = self.history.lock();
@@ -344,6 +403,81 @@ impl Events {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn events_of_earlier_processes_come_first_and_numbers_go_on_after_them() {
+        let before = Events::default();
+        for _ in 0..MAX_EVENTS + 5 {
+            before.record(EventKind::ConfigKnown);
+        }
+        let (mut past, _) = before.since(0);
+        past.remove(0);
+        let events = Events::default();
+        events.restore(past);
+        events.record(EventKind::DeadLettersOnDisk);
+        let (all, _) = events.since(0);
+        assert_eq!((all.len(), events.before()), (MAX_EVENTS, MAX_EVENTS as u64 + 5));
+        let last = all.last().unwrap();
+        assert_eq!(
+            (last.number, last.kind.name()),
+            (MAX_EVENTS as u64 + 6, "dead-letters-on-disk")
+        );
+    }
+
+    #[test]
+    fn an_event_that_was_written_is_read_again() {
+        let actor: ActorName = "a".parse().unwrap();
+        let digest = Digest::new([7; 32]);
+        for kind in [
+            EventKind::Swapped {
+                actor: actor.clone(),
+                generation: 2,
+                from: digest,
+                digest,
+                queued: 3,
+            },
+            EventKind::Opinion {
+                actor: actor.clone(),
+                generation: 2,
+                judge: 1,
+                stands: false,
+                state: "at-swap".into(),
+                failure: "trapped".into(),
+                failures: 1,
+                why: None,
+            },
+            EventKind::ModuleRefused {
+                module: "m".into(),
+                digest: None,
+                reason: "metadata".into(),
+                why: "odd".into(),
+            },
+            EventKind::ConfigKnown,
+        ] {
+            let written = serde_json::to_string(&Event { number: 1, time: 2, kind }).unwrap();
+            let read: Event = serde_json::from_str(&written).unwrap();
+            assert_eq!(serde_json::to_string(&read).unwrap(), written);
+        }
+    }
+
+    #[test]
+    fn an_event_concerns_whom_it_names() {
+        let a: ActorName = "a".parse().unwrap();
+        let b: ActorName = "b".parse().unwrap();
+        let failed =
+            |actor: &ActorName| EventKind::Failed { actor: actor.clone(), why: "a".into() };
+        let changed = EventKind::Changed {
+            added: vec![b.clone(), a.clone()],
+            changed: Vec::new(),
+            removed: Vec::new(),
+        };
+        let blocked = EventKind::Blocked { actor: b.clone(), by: vec![a.clone()] };
+        for kind in [failed(&a), changed, blocked] {
+            assert!(kind.concerns(&a), "{kind:?}");
+        }
+        assert!(!failed(&b).concerns(&a));
+        assert!(!EventKind::ConfigKnown.concerns(&a));
+    }
 
     #[test]
     fn an_event_is_called_as_it_is_written() {

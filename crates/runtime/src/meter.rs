@@ -99,7 +99,7 @@ pub struct Meters {
     pub turns_error: Counter,
     /// Turns in which the guest returned an error.
     pub turns_guest_error: Counter,
-    /// Turns of connectors whose other side was not there.
+    /// Turns of connectors whose other side was not there, and runs of sources that failed.
     pub turns_unavailable: Counter,
     /// Turns of connectors whose other side refused the message.
     pub turns_refused: Counter,

@@ -465,6 +465,7 @@ impl SourceTask {
                     Some(swap) = self.swaps.recv() => {
                         self.swap(swap);
                         supervisor.forgive();
+                        self.shared.is_up();
                         break Phase::Running;
                     }
                     () = &mut proven, if is_on_its_way(&phase, &supervisor) => {
@@ -595,6 +596,7 @@ impl SourceTask {
 
     fn failed(&self, error: &SourceError, supervisor: &mut Supervisor) -> Phase {
         warn!(actor = %self.shared.name, %error, "source failed and will be tried again");
+        self.shared.meters.turns_unavailable.add(1);
         let (actor, why) = (self.shared.name.clone(), error.to_string());
         if supervisor.is_news(&why) {
             self.shared.events.record(EventKind::Failed { actor, why: why.clone() });
@@ -605,6 +607,7 @@ impl SourceTask {
     /// The source works, and if it had failed before, that is told.
     fn succeeded(&self, supervisor: &mut Supervisor) {
         if supervisor.succeeded() {
+            self.shared.is_up();
             let actor = self.shared.name.clone();
             self.shared.events.record(EventKind::Recovered { actor });
         }

@@ -91,8 +91,9 @@ impl System {
     /// The same, and `spans` is told of each turn.
     #[must_use]
     pub fn traced(turns: Handle, spans: Option<Arc<dyn SpanSink>>) -> Self {
+        let events: Arc<Events> = Arc::default();
         let sinks = Sinks {
-            dead: Arc::default(),
+            dead: Arc::new(DeadLetters::telling(Arc::clone(&events))),
             waits: Arc::new(Waits::default()),
             budget: Arc::default(),
             spans,
@@ -102,7 +103,7 @@ impl System {
             turns,
             tasks: TaskTracker::new(),
             kill: CancellationToken::new(),
-            events: Arc::default(),
+            events,
             sinks,
             secrets: Secrets::default(),
             gate: watch::channel(false).0,

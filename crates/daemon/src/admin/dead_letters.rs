@@ -18,15 +18,19 @@ use axum::{
 use bytes::Bytes;
 use futures_util::stream;
 use reflowd_runtime::{
-    ActorName, DeadLetters, Filter, Letters, Loss, Lost, Replayed, Stock, unix_millis,
+    ActorName, DeadLetters, Filter, Letters, Loss, Lost, Reason, Replayed, Stock, unix_millis,
 };
 use serde::{Deserialize, Serialize};
 
 use super::{
     Admin, InPath, Problem,
+    actors::{self, nearest},
     events::{line, ndjson},
     flag, query,
 };
+
+/// Hexadecimal digits of a digest.
+const DIGEST: usize = 64;
 
 /// The size from which on lines leave, in bytes.
 const PIECE: usize = 64 << 10;
@@ -66,14 +70,36 @@ impl Which {
         if self.digest.as_deref() == Some("") {
             return Err(bad("`digest` is empty; write how it begins, or leave it out".into()));
         }
+        if let Some(digest) = &self.digest
+            && (digest.len() > DIGEST || digest.contains(|c: char| !c.is_ascii_hexdigit()))
+        {
+            return Err(bad(format!(
+                "`{digest}` begins no digest: a digest has {DIGEST} digits, 0 to 9 and a to f"
+            )));
+        }
+        if let Some(reason) = &self.reason
+            && !Reason::CLASSES.contains(&reason.as_str())
+        {
+            let hint = nearest(reason, Reason::CLASSES.iter().copied());
+            let hint = hint.map(|like| format!("; did you mean `{like}`?")).unwrap_or_default();
+            let known = Reason::CLASSES.join("`, `");
+            let detail = format!("there is no reason `{reason}`{hint}; there are `{known}`");
+            return Err(bad(detail).with("reasons", &Reason::CLASSES[..]));
+        }
+        let (since, until) = (at(self.since)?, at(self.until)?);
+        if let (Some(since), Some(until)) = (since, until)
+            && since >= until
+        {
+            return Err(bad("`since` is not before `until`, so nothing is in between".into()));
+        }
         Ok(Filter {
             numbers,
             after: self.after,
             actor: self.actor,
             class: self.reason,
             digest: self.digest.map(|digest| digest.to_ascii_lowercase()),
-            since: at(self.since)?,
-            until: at(self.until)?,
+            since,
+            until,
             limit: self.limit,
         })
     }
@@ -110,6 +136,7 @@ pub(crate) fn moment(text: &str, now: u64) -> Result<u64, String> {
 /// `GET /v1/dead-letters?actor=A&reason=CLASS&digest=BEGINNING&since=10m&until=…&after=N&limit=N`.
 pub(super) async fn list(State(admin): State<Admin>, uri: Uri) -> Result<Response, Problem> {
     let filter = query::<Which>(&uri)?.filter()?;
+    check_actor(&admin, filter.actor.as_ref()).await?;
     let letters = admin.system.dead_letters().clone();
     let letters = blocking(&admin, move || letters.letters(filter)).await?;
     // No thread waits for a caller who reads slowly.
@@ -122,6 +149,17 @@ pub(super) async fn list(State(admin): State<Admin>, uri: Uri) -> Result<Respons
         }
     });
     Ok(ndjson(Body::from_stream(pieces)))
+}
+
+/// Refuses the name of an actor that there is not and that has left no letters.
+async fn check_actor(admin: &Admin, actor: Option<&ActorName>) -> Result<(), Problem> {
+    let Some(actor) = actor.filter(|actor| !actors::is_known(admin, actor)) else { return Ok(()) };
+    let one = Filter { actor: Some(actor.clone()), limit: Some(1), ..Filter::default() };
+    let letters = admin.system.dead_letters().clone();
+    match blocking(admin, move || letters.letters(one).next()).await? {
+        Some(_) => Ok(()),
+        None => Err(actors::no_actor(admin, actor.as_str())),
+    }
 }
 
 /// The next lines, and the letters after them if there may be any.
@@ -183,6 +221,7 @@ pub(super) async fn replay(
     uri: Uri,
 ) -> Result<Json<Replayed>, Problem> {
     let filter = query::<Which>(&uri)?.chosen()?;
+    check_actor(&admin, filter.actor.as_ref()).await?;
     let system = admin.system.clone();
     Ok(Json(blocking(&admin, move || system.replay(filter)).await?))
 }
@@ -198,6 +237,7 @@ pub(super) struct Purged {
 /// `DELETE /v1/dead-letters?…`, by the same words as the list.
 pub(super) async fn purge(State(admin): State<Admin>, uri: Uri) -> Result<Json<Purged>, Problem> {
     let filter = query::<Which>(&uri)?.chosen()?;
+    check_actor(&admin, filter.actor.as_ref()).await?;
     let letters = admin.system.dead_letters().clone();
     let (purged, result) = blocking(&admin, move || letters.purge(filter)).await?;
     let trouble = result.err().map(|error| {

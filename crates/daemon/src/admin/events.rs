@@ -10,12 +10,12 @@ use axum::{
 };
 use bytes::Bytes;
 use futures_util::stream;
-use reflowd_runtime::{Event, System};
+use reflowd_runtime::{ActorName, Event, System};
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 use tokio_util::sync::CancellationToken;
 
-use super::{Admin, Problem, flag, query};
+use super::{Admin, Problem, actors, flag, query};
 
 /// How many lines leave in one piece.
 const LINES_AT_ONCE: usize = 256;
@@ -26,19 +26,23 @@ struct Wanted {
     /// The number of the last event that the caller knows.
     #[serde(default)]
     after: u64,
+    /// Only those that name this actor.
+    actor: Option<String>,
     /// Whether to stay and tell what happens from now on.
     #[serde(default, deserialize_with = "flag")]
     follow: bool,
 }
 
-/// `GET /v1/events?after=N&follow=true`.
+/// `GET /v1/events?after=N&actor=A&follow=true`.
 pub(super) async fn events(State(admin): State<Admin>, uri: Uri) -> Result<Response, Problem> {
-    let Wanted { after, follow } = query(&uri)?;
+    let Wanted { after, actor, follow } = query(&uri)?;
+    let only = actor.map(|name| known(&admin, &name)).transpose()?;
     let (past, live) = admin.system.events().since(after);
     let reader = Reader {
         system: admin.system,
         past: past.into(),
         live: follow.then_some(live),
+        only,
         last: after,
         stopping: admin.stopping,
     };
@@ -53,6 +57,8 @@ struct Reader {
     system: System,
     past: VecDeque<Event>,
     live: Option<Receiver<Event>>,
+    /// The actor that they have to name, where it is one.
+    only: Option<ActorName>,
     /// The number of the last event that was told.
     last: u64,
     stopping: CancellationToken,
@@ -83,10 +89,22 @@ impl Reader {
         let mut out = Vec::new();
         for event in self.past.drain(..count) {
             self.last = event.number;
-            line(&mut out, &event);
+            if self.only.as_ref().is_none_or(|actor| event.kind.concerns(actor)) {
+                line(&mut out, &event);
+            }
         }
         Some(out.into())
     }
+}
+
+/// The actor of that name, that there is or that has been.
+fn known(admin: &Admin, name: &str) -> Result<ActorName, Problem> {
+    let of_events = |actor: &ActorName| {
+        admin.system.events().since(0).0.iter().any(|event| event.kind.concerns(actor))
+    };
+    let actor = name.parse().ok();
+    let known = actor.filter(|actor| actors::is_known(admin, actor) || of_events(actor));
+    known.ok_or_else(|| actors::no_actor(admin, name))
 }
 
 /// An answer of JSON lines.

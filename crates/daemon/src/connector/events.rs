@@ -118,9 +118,11 @@ impl Source for Happenings {
 
     fn run(&self, out: Emitter) -> BoxFuture<'_, Result<(), SourceError>> {
         Box::pin(async move {
-            // Events are numbered anew in each process.
+            // A position is of the process that has noted it.
             let of = [half(MessageId::new().as_u128() >> 64), 0];
-            let last = out.resume().filter(|come| come.of == of).map_or(0, |come| come.at);
+            // Those of earlier processes were for the source as it ran then.
+            let before = self.system.events().before();
+            let last = out.resume().filter(|come| come.of == of).map_or(before, |come| come.at);
             let mut reading = Reading { of, last, reach: None, source: self, out };
             loop {
                 let (past, mut live) = self.system.events().since(reading.last);

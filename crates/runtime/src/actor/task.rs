@@ -317,6 +317,7 @@ impl ActorTask {
         log.keep_in(&self.shared.onlookers.journal);
         self.log = log;
         self.supervisor.forgive();
+        self.shared.is_up();
         self.end_rest();
         self.draining = None;
         self.undeclared = Undeclared::default();
@@ -539,6 +540,7 @@ impl ActorTask {
     /// message off the mailbox, the new state in, the outputs onto the wires.
     fn commit(&mut self, effects: Effects, origin: &Origin, routes: &Routes) {
         if self.supervisor.succeeded() {
+            self.shared.is_up();
             let actor = self.shared.name.clone();
             self.shared.events.record(EventKind::Recovered { actor });
         }

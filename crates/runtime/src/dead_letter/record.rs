@@ -281,7 +281,9 @@ mod tests {
             Reason::Overflow,
             Reason::Shutdown,
         ];
+        assert_eq!(reasons.len(), Reason::CLASSES.len());
         for (at, reason) in reasons.into_iter().enumerate() {
+            assert!(Reason::CLASSES.contains(&reason.class()), "{reason:?}");
             let mut written = letter(7, r#"{"b":1.0, "a":1e2,"t":"\u00e9\n"}"#);
             written.reason = reason;
             if at.is_multiple_of(2) {

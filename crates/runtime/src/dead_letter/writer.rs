@@ -228,7 +228,7 @@ impl Writer {
             }
             let (letters, bytes, why) = (lost.letters, lost.bytes, loss.why());
             warn!(letters, bytes, reason = loss.name(), "dead letters are lost: {why}");
-            let (reason, why) = (loss.name(), why.to_owned());
+            let (reason, why) = (loss.name().into(), why.to_owned());
             self.events.record(EventKind::DeadLettersLost { letters, bytes, reason, why });
         }
     }

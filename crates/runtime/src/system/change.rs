@@ -477,6 +477,7 @@ impl System {
             status: watch::channel(status).0,
             state: Mutex::new(state),
             progress: Mutex::new(progress.unwrap_or_default()),
+            down_since: Mutex::default(),
             sealed: Mutex::new(false),
             trial: Mutex::new(None),
             trials: Arc::clone(&self.0.trials),

@@ -1367,6 +1367,37 @@ async fn a_source_that_lasts_has_recovered_though_it_puts_nothing_out() {
     assert_eq!(told(&rig, "late"), ["started", "failed", "recovered"]);
 }
 
+/// Returns when the wall clock shows another millisecond.
+fn tick() {
+    let now = crate::unix_millis();
+    while crate::unix_millis() == now {
+        std::hint::spin_loop();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_fails_for_long_counts_that_and_has_failed_since_the_first_time() {
+    let mut rig = Rig::new().await;
+    let mut runs = moody(&mut rig, |run| u32::from(run == 4)).await;
+    soon(runs.recv()).await.unwrap();
+    let since = rig.state("moody", ActorState::Failed).await.since;
+    for run in 1..=3 {
+        tick();
+        soon(runs.recv()).await.unwrap();
+        let status = rig.state("moody", ActorState::Failed).await;
+        assert_eq!(status.why.unwrap(), format!("run {run} failed"));
+        assert_eq!(status.since, since, "after {run} runs more");
+        assert_eq!(rig.actor("moody").meters().failures(), run + 1);
+    }
+    // It has put something out in between: this is another outage.
+    tick();
+    soon(runs.recv()).await.unwrap();
+    rig.seen(1).await;
+    let status = rig.state("moody", ActorState::Failed).await;
+    assert_eq!(status.why.unwrap(), "run 4 failed");
+    assert!(status.since > since);
+}
+
 /// What has happened to an actor.
 fn told(rig: &Rig, actor: &str) -> Vec<&'static str> {
     let (events, _) = rig.system.events().since(0);

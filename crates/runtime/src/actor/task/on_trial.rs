@@ -109,7 +109,7 @@ impl ActorTask {
             generation: self.shared.status.borrow().generation.number(),
             judge,
             stands,
-            state,
+            state: state.into(),
             failure: kind.to_string(),
             failures: probation.trial.failures(),
             why: heard.failure().map(|why| self.shared.secrets.mask(&why).into_owned()),

@@ -72,7 +72,8 @@ impl Rig {
         events
             .filter_map(|event| match event.kind {
                 EventKind::Opinion { stands, state, failures, .. } => {
-                    Some((stands, state, failures))
+                    let known = ["present", "at-swap"].into_iter().find(|known| *known == state);
+                    Some((stands, known.unwrap(), failures))
                 }
                 _ => None,
             })
