@@ -257,8 +257,8 @@ impl Daemon {
     /// The number of the event with which this process began: those before it are of others.
     fn began(&self) -> u64 {
         let events = self.get("/v1/events").body;
-        let events = events.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-        let began = events.filter(|event| event["event"] == "daemon-started").last();
+        let mut events = events.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let began = events.rfind(|event| event["event"] == "daemon-started");
         began.map_or(0, |event| event["number"].as_u64().unwrap())
     }
 
