@@ -262,6 +262,14 @@ impl Daemon {
         began.map_or(0, |event| event["number"].as_u64().unwrap())
     }
 
+    /// The events of this process of that name, so far.
+    pub(crate) fn past(&self, name: &str) -> Vec<Value> {
+        let after = self.began();
+        let events = self.get(&format!("/v1/events?after={after}")).body;
+        let events = events.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        events.filter(|event| event["event"] == name).collect()
+    }
+
     /// Events of this process from number `after` on, as they come.
     pub(crate) fn events(&self, after: u64) -> Events {
         let after = after.max(self.began());

@@ -124,9 +124,7 @@ impl Load {
 }
 
 fn events(daemon: &Daemon, word: &str) -> Vec<Value> {
-    let events = daemon.get("/v1/events").body;
-    let events = events.lines().map(|line| serde_json::from_str(line).unwrap());
-    events.filter(|event: &Value| event["event"] == word).collect()
+    daemon.past(word)
 }
 
 fn rolled_back(daemon: &Daemon) -> Value {

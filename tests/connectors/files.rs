@@ -230,9 +230,7 @@ fn rotate(world: &World, name: &str, to: &str, next: &str) {
 
 /// The events of that name, as they are now.
 fn events(daemon: &Daemon, name: &str) -> Vec<Value> {
-    let all = daemon.get("/v1/events").body;
-    let all = all.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    all.filter(|event| event["event"] == name).collect()
+    daemon.past(name)
 }
 
 #[test]

@@ -127,14 +127,20 @@ impl System {
     async fn tell_of_budget(&self) {
         let budget = &self.0.sinks.budget;
         let mut over = budget.watch();
+        // A daemon can have come over it before anybody was there to tell.
+        let mut told = false;
         loop {
-            tokio::select! {
-                () = self.0.kill.cancelled() => return,
-                // The sender lives as long as the budget.
-                _ = over.changed() => {}
+            let is_over = *over.borrow_and_update();
+            if is_over == told {
+                tokio::select! {
+                    () = self.0.kill.cancelled() => return,
+                    // The sender lives as long as the budget.
+                    _ = over.changed() => continue,
+                }
             }
+            told = is_over;
             let (used, limit) = (budget.used(), budget.limit());
-            if *over.borrow_and_update() {
+            if is_over {
                 warn!(
                     used,
                     limit, "queues hold more than `memory_budget`; sources and senders wait"
