@@ -89,6 +89,12 @@ fn a_config_that_does_not_fit_is_refused_with_one_that_does() {
     refused("std:http-out", url("http:///hook"), "`url`");
     refused("std:http-out", url("https://example.com/${KEY}"), "no `KEY` in the actor's `env`");
     let with = |name: &str, value: &str| json!({ "url": "http://a", "headers": { name: value } });
+    refused("std:http-out", url("http://u:50%@a/"), "its password: `%` is not percent-encoding");
+    let twice = json!({ "url": "http://u:p@a/", "headers": { "authorization": "Bearer x" } });
+    refused("std:http-out", twice, "leave one out");
+    let pause = json!({ "url": "http://a/", "max_retry_after": "soon" });
+    refused("std:http-out", pause, "`max_retry_after` is soon; it is a duration such as 10s");
+    refused("std:http-out", json!({ "url": "http://a/", "timeout": "0s" }), "`timeout` is 0");
     refused("std:http-out", with("Content-Length", "1"), "reflowd sets it itself");
     refused("std:http-out", with("Proxy_Connection", "close"), "reflowd sets it itself");
     refused("std:http-out", with("TE", "trailers"), "reflowd sets it itself");
