@@ -145,7 +145,8 @@ fn search(engine: &str, heard: &[&str]) {
     for way in WAYS {
         daemon.send(&format!("{way}.in"), "1");
     }
-    // Of four turns, two fail: an error, and an answer that is none. So does the request.
+    // Of four turns, two fail: an error, and an answer that is none. So does the request, which
+    // is a span of its own.
     daemon.send("post.in", "1");
     assert!(receiver.next().0.starts_with("POST /planted00 "));
     daemon.until("all have said it", |daemon| {
@@ -153,7 +154,7 @@ fn search(engine: &str, heard: &[&str]) {
             && daemon.sum("reflowd_messages_dead_lettered_total") == 3.0
     });
     let spans: Vec<_> =
-        (0..=WAYS.len()).map(|_| spans.recv_timeout(PATIENCE).unwrap().1.to_string()).collect();
+        (0..WAYS.len() + 2).map(|_| spans.recv_timeout(PATIENCE).unwrap().1.to_string()).collect();
     daemon.until("all is in the log", |d| {
         heard.iter().all(|way| {
             d.log_text().contains(&format!("\"actor\":\"{way}\",\"target\":\"guest\""))

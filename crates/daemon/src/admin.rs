@@ -46,7 +46,7 @@ pub(crate) use dead_letters::moment;
 pub(crate) use graph::{Edge, Graph, LiveEdge, LiveNode, Node};
 pub(crate) use guard::{Via, admit as guard};
 use in_path::InPath;
-pub(crate) use intake::{is_json, media_type, traceparent};
+pub(crate) use intake::{is_json, media_type, trace};
 pub(crate) use listen::{Socket, bind_address, bind_socket, passed_socket, serve};
 pub(crate) use problem::Problem;
 

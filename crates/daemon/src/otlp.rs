@@ -1,10 +1,16 @@
-//! Sends the spans of turns to an OpenTelemetry collector, as OTLP over HTTP in JSON.
+//! Sends the spans of turns and requests to an OpenTelemetry collector, as OTLP over HTTP in
+//! JSON.
 //!
-//! Told what to do by the variables that OpenTelemetry has for it; without an endpoint
-//! there is nothing of this. Turns hand their spans to a queue and never wait: what the
-//! queue or the collector does not take is counted, and gone.
+//! Told what to do by the variables that OpenTelemetry has for it ([`Settings`]); without an
+//! endpoint there is nothing of this. Turns hand their spans to a queue and never wait: what
+//! the queue or the collector does not take is counted, and gone. A collector that says it
+//! cannot take spans now is asked again a few times, as the protocol wants it.
+
+mod settings;
 
 use std::{
+    collections::BTreeMap,
+    io::Read as _,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -12,13 +18,19 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Context;
-use reflowd_runtime::{SpanSink, TurnSpan};
+use reflowd_runtime::{HttpRequest, Span, SpanSink, Spanning, TraceFlags};
 use serde_json::{Value, json};
 use tokio::{sync::mpsc, task::spawn_blocking, time};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
-use ureq::{Agent, config::Config, http::Uri};
+use ureq::{
+    Agent,
+    config::Config,
+    http::{Response, StatusCode},
+};
+
+use self::settings::{Sampler, Settings};
+use crate::retry_after::retry_after;
 
 /// Spans that may wait for the collector.
 const QUEUE: usize = 8 << 10;
@@ -29,64 +41,17 @@ const BATCH: usize = 512;
 /// How long spans wait for others to be sent with them.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// How long a collector may take for a batch.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How often a batch is sent before it is lost.
+const TRIES: u32 = 5;
 
-/// What the variables ask for.
-#[derive(Debug, PartialEq)]
-struct Wish {
-    url: String,
-    headers: Vec<(String, String)>,
-    /// Of a million traces that begin here, how many are collected.
-    sample: u32,
-    service: String,
-}
+/// The pause before the second try; each further one is twice as long.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
 
-impl Wish {
-    /// Nothing, where no collector is named.
-    fn read(var: impl Fn(&str) -> Option<String>) -> anyhow::Result<Option<Self>> {
-        let var = |name: &str| var(name).filter(|value| !value.trim().is_empty());
-        let url = match var("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") {
-            Some(url) => Some(url),
-            None => var("OTEL_EXPORTER_OTLP_ENDPOINT")
-                .map(|base| format!("{}/v1/traces", base.trim_end_matches('/'))),
-        };
-        let disabled = var("OTEL_SDK_DISABLED").is_some_and(|value| value == "true");
-        let Some(url) = url.filter(|_| !disabled) else { return Ok(None) };
-        let uri: Uri = url.parse().with_context(|| {
-            format!("`{url}` is no URL; set OTEL_EXPORTER_OTLP_ENDPOINT to one such as http://127.0.0.1:4318")
-        })?;
-        anyhow::ensure!(
-            matches!(uri.scheme_str(), Some("http" | "https")),
-            "spans go by http or https, not to `{url}`; set OTEL_EXPORTER_OTLP_ENDPOINT to a URL such as http://127.0.0.1:4318"
-        );
-        let list =
-            var("OTEL_EXPORTER_OTLP_TRACES_HEADERS").or_else(|| var("OTEL_EXPORTER_OTLP_HEADERS"));
-        let headers = list.iter().flat_map(|list| list.split(',')).map(|pair| {
-            let (name, value) = pair.split_once('=').context(
-                "OTEL_EXPORTER_OTLP_HEADERS has a part without `=`; write `name=value,name=value`",
-            )?;
-            Ok((name.trim().to_owned(), value.trim().to_owned()))
-        });
-        let ratio = var("OTEL_TRACES_SAMPLER_ARG").unwrap_or_else(|| "1".into());
-        let share: f64 = ratio
-            .trim()
-            .parse()
-            .ok()
-            .filter(|share| (0.0..=1.0).contains(share))
-            .with_context(|| {
-                format!("OTEL_TRACES_SAMPLER_ARG is `{ratio}`, and a share from 0 to 1 is needed")
-            })?;
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "from 0 to a million"
-        )]
-        let sample = (share * 1e6).round() as u32;
-        let service = var("OTEL_SERVICE_NAME").unwrap_or_else(|| "reflowd".into());
-        Ok(Some(Self { url, headers: headers.collect::<anyhow::Result<_>>()?, sample, service }))
-    }
-}
+/// The longest pause that a collector may ask for: spans that come in meanwhile have a bound.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// What is read of a collector's answer, in bytes.
+const MAX_ANSWER: u64 = 64 << 10;
 
 /// What has become of spans.
 #[derive(Debug, Default)]
@@ -94,43 +59,52 @@ struct Tally {
     sent: AtomicU64,
     no_room: AtomicU64,
     not_taken: AtomicU64,
+    rejected: AtomicU64,
 }
 
 /// Takes spans from turns.
 struct Spans {
-    queue: mpsc::Sender<TurnSpan>,
-    sample: u32,
+    queue: mpsc::Sender<Span>,
+    sampler: Sampler,
     tally: Arc<Tally>,
 }
 
 impl SpanSink for Spans {
-    fn samples(&self, trace: u128) -> bool {
-        // Ids count up in their low half; mixed, any share of them is a fair one.
-        let mixed = trace.wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835) >> 96;
-        mixed % 1_000_000 < u128::from(self.sample)
+    fn samples(&self, trace: u128, caller: Option<TraceFlags>) -> bool {
+        match (self.sampler, caller) {
+            (Sampler::ParentBased { .. }, Some(caller)) => caller.sampled(),
+            (Sampler::ParentBased { root: share } | Sampler::Own(share), _) => share.has(trace),
+        }
     }
 
-    fn take(&self, span: TurnSpan) {
+    fn take(&self, span: Span) {
         if self.queue.try_send(span).is_err() {
             self.tally.no_room.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     fn counts(&self) -> Vec<(&'static str, u64)> {
-        let Tally { sent, no_room, not_taken } = &*self.tally;
-        let counts = [("sent", sent), ("no-room", no_room), ("not-taken", not_taken)];
+        let Tally { sent, no_room, not_taken, rejected } = &*self.tally;
+        let counts = [
+            ("sent", sent),
+            ("no-room", no_room),
+            ("not-taken", not_taken),
+            ("rejected", rejected),
+        ];
         counts.map(|(fate, count)| (fate, count.load(Ordering::Relaxed))).to_vec()
     }
 }
 
 /// Brings spans to the collector.
 pub(crate) struct Exporter {
-    wish: Wish,
+    settings: Settings,
     agent: Agent,
-    queue: mpsc::Receiver<TurnSpan>,
+    queue: mpsc::Receiver<Span>,
     tally: Arc<Tally>,
     /// Whether the last batch was not taken, which has been said.
     failing: AtomicBool,
+    /// Whether the last batch was taken in part only, which has been said.
+    rejecting: AtomicBool,
 }
 
 /// What the environment asks for: where turns put their spans, and what brings them on.
@@ -139,22 +113,42 @@ pub(crate) struct Exporter {
 /// # Errors
 /// A variable makes no sense.
 pub(crate) fn from_env() -> anyhow::Result<Option<(Arc<dyn SpanSink>, Exporter)>> {
-    let wish = Wish::read(|name| std::env::var(name).ok())?;
-    Ok(wish.map(|wish| {
+    // A name or a value that is no text cannot be one of these.
+    let variables: BTreeMap<_, _> = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect();
+    let settings = Settings::read(&variables)?;
+    Ok(settings.map(|settings| {
+        for warning in &settings.warnings {
+            warn!("{warning}");
+        }
         let (queue, receiver) = mpsc::channel(QUEUE);
         let tally = Arc::<Tally>::default();
         let spans: Arc<dyn SpanSink> =
-            Arc::new(Spans { queue, sample: wish.sample, tally: Arc::clone(&tally) });
-        let config = Config::builder().timeout_global(Some(PATIENCE)).max_redirects(0).build();
-        let agent = config.new_agent();
-        (spans, Exporter { wish, agent, queue: receiver, tally, failing: AtomicBool::new(false) })
+            Arc::new(Spans { queue, sampler: settings.sampler, tally: Arc::clone(&tally) });
+        let config = Config::builder()
+            // What the environment says of proxies is for others: spans go to who is named.
+            .proxy(None)
+            .timeout_global(Some(settings.timeout))
+            .max_redirects(0)
+            .http_status_as_error(false)
+            .build();
+        let exporter = Exporter {
+            settings,
+            agent: config.new_agent(),
+            queue: receiver,
+            tally,
+            failing: AtomicBool::new(false),
+            rejecting: AtomicBool::new(false),
+        };
+        (spans, exporter)
     }))
 }
 
 impl Exporter {
     /// Sends spans until stopped, and then what is left, once.
     pub(crate) async fn run(mut self, stopping: CancellationToken) {
-        info!(to = %self.wish.url, "spans of turns go to a collector");
+        info!(to = %self.settings.url, "spans of turns go to a collector");
         let mut batch = Vec::with_capacity(BATCH);
         while !stopping.is_cancelled() {
             tokio::select! {
@@ -171,139 +165,238 @@ impl Exporter {
                     taken = self.queue.recv_many(&mut batch, room) => if taken == 0 { break },
                 }
             }
-            self.send(&mut batch).await;
+            self.send(&mut batch, &stopping).await;
         }
         self.queue.close();
         while self.queue.recv_many(&mut batch, BATCH).await > 0 {
-            self.send(&mut batch).await;
+            self.send(&mut batch, &stopping).await;
         }
     }
 
-    async fn send(&self, batch: &mut Vec<TurnSpan>) {
+    /// Sends a batch, again where the collector asks for that; once, in a stop.
+    async fn send(&self, batch: &mut Vec<Span>, stopping: &CancellationToken) {
         let count = batch.len() as u64;
-        let body = encode(&self.wish.service, batch).to_string();
+        let body: Arc<str> = encode(&self.settings.resource, batch).to_string().into();
         batch.clear();
-        let mut request = self.agent.post(&self.wish.url).content_type("application/json");
-        for (name, value) in &self.wish.headers {
+        let mut pause = FIRST_PAUSE;
+        for attempt in 1.. {
+            let failure = match self.post(&body).await {
+                Sent::Taken(rejected) => return self.taken(count, rejected),
+                Sent::Failed(failure) => failure,
+            };
+            let known = self.failing.swap(true, Ordering::Relaxed);
+            if !known {
+                warn!(to = %self.settings.url, error = failure.why, "the collector does not take spans; they are lost until it does");
+            }
+            let wait = match failure.again {
+                Again::Never => break,
+                // One that was away for the batch before is asked once.
+                Again::Away if known && attempt == 1 => break,
+                Again::Away => pause,
+                Again::Later(asked) => asked.unwrap_or(pause).min(LONGEST_PAUSE),
+            };
+            if attempt == TRIES {
+                break;
+            }
+            tokio::select! {
+                () = time::sleep(wait) => {}
+                () = stopping.cancelled() => break,
+            }
+            pause *= 2;
+        }
+        self.tally.not_taken.fetch_add(count, Ordering::Relaxed);
+    }
+
+    async fn post(&self, body: &Arc<str>) -> Sent {
+        let mut request = self.agent.post(&self.settings.url).content_type("application/json");
+        for (name, value) in &self.settings.headers {
             request = request.header(name, value);
         }
-        let sent = spawn_blocking(move || request.send(body)).await;
-        let failed = match sent {
-            Ok(Ok(_)) => None,
-            Ok(Err(error)) => Some(error.to_string()),
-            Err(error) => Some(error.to_string()),
-        };
-        let counter = if failed.is_none() { &self.tally.sent } else { &self.tally.not_taken };
-        counter.fetch_add(count, Ordering::Relaxed);
-        let before = self.failing.swap(failed.is_some(), Ordering::Relaxed);
-        match failed {
-            Some(error) if !before => {
-                warn!(to = %self.wish.url, error, "the collector does not take spans; they are lost until it does");
-            }
-            None if before => info!(to = %self.wish.url, "the collector takes spans again"),
-            _ => {}
+        let body = Arc::clone(body);
+        // A panic of the client is a failure like any other.
+        let sent = spawn_blocking(move || request.send(&*body).map(answered)).await;
+        match sent {
+            Ok(Ok(sent)) => sent,
+            Ok(Err(error)) => Sent::Failed(Failed { why: error.to_string(), again: Again::Away }),
+            Err(error) => Sent::Failed(Failed { why: error.to_string(), again: Again::Never }),
+        }
+    }
+
+    /// The collector has taken a batch but for what it rejected.
+    fn taken(&self, count: u64, Rejected { spans, why }: Rejected) {
+        let rejected = spans.min(count);
+        self.tally.sent.fetch_add(count - rejected, Ordering::Relaxed);
+        self.tally.rejected.fetch_add(rejected, Ordering::Relaxed);
+        if self.failing.swap(false, Ordering::Relaxed) {
+            info!(to = %self.settings.url, "the collector takes spans again");
+        }
+        let before = self.rejecting.swap(rejected > 0 || !why.is_empty(), Ordering::Relaxed);
+        if (rejected > 0 || !why.is_empty()) && !before {
+            warn!(to = %self.settings.url, rejected, why, "the collector rejects some spans");
         }
     }
 }
 
+/// What came of sending a batch.
+#[derive(Debug, PartialEq, Eq)]
+enum Sent {
+    Taken(Rejected),
+    Failed(Failed),
+}
+
+/// What a collector says that it has not taken of a batch.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Rejected {
+    spans: u64,
+    why: String,
+}
+
+/// A batch was not taken.
+#[derive(Debug, PartialEq, Eq)]
+struct Failed {
+    why: String,
+    again: Again,
+}
+
+/// Whether a batch that was not taken may be sent again.
+#[derive(Debug, PartialEq, Eq)]
+enum Again {
+    /// The collector will never take it.
+    Never,
+    /// Nothing answered.
+    Away,
+    /// The collector cannot take it now, and may say when it can.
+    Later(Option<Duration>),
+}
+
+/// What an answer means (OTLP/HTTP, "Response").
+fn answered(response: Response<ureq::Body>) -> Sent {
+    let status = response.status();
+    if !status.is_success() {
+        let asked = retry_after(response.headers());
+        let passing = matches!(
+            status,
+            StatusCode::TOO_MANY_REQUESTS
+                | StatusCode::BAD_GATEWAY
+                | StatusCode::SERVICE_UNAVAILABLE
+                | StatusCode::GATEWAY_TIMEOUT
+        );
+        let again = if passing { Again::Later(asked) } else { Again::Never };
+        return Sent::Failed(Failed { why: format!("it answers {status}"), again });
+    }
+    let mut body = Vec::new();
+    // The spans are taken, whatever becomes of the rest of the answer.
+    _ = response.into_body().into_reader().take(MAX_ANSWER).read_to_end(&mut body);
+    Sent::Taken(rejected(&body))
+}
+
+/// `{"partialSuccess": {"rejectedSpans": "3", "errorMessage": "…"}}`; 64 bits are text in
+/// JSON, and some write them as a number.
+fn rejected(body: &[u8]) -> Rejected {
+    let answer: Value = serde_json::from_slice(body).unwrap_or_default();
+    let partial = &answer["partialSuccess"];
+    let spans = &partial["rejectedSpans"];
+    let spans = spans.as_u64().or_else(|| spans.as_str()?.parse().ok()).unwrap_or(0);
+    let why = partial["errorMessage"].as_str().unwrap_or_default().chars().take(200).collect();
+    Rejected { spans, why }
+}
+
 /// A batch as OTLP has it in JSON.
-fn encode(service: &str, batch: &[TurnSpan]) -> Value {
-    let text = |key: &str, value: &str| json!({"key": key, "value": {"stringValue": value}});
-    let spans: Vec<Value> = batch
-        .iter()
-        .map(|span| {
-            let actor = span.actor.as_str();
-            let mut attributes = vec![
+fn encode(resource: &BTreeMap<String, String>, batch: &[Span]) -> Value {
+    let mut attributes: Vec<_> = resource.iter().map(|(key, value)| text(key, value)).collect();
+    if !resource.contains_key("service.version") {
+        attributes.push(text("service.version", env!("CARGO_PKG_VERSION")));
+    }
+    json!({"resourceSpans": [{
+        "resource": {"attributes": attributes},
+        "scopeSpans": [{
+            "scope": {"name": "reflowd"},
+            "spans": batch.iter().map(encoded).collect::<Vec<_>>(),
+        }],
+    }]})
+}
+
+/// An attribute.
+fn text(key: &str, value: &str) -> Value {
+    json!({"key": key, "value": {"stringValue": value}})
+}
+
+/// An attribute; 64 bits are text in JSON.
+fn number(key: &str, value: u64) -> Value {
+    json!({"key": key, "value": {"intValue": value.to_string()}})
+}
+
+/// Kinds of spans, as OTLP numbers them.
+const CLIENT: u8 = 3;
+const CONSUMER: u8 = 5;
+
+/// A span, with the names of OpenTelemetry's conventions for messaging and HTTP.
+fn encoded(span: &Span) -> Value {
+    let actor = span.actor.as_str();
+    let (name, kind, mut attributes) = match &span.what {
+        Spanning::Turn { message } => {
+            let attributes = vec![
                 text("messaging.system", "reflowd"),
                 text("messaging.operation.type", "process"),
                 text("messaging.destination.name", actor),
-                text("messaging.message.id", &span.message.to_string()),
-                // 64 bits are text in JSON.
-                json!({"key": "reflowd.generation", "value": {"intValue": span.generation.to_string()}}),
+                text("messaging.message.id", &message.to_string()),
             ];
-            let mut status = json!({});
-            if let Some((class, error)) = &span.failure {
-                attributes.push(text("error.type", class));
-                status = json!({"code": 2, "message": error});
-            }
-            let mut encoded = json!({
-                "traceId": format!("{:032x}", span.context.trace),
-                "spanId": format!("{:016x}", span.context.span),
-                "name": format!("process {actor}"),
-                "kind": 5,
-                "startTimeUnixNano": span.began.to_string(),
-                "endTimeUnixNano": span.ended.to_string(),
-                "attributes": attributes,
-                "status": status,
-            });
-            if let Some(parent) = span.parent {
-                encoded["parentSpanId"] = format!("{parent:016x}").into();
-            }
-            encoded
-        })
-        .collect();
-    json!({"resourceSpans": [{
-        "resource": {"attributes": [
-            text("service.name", service),
-            text("service.version", env!("CARGO_PKG_VERSION")),
-        ]},
-        "scopeSpans": [{"scope": {"name": "reflowd"}, "spans": spans}],
-    }]})
+            (format!("process {actor}"), CONSUMER, attributes)
+        }
+        Spanning::Request(HttpRequest { method, url, host, port, status }) => {
+            let mut attributes = vec![
+                text("http.request.method", method),
+                text("url.full", url),
+                text("server.address", host),
+                text("reflowd.actor", actor),
+            ];
+            attributes.extend(port.map(|port| number("server.port", port.into())));
+            attributes
+                .extend(status.map(|status| number("http.response.status_code", status.into())));
+            (method.clone(), CLIENT, attributes)
+        }
+    };
+    attributes.push(number("reflowd.generation", span.generation));
+    let mut status = json!({});
+    if let Some((class, error)) = &span.failure {
+        attributes.push(text("error.type", class));
+        status = json!({"code": 2, "message": error});
+    }
+    let mut encoded = json!({
+        "traceId": format!("{:032x}", span.context.trace),
+        "spanId": format!("{:016x}", span.context.span),
+        "flags": span.context.flags.bits(),
+        "name": name,
+        "kind": kind,
+        "startTimeUnixNano": span.began.to_string(),
+        "endTimeUnixNano": span.ended.to_string(),
+        "attributes": attributes,
+        "status": status,
+    });
+    if let Some(state) = &span.state {
+        encoded["traceState"] = (**state).into();
+    }
+    if let Some(parent) = span.parent {
+        encoded["parentSpanId"] = format!("{parent:016x}").into();
+    }
+    encoded
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
 
-    fn read(vars: &[(&str, &str)]) -> anyhow::Result<Option<Wish>> {
-        let vars: BTreeMap<_, _> = vars.iter().copied().collect();
-        Wish::read(|name| vars.get(name).map(ToString::to_string))
-    }
-
     #[test]
-    fn the_usual_variables_are_understood() {
-        assert_eq!(read(&[]).unwrap(), None);
-        assert_eq!(read(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "")]).unwrap(), None);
-        let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318/");
-        let wish = read(&[endpoint]).unwrap().unwrap();
-        assert_eq!(wish.url, "http://127.0.0.1:4318/v1/traces");
-        assert_eq!((wish.sample, wish.service.as_str()), (1_000_000, "reflowd"));
-        assert_eq!(read(&[endpoint, ("OTEL_SDK_DISABLED", "true")]).unwrap(), None);
-        let more = [
-            endpoint,
-            ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "https://collector/traces"),
-            ("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer x, a = b"),
-            ("OTEL_TRACES_SAMPLER_ARG", "0.25"),
-            ("OTEL_SERVICE_NAME", "mine"),
-        ];
-        let wish = read(&more).unwrap().unwrap();
-        assert_eq!(wish.url, "https://collector/traces");
-        assert_eq!(wish.headers[1], ("a".to_owned(), "b".to_owned()));
-        assert_eq!((wish.sample, wish.service.as_str()), (250_000, "mine"));
-    }
-
-    #[test]
-    fn a_variable_that_makes_no_sense_is_refused() {
-        let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318");
-        for (vars, part) in [
-            (&[("OTEL_EXPORTER_OTLP_ENDPOINT", "127.0.0.1:4318")][..], "http"),
-            (&[("OTEL_EXPORTER_OTLP_ENDPOINT", "grpc://x")], "http or https"),
-            (&[endpoint, ("OTEL_TRACES_SAMPLER_ARG", "2")], "from 0 to 1"),
-            (&[endpoint, ("OTEL_EXPORTER_OTLP_HEADERS", "x")], "without `=`"),
-        ] {
-            let error = format!("{:#}", read(vars).unwrap_err());
-            assert!(error.contains(part), "{error}");
-        }
-    }
-
-    #[test]
-    fn a_share_of_the_traces_is_collected() {
-        let spans = |sample| Spans { queue: mpsc::channel(1).0, sample, tally: Arc::default() };
-        let of = |sample| (1..=100_000).filter(|trace| spans(sample).samples(*trace)).count();
-        assert_eq!((of(0), of(1_000_000)), (0, 100_000));
-        let quarter = of(250_000);
-        assert!((24_000..26_000).contains(&quarter), "{quarter}");
+    fn what_a_collector_rejects_is_read_as_text_and_as_a_number() {
+        let check = |body: &str, spans, why: &str| {
+            let expected = Rejected { spans, why: why.into() };
+            assert_eq!(rejected(body.as_bytes()), expected, "{body}");
+        };
+        check(r#"{"partialSuccess":{"rejectedSpans":"3","errorMessage":"old"}}"#, 3, "old");
+        check(r#"{"partialSuccess":{"rejectedSpans":3}}"#, 3, "");
+        check(r#"{"partialSuccess":{"errorMessage":"slow down"}}"#, 0, "slow down");
+        check("{}", 0, "");
+        check("", 0, "");
+        check("<html>", 0, "");
     }
 }

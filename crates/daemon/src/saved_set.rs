@@ -17,7 +17,7 @@ use std::{
 use bytes::Bytes;
 use reflowd_hot_reload::read_own_file;
 use reflowd_runtime::{
-    ActorName, Envelope, EventKind, Events, Message, Persistence, Remains, State, System,
+    ActorName, Envelope, EventKind, Events, Message, Persistence, Remains, State, System, Trace,
     unix_millis,
 };
 use serde::{Deserialize, Serialize};
@@ -261,7 +261,9 @@ struct MessageText<'a> {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     links: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    traceparent: Option<Cow<'a, str>>,
+    traceparent: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tracestate: Option<Cow<'a, str>>,
     time: u64,
     hops: u32,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -342,7 +344,8 @@ impl<'a> MessageText<'a> {
             id: envelope.id.to_string(),
             correlation: envelope.correlation.to_string(),
             links: links.iter().map(ToString::to_string).collect(),
-            traceparent: envelope.traceparent.as_deref().map(Cow::from),
+            traceparent: envelope.traceparent(),
+            tracestate: envelope.tracestate().map(Cow::from),
             time: envelope.time,
             hops: envelope.hops,
             replayed: envelope.replayed,
@@ -354,11 +357,13 @@ impl<'a> MessageText<'a> {
     fn envelope(self) -> Option<Envelope> {
         let links: Vec<_> = self.links.iter().map(|l| l.parse().ok()).collect::<Option<_>>()?;
         let message = Bytes::copy_from_slice(self.message.get().as_bytes());
+        let trace =
+            self.traceparent.and_then(|parent| Trace::of_text(&parent, self.tracestate.as_deref()));
         Some(Envelope {
             id: self.id.parse().ok()?,
             correlation: self.correlation.parse().ok()?,
             links: (!links.is_empty()).then(|| links.into()),
-            traceparent: self.traceparent.map(|trace| Arc::from(&*trace)),
+            trace: trace.map(Arc::new),
             time: self.time,
             hops: self.hops,
             port: self.port.parse().ok()?,

@@ -374,7 +374,7 @@ impl Alone {
             payload: vec![(inport.clone(), message.clone())],
             state: state(),
             message: MessageId::new(),
-            traceparent: None,
+            trace: None,
             meta: None,
             state_in_context: true,
             limits: TurnLimits { output: 16 << 20, state: 16 << 20 },

@@ -475,7 +475,7 @@ mod tests {
             payload: Vec::new(),
             state: State::default(),
             message: MessageId::new(),
-            traceparent: None,
+            trace: None,
             meta: None,
             state_in_context: true,
             limits: TurnLimits { output: 1 << 20, state: 1 << 20 },

@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use bytes::Bytes;
-use reflowd_runtime::{ActorLog, ProgramSpec};
+use reflowd_runtime::{ActorLog, ProgramSpec, TurnTrace};
 use serde_json::Value;
 use tracing::{Level, level_filters::LevelFilter};
 
@@ -71,10 +71,10 @@ impl Surroundings {
         &self,
         request: &[u8],
         body: &[u8],
-        traceparent: Option<&str>,
+        trace: Option<&TurnTrace>,
         deadline: Instant,
     ) -> Result<Answer, HttpError> {
-        http::request(request, body, traceparent, &self.allow_hosts, deadline)
+        http::request(request, body, trace, &self.allow_hosts, deadline)
     }
 }
 
@@ -139,14 +139,14 @@ impl Host {
     /// Makes an HTTP request where the operator allows it. What is refused or
     /// fails is told to the guest as status 0 and an empty body, and logged.
     pub(crate) fn http(&mut self, request: &[u8], body: &[u8]) -> Bytes {
-        let traceparent = self.traceparent();
-        let answer = self.around.http(request, body, traceparent.as_deref(), self.deadline);
+        let trace = self.trace();
+        let answer = self.around.http(request, body, trace.as_ref(), self.deadline);
         self.answered(answer)
     }
 
-    /// The trace context that the turn's requests carry.
-    pub(crate) fn traceparent(&self) -> Option<Arc<str>> {
-        self.side.as_ref()?.traceparent.clone()
+    /// The trace that the turn's requests belong to.
+    pub(crate) fn trace(&self) -> Option<TurnTrace> {
+        self.side.as_ref()?.trace.clone()
     }
 
     /// Notes what an HTTP request has brought; its body is for the guest.

@@ -16,13 +16,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use reflowd_runtime::excerpt;
+use reflowd_runtime::{HttpRequest, RequestSpan, TurnTrace, excerpt};
 use serde::Deserialize;
 use thiserror::Error;
 use ureq::{
     Agent, Body,
     config::Config,
-    http::{Request, Response, Uri},
+    http::{Request, Response, Uri, request::Builder},
     unversioned::{
         resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver},
         transport::{DefaultConnector, NextTimeout},
@@ -63,8 +63,9 @@ pub fn is_reserved_header(name: &str) -> bool {
     RESERVED.contains(&name.as_str())
 }
 
-/// The header that carries a W3C trace context.
+/// The headers that carry a W3C trace context.
 const TRACEPARENT: &str = "traceparent";
+const TRACESTATE: &str = "tracestate";
 
 /// What came back.
 #[derive(Debug)]
@@ -105,12 +106,12 @@ struct Written {
     method: Option<String>,
 }
 
-/// Makes a request that is over by `deadline`, in the trace that `traceparent` tells of
-/// unless the guest names another. Blocks.
+/// Makes a request that is over by `deadline`, in the turn's trace unless the guest names
+/// another. Blocks.
 pub(crate) fn request(
     written: &[u8],
     body: &[u8],
-    traceparent: Option<&str>,
+    trace: Option<&TurnTrace>,
     allow_hosts: &[String],
     deadline: Instant,
 ) -> Result<Answer, HttpError> {
@@ -146,10 +147,38 @@ pub(crate) fn request(
     let resolver = Checked { allow_hosts: allow_hosts.to_vec(), inner: DefaultResolver::default() };
     let agent = Agent::with_parts(config, DefaultConnector::default(), resolver);
 
-    let mut request = Request::builder().method(method.as_str()).uri(uri);
-    let named = written.headers.keys().any(|name| name.eq_ignore_ascii_case(TRACEPARENT));
-    if let Some(traceparent) = traceparent.filter(|_| !named) {
-        request = request.header(TRACEPARENT, traceparent);
+    let span = trace.map(TurnTrace::request);
+    let about = HttpRequest::of(&method, &written.url);
+    let outcome = run(
+        &agent,
+        Request::builder().method(method.as_str()).uri(uri),
+        &written,
+        body,
+        span.as_ref(),
+    );
+    if let Some(span) = span {
+        let status = outcome.as_ref().ok().map(|answer| answer.status);
+        let failure = outcome.as_ref().err().map(|error| ("http", error.to_string()));
+        span.end(HttpRequest { status, ..about }, failure);
+    }
+    outcome
+}
+
+/// Sends what the guest has written, and reads the answer.
+fn run(
+    agent: &Agent,
+    mut request: Builder,
+    written: &Written,
+    body: &[u8],
+    span: Option<&RequestSpan>,
+) -> Result<Answer, HttpError> {
+    let names = |own: &str| written.headers.keys().any(|name| name.eq_ignore_ascii_case(own));
+    // What vendors have added belongs to the context, so a guest's own context goes alone.
+    if let Some(span) = span.filter(|_| !names(TRACEPARENT)) {
+        request = request.header(TRACEPARENT, span.traceparent());
+        if let Some(state) = span.tracestate().filter(|_| !names(TRACESTATE)) {
+            request = request.header(TRACESTATE, state);
+        }
     }
     for (name, value) in &written.headers {
         request = request.header(name, value);
@@ -285,6 +314,8 @@ mod tests {
         time::Duration,
     };
 
+    use reflowd_runtime::Trace;
+
     use super::*;
 
     #[track_caller]
@@ -404,7 +435,20 @@ mod tests {
         let written = serde_json::json!({ "url": url, "method": method, "headers": headers });
         let list: Vec<_> = list.iter().map(ToString::to_string).collect();
         let deadline = Instant::now() + Duration::from_secs(30);
-        request(written.to_string().as_bytes(), body.as_bytes(), Some(TRACE), &list, deadline)
+        let trace = TurnTrace::passing(Trace::of_text(TRACE, Some("a=1")).unwrap());
+        request(written.to_string().as_bytes(), body.as_bytes(), Some(&trace), &list, deadline)
+    }
+
+    #[test]
+    fn a_guest_that_names_its_own_trace_gets_nothing_added_to_it() {
+        let ok = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+        let (port, served) = server(vec![ok.into()]);
+        let own = TRACE.replace("4bf9", "0000");
+        let url = format!("http://127.0.0.1:{port}/");
+        ask_with(&url, "get", &[("Traceparent", &own)], "", &["127.0.0.1"]).unwrap();
+        let request = &served.join().unwrap()[0];
+        assert!(request.contains(&own) && !request.contains(TRACE), "{request}");
+        assert!(!request.contains("tracestate"), "{request}");
     }
 
     #[test]
@@ -418,6 +462,7 @@ mod tests {
         assert!(request.starts_with("POST /p?q HTTP/1.1\r\n"), "{request}");
         assert!(request.contains("x-mine: yes") && request.ends_with("data"), "{request}");
         assert!(request.contains(&format!("traceparent: {TRACE}\r\n")), "{request}");
+        assert!(request.contains("tracestate: a=1\r\n"), "{request}");
     }
 
     #[test]

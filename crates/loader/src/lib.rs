@@ -74,7 +74,7 @@
 //!     payload: vec![("in".parse()?, Message::new(Type::Integer, "7")?)],
 //!     state: State::default(),
 //!     message: MessageId::new(),
-//!     traceparent: None,
+//!     trace: None,
 //!     meta: None,
 //!     state_in_context: true,
 //!     limits: TurnLimits { output: 1 << 20, state: 1 << 20 },

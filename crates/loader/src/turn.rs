@@ -9,8 +9,8 @@ use std::{borrow::Cow, collections::HashMap, fmt, marker::PhantomData, sync::Arc
 
 use bytes::Bytes;
 use reflowd_runtime::{
-    Context, Effects, Message, MessageError, PortName, SendNow, State, TurnLimits, WrittenMessage,
-    check_json, excerpt,
+    Context, Effects, Message, MessageError, PortName, SendNow, State, TurnLimits, TurnTrace,
+    WrittenMessage, check_json, excerpt,
 };
 use serde::{
     Deserialize, Deserializer,
@@ -72,8 +72,8 @@ pub(crate) struct Side {
     put_out: u64,
     limits: TurnLimits,
     now: Option<Arc<dyn SendNow>>,
-    /// The trace context that requests carry.
-    pub(crate) traceparent: Option<Arc<str>>,
+    /// The trace that requests belong to.
+    pub(crate) trace: Option<TurnTrace>,
     /// The first mistake. The turn fails by it, whatever its result.
     fault: Option<String>,
 }
@@ -87,7 +87,7 @@ impl Side {
             put_out: 0,
             limits: context.limits,
             now: context.now,
-            traceparent: context.traceparent,
+            trace: context.trace,
             fault: None,
         }
     }
@@ -352,7 +352,7 @@ mod tests {
             payload: Vec::new(),
             state: State::new(state.to_owned()).unwrap(),
             message: MessageId::new(),
-            traceparent: None,
+            trace: None,
             meta: None,
             state_in_context: true,
             limits: TurnLimits { output: 1000, state: 1000 },

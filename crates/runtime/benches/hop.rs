@@ -15,7 +15,7 @@ use std::sync::{
 };
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use reflowd_runtime::{SpanSink, TurnSpan};
+use reflowd_runtime::{Span, SpanSink, TraceFlags};
 use tokio::runtime::{Builder, Runtime};
 
 use rig::Chain;
@@ -31,11 +31,11 @@ struct Share {
 }
 
 impl SpanSink for Share {
-    fn samples(&self, trace: u128) -> bool {
+    fn samples(&self, trace: u128, _: Option<TraceFlags>) -> bool {
         trace % 100 < self.percent
     }
 
-    fn take(&self, span: TurnSpan) {
+    fn take(&self, span: Span) {
         drop(span);
         self.taken.fetch_add(1, Ordering::Relaxed);
     }

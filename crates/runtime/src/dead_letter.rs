@@ -177,7 +177,9 @@ fn envelope_json<S: Serializer>(envelope: &Envelope, serializer: S) -> Result<S:
         #[serde(skip_serializing_if = "Option::is_none")]
         links: Option<&'a [crate::MessageId]>,
         #[serde(skip_serializing_if = "Option::is_none")]
-        traceparent: Option<&'a str>,
+        traceparent: Option<String>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        tracestate: Option<&'a str>,
         port: &'a str,
         time: u64,
         hops: u32,
@@ -189,7 +191,8 @@ fn envelope_json<S: Serializer>(envelope: &Envelope, serializer: S) -> Result<S:
         id: envelope.id,
         correlation: envelope.correlation,
         links: envelope.links.as_deref(),
-        traceparent: envelope.traceparent.as_deref(),
+        traceparent: envelope.traceparent(),
+        tracestate: envelope.tracestate(),
         port: envelope.port.as_str(),
         time: envelope.time,
         hops: envelope.hops,

@@ -18,7 +18,7 @@ use serde::{Serialize, Serializer};
 use thiserror::Error;
 use tokio::time::Instant;
 
-use crate::{Message, PortName};
+use crate::{Message, PortName, Trace};
 
 /// Numbers that a thread takes at a time, so that threads which make ids all the
 /// time do not contend for one counter.
@@ -108,8 +108,8 @@ pub struct Envelope {
     pub correlation: MessageId,
     /// Messages that a join took beside the one whose correlation this carries.
     pub links: Option<Arc<[MessageId]>>,
-    /// W3C trace context, where the entry had one.
-    pub traceparent: Option<Arc<str>>,
+    /// The trace that it belongs to, where the entry had one or it is collected here.
+    pub trace: Option<Arc<Trace>>,
     /// Milliseconds since the Unix epoch at which this delivery was made.
     pub time: u64,
     /// Turns between the entry and here.
@@ -128,13 +128,13 @@ pub struct Envelope {
 impl Envelope {
     /// A message that enters the system.
     #[must_use]
-    pub fn entering(port: PortName, message: Message, traceparent: Option<Arc<str>>) -> Self {
+    pub fn entering(port: PortName, message: Message, trace: Option<Arc<Trace>>) -> Self {
         let id = MessageId::new();
         Self {
             id,
             correlation: id,
             links: None,
-            traceparent,
+            trace,
             time: unix_millis(),
             hops: 0,
             port,
@@ -142,6 +142,18 @@ impl Envelope {
             judged: false,
             message,
         }
+    }
+
+    /// Its trace context as W3C writes it.
+    #[must_use]
+    pub fn traceparent(&self) -> Option<String> {
+        self.trace.as_deref().map(|trace| trace.context.to_string())
+    }
+
+    /// What vendors have added to its trace.
+    #[must_use]
+    pub fn tracestate(&self) -> Option<&str> {
+        self.trace.as_deref()?.state.as_deref()
     }
 
     /// The context's `meta`: the envelope as a guest may see it.
@@ -154,7 +166,9 @@ impl Envelope {
             #[serde(skip_serializing_if = "Option::is_none")]
             links: Option<&'a [MessageId]>,
             #[serde(skip_serializing_if = "Option::is_none")]
-            traceparent: Option<&'a str>,
+            traceparent: Option<String>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            tracestate: Option<&'a str>,
             time: u64,
             hops: u32,
             #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -166,7 +180,8 @@ impl Envelope {
             id: self.id,
             correlation: self.correlation,
             links: self.links.as_deref(),
-            traceparent: self.traceparent.as_deref(),
+            traceparent: self.traceparent(),
+            tracestate: self.tracestate(),
             time: self.time,
             hops: self.hops,
             replayed: self.replayed,
@@ -182,7 +197,7 @@ pub(crate) struct Lineage {
     pub(crate) correlation: MessageId,
     /// The correlations of the others that a join took.
     pub(crate) links: Option<Arc<[MessageId]>>,
-    pub(crate) traceparent: Option<Arc<str>>,
+    pub(crate) trace: Option<Arc<Trace>>,
     pub(crate) hops: u32,
 }
 
@@ -193,7 +208,7 @@ impl Lineage {
         // Most turns take one message, and then there is nothing to allocate.
         let links =
             (!others.is_empty()).then(|| others.iter().map(|other| other.correlation).collect());
-        Self { correlation: first.correlation, links, traceparent: first.traceparent.clone(), hops }
+        Self { correlation: first.correlation, links, trace: first.trace.clone(), hops }
     }
 
     /// The correlations of all messages that the turn took.
@@ -274,7 +289,7 @@ impl Origin {
             id: MessageId::new(),
             correlation: lineage.correlation,
             links: lineage.links.clone(),
-            traceparent: lineage.traceparent.clone(),
+            trace: lineage.trace.clone(),
             time: self.at.unix_millis(),
             hops: lineage.hops.saturating_add(1),
             port,

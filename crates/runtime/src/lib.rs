@@ -11,6 +11,7 @@ mod mailbox;
 mod budget;
 mod wire;
 mod envelope;
+mod trace;
 mod span;
 mod message;
 mod strict_json;
@@ -57,7 +58,7 @@ pub use printable::{is_wild, printable, printable_lines};
 pub use secrets::Secrets;
 pub use settings::{Overflow, Persistence, SendMode, Settings, Trigger};
 pub use source::{Absence, Emitter, OfferError, Refused, Source, SourceError, Taken};
-pub use span::{SpanSink, TraceContext, TraceContextError, TurnSpan};
+pub use span::{HttpRequest, RequestSpan, Span, SpanSink, Spanning, TurnTrace};
 pub use strict_json::{
     JsonFault, JsonPlace, MAX_DEPTH, check as check_json, check_within as check_json_within,
 };
@@ -66,6 +67,7 @@ pub use system::{
     SpawnError, Start, Stayed, Staying, System, Trialing, WireDef,
 };
 pub use tap::{Direction, Seen, Sighting, Tap, TapFilter, TooManyTaps};
+pub use trace::{Trace, TraceContext, TraceContextError, TraceFlags};
 pub use trial::{Fall, GuestErrors, TrialOutcome, TrialRules, TrialView};
 pub use waits::Answer;
 pub use wire::{Routes, Wire, WireCounts};

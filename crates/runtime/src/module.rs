@@ -15,7 +15,7 @@ use thiserror::Error;
 use tokio::time::Instant;
 
 use crate::{
-    ActorLog, ActorName, Message, MessageId, PortName, Settings, Type,
+    ActorLog, ActorName, Message, MessageId, PortName, Settings, TurnTrace, Type,
     strict_json::{self, JsonFault, MAX_DEPTH},
 };
 
@@ -119,8 +119,8 @@ pub struct Context {
     pub state: State,
     /// The delivery that the turn is about, the same in each attempt; the first of a join.
     pub message: MessageId,
-    /// The W3C trace context for what the turn asks of others.
-    pub traceparent: Option<Arc<str>>,
+    /// The trace that what the turn asks of others belongs to.
+    pub trace: Option<TurnTrace>,
     /// What is known of the message's way, as JSON; given to the guest as `meta` where it asks for it.
     pub meta: Option<Bytes>,
     /// Whether the guest sees the state in its context, or only through `__get_state`.

@@ -25,7 +25,7 @@ use tracing::{info, warn};
 
 use crate::{
     ActorName, ActorState, Answer, Digest, ERROR_PORT, Envelope, EventKind, Message, MessageId,
-    Metadata, PortName, PortRef, Position, Ready, SetStateError, State, Type,
+    Metadata, PortName, PortRef, Position, Ready, SetStateError, State, Trace, Type,
     actor::{Command, Identity, NewState, Replaced, Shared, Swapped},
     dead_letter::{Ran, Reason},
     envelope::{Moment, Origin},
@@ -161,7 +161,7 @@ impl Emitter {
         &self,
         port: &PortName,
         message: Message,
-        traceparent: Option<Arc<str>>,
+        trace: Option<Arc<Trace>>,
         answer: Option<PortRef>,
     ) -> Result<Taken, OfferError> {
         let shared = &self.shared;
@@ -198,7 +198,7 @@ impl Emitter {
         let mut is_first = true;
         for wire in wires {
             let entering =
-                Envelope::entering(wire.to().port.clone(), message.clone(), traceparent.clone());
+                Envelope::entering(wire.to().port.clone(), message.clone(), trace.clone());
             let own = if is_first { id } else { entering.id };
             is_first = false;
             if let Some(sighting) = &mut sighting {

@@ -1,29 +1,26 @@
-//! Turns as spans of a trace, for whoever collects them.
+//! Turns, and the requests that they make, as spans of a trace, for whoever collects them.
 //!
-//! A message that enters with a W3C trace context keeps it. Where spans are collected,
-//! each turn is one: its outputs, and the requests that its guest makes, carry the turn's
-//! own context on, and a message that came without any begins a trace under its
-//! correlation id. Where none are collected, a context passes through as it came.
+//! Where spans are collected, each turn is one: its outputs, and the requests that its guest
+//! makes, carry the turn's own context on, and a message that came without any begins a trace
+//! under its correlation id. Where none are collected, a context passes through as it came.
 
 use std::{
     cell::Cell,
-    fmt,
     hash::{BuildHasher, Hasher},
-    str::FromStr,
     sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
 };
 
-use thiserror::Error;
+use crate::{ActorName, MessageId, Secrets, Trace, TraceContext, TraceFlags, envelope::Lineage};
 
-use crate::{ActorName, MessageId, envelope::Lineage};
-
-/// Takes spans of turns that have ended.
+/// Takes spans that have ended.
 pub trait SpanSink: Send + Sync {
-    /// Whether a trace that begins here is collected.
-    fn samples(&self, trace: u128) -> bool;
+    /// Whether a trace is collected: one that begins here, or one whose caller says whether
+    /// it collects it.
+    fn samples(&self, trace: u128, caller: Option<TraceFlags>) -> bool;
 
     /// Takes one span. Never waits: what it cannot take it counts.
-    fn take(&self, span: TurnSpan);
+    fn take(&self, span: Span);
 
     /// What has become of the spans so far: a word for each fate, and how many had it.
     fn counts(&self) -> Vec<(&'static str, u64)> {
@@ -31,20 +28,22 @@ pub trait SpanSink: Send + Sync {
     }
 }
 
-/// One turn in a trace.
+/// A turn or a request, in a trace.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TurnSpan {
-    /// The trace and this turn in it.
+pub struct Span {
+    /// The trace and this span in it.
     pub context: TraceContext,
+    /// What vendors have added to the trace.
+    pub state: Option<Box<str>>,
     /// The span that led to it, unless the trace began with it.
     pub parent: Option<u64>,
     /// The actor that took the turn.
     pub actor: ActorName,
     /// What the actor ran.
     pub generation: u64,
-    /// The message that it took; the first of a join.
-    pub message: MessageId,
-    /// Nanoseconds since the Unix epoch at which the turn began.
+    /// What it is the span of.
+    pub what: Spanning,
+    /// Nanoseconds since the Unix epoch at which it began.
     pub began: u64,
     /// Nanoseconds since the Unix epoch at which it ended.
     pub ended: u64,
@@ -52,82 +51,174 @@ pub struct TurnSpan {
     pub failure: Option<(&'static str, String)>,
 }
 
-/// A W3C trace context: which trace, which span of it, and whether it is collected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TraceContext {
-    /// The trace.
-    pub trace: u128,
-    /// The span.
-    pub span: u64,
-    /// Whether whoever began the trace collects it.
-    pub sampled: bool,
+/// What a span is the span of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Spanning {
+    /// A turn with this message; the first of a join.
+    Turn {
+        /// The message.
+        message: MessageId,
+    },
+    /// A request to an HTTP server.
+    Request(HttpRequest),
 }
 
-/// Not a W3C trace context.
-#[derive(Debug, Error, PartialEq, Eq)]
-#[error(
-    "`{0}` is no trace context: 00, 32 hexadecimal digits, 16 and 2, with `-` between, none of the first two all zero"
-)]
-pub struct TraceContextError(String);
+/// A request as a span tells of it, with secrets masked.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HttpRequest {
+    /// `GET`, `POST` …
+    pub method: String,
+    /// Where it went, without user, password and query, which may be secret.
+    pub url: String,
+    /// The server's name or address.
+    pub host: String,
+    /// The server's port, where it is known.
+    pub port: Option<u16>,
+    /// The status of the answer, if one came.
+    pub status: Option<u16>,
+}
 
-impl FromStr for TraceContext {
-    type Err = TraceContextError;
-
-    fn from_str(text: &str) -> Result<Self, TraceContextError> {
-        let error = || TraceContextError(text.chars().take(80).collect());
-        let lower = |part: &&str| part.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-        let mut parts = text.split('-');
-        let mut part = |digits| parts.next().filter(|p| p.len() == digits).filter(lower);
-        let (version, trace, span, flags) = (part(2), part(32), part(16), part(2));
-        // A later version may have more after these, and this one may not.
-        let more = parts.next().is_some();
-        let (Some(version), Some(trace), Some(span), Some(flags)) = (version, trace, span, flags)
-        else {
-            return Err(error());
+impl HttpRequest {
+    /// A request to a URL that is on its way.
+    #[must_use]
+    pub fn of(method: &str, url: &str) -> Self {
+        let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
+        let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+        let (authority, path) = rest.split_at(end);
+        let path = path.split(['?', '#']).next().unwrap_or_default();
+        let place = authority.rsplit_once('@').map_or(authority, |(_, place)| place);
+        // The colons of an IPv6 address are within brackets.
+        let (host, port) = match place.rsplit_once(':') {
+            Some((host, port)) if !port.contains(']') => (host, port.parse().ok()),
+            _ => (place, None),
         };
-        if version == "ff" || (version == "00" && more) {
-            return Err(error());
+        let usual = match scheme {
+            "http" => Some(80),
+            "https" => Some(443),
+            _ => None,
+        };
+        Self {
+            method: method.into(),
+            url: format!("{scheme}://{place}{path}"),
+            host: host.trim_matches(['[', ']']).into(),
+            port: port.or(usual),
+            status: None,
         }
-        let trace = u128::from_str_radix(trace, 16).map_err(|_| error())?;
-        let span = u64::from_str_radix(span, 16).map_err(|_| error())?;
-        let flags = u8::from_str_radix(flags, 16).map_err(|_| error())?;
-        if trace == 0 || span == 0 {
-            return Err(error());
-        }
-        Ok(Self { trace, span, sampled: flags & 1 == 1 })
     }
 }
 
-impl fmt::Display for TraceContext {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "00-{:032x}-{:016x}-{:02x}", self.trace, self.span, u8::from(self.sampled))
+/// The trace of a turn, as what the turn asks of others carries it on.
+#[derive(Clone)]
+pub struct TurnTrace {
+    trace: Arc<Trace>,
+    /// Where spans of requests go; nothing where the trace is not collected here.
+    collects: Option<Arc<Collects>>,
+}
+
+/// What the spans of a turn's requests have in common.
+pub(crate) struct Collects {
+    pub(crate) sink: Arc<dyn SpanSink>,
+    pub(crate) actor: ActorName,
+    pub(crate) generation: u64,
+    pub(crate) secrets: Secrets,
+}
+
+impl TurnTrace {
+    pub(crate) fn new(trace: Arc<Trace>, collects: Option<Collects>) -> Self {
+        Self { trace, collects: collects.map(Arc::new) }
     }
+
+    /// A trace that passes through: no span is made of its requests.
+    #[must_use]
+    pub fn passing(trace: Trace) -> Self {
+        Self::new(Arc::new(trace), None)
+    }
+
+    /// Begins a request: a span of its own, where the trace is collected.
+    #[must_use]
+    pub fn request(&self) -> RequestSpan {
+        let trace = match &self.collects {
+            Some(_) => self.trace.onward(fresh()),
+            None => (*self.trace).clone(),
+        };
+        RequestSpan { turn: self.clone(), trace, began: unix_nanos() }
+    }
+}
+
+/// A request that is on its way. Its headers are `traceparent` and, if there is one, `tracestate`.
+pub struct RequestSpan {
+    turn: TurnTrace,
+    trace: Trace,
+    began: u64,
+}
+
+impl RequestSpan {
+    /// The value of `traceparent`.
+    #[must_use]
+    pub fn traceparent(&self) -> String {
+        self.trace.context.to_string()
+    }
+
+    /// The value of `tracestate`, if there is one.
+    #[must_use]
+    pub fn tracestate(&self) -> Option<&str> {
+        self.trace.state.as_deref()
+    }
+
+    /// The request has ended, with an answer or an error: one word, and what went wrong. As
+    /// OpenTelemetry has it, an answer of 400 or above is a failure of its client.
+    pub fn end(self, request: HttpRequest, failure: Option<(&'static str, String)>) {
+        let Some(collects) = &self.turn.collects else { return };
+        let mask = |text: &str| collects.secrets.mask(text).into_owned();
+        let failed = request.status.filter(|status| *status >= 400);
+        let failure = failure.map(|(class, why)| (class, mask(&why))).or_else(|| {
+            failed.map(|status| ("http-status", format!("the server answered {status}")))
+        });
+        collects.sink.take(Span {
+            context: self.trace.context,
+            state: self.trace.state,
+            parent: Some(self.turn.trace.context.span),
+            actor: collects.actor.clone(),
+            generation: collects.generation,
+            what: Spanning::Request(HttpRequest {
+                url: mask(&request.url),
+                host: mask(&request.host),
+                ..request
+            }),
+            began: self.began,
+            ended: unix_nanos(),
+            failure,
+        });
+    }
+}
+
+/// Nanoseconds since the Unix epoch.
+fn unix_nanos() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// A turn that is a span, from its beginning.
 pub(crate) struct Spanned {
-    pub(crate) context: TraceContext,
+    /// What the turn's outputs and requests carry on.
+    pub(crate) onward: Arc<Trace>,
     pub(crate) parent: Option<u64>,
 }
 
 impl Spanned {
     /// The span of a turn that takes what `lineage` tells of, if its trace is collected.
     pub(crate) fn begin(sink: &dyn SpanSink, lineage: &Lineage) -> Option<Self> {
-        let parent = lineage.traceparent.as_deref().and_then(|text| text.parse().ok());
-        let (trace, parent) = match parent {
-            Some(TraceContext { sampled: false, .. }) => return None,
-            Some(TraceContext { trace, span, .. }) => (trace, Some(span)),
-            None => (lineage.correlation.as_u128(), None),
-        };
-        if parent.is_none() && !sink.samples(trace) {
+        let came = lineage.trace.as_deref();
+        let parent = came.map(|trace| trace.context);
+        let trace = parent.map_or(lineage.correlation.as_u128(), |context| context.trace);
+        if !sink.samples(trace, parent.map(|context| context.flags)) {
             return None;
         }
-        Some(Self { context: TraceContext { trace, span: fresh(), sampled: true }, parent })
-    }
-
-    /// What the turn's outputs carry on.
-    pub(crate) fn traceparent(&self) -> Arc<str> {
-        self.context.to_string().into()
+        let flags = parent.map(|context| context.flags).unwrap_or_default().collected();
+        let context = TraceContext { trace, span: fresh(), flags };
+        let state = came.and_then(|trace| trace.state.clone());
+        let onward = Arc::new(Trace { context, state });
+        Some(Self { onward, parent: parent.map(|context| context.span) })
     }
 }
 
@@ -152,64 +243,64 @@ fn fresh() -> u64 {
 mod tests {
     use super::*;
 
-    #[track_caller]
-    fn check(text: &str, good: bool) {
-        assert_eq!(text.parse::<TraceContext>().is_ok(), good, "{text}");
-    }
-
-    #[test]
-    fn a_context_is_taken_only_well_formed() {
-        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-        check(good, true);
-        assert_eq!(good.parse::<TraceContext>().unwrap().to_string(), good);
-        check(&good.to_uppercase(), false);
-        check(&good[1..], false);
-        check(&format!("{good}-more"), false);
-        check(&format!("01{}-more", &good[2..]), true);
-        check(&format!("ff{}", &good[2..]), false);
-        check("00-00000000000000000000000000000000-00f067aa0ba902b7-01", false);
-        check("00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01", false);
-        check("00-4bf92f3577b34da6a3ce929d0e0e473é-00f067aa0ba902b7-01", false);
-        check("", false);
-    }
-
-    /// Collects every trace, or none that begins here.
+    /// Collects what its caller collects; what begins here, if it says so.
     struct Sink(bool);
 
     impl SpanSink for Sink {
-        fn samples(&self, _: u128) -> bool {
-            self.0
+        fn samples(&self, _: u128, caller: Option<TraceFlags>) -> bool {
+            caller.map_or(self.0, TraceFlags::sampled)
         }
 
-        fn take(&self, _: TurnSpan) {}
+        fn take(&self, _: Span) {}
     }
 
-    fn lineage(traceparent: Option<&str>) -> Lineage {
+    const CAME: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-0";
+
+    fn lineage(came: Option<&str>) -> Lineage {
         let correlation = MessageId::new();
-        Lineage { correlation, links: None, traceparent: traceparent.map(Arc::from), hops: 0 }
+        let trace = came.map(|came| Arc::new(Trace::of_text(came, Some("a=1")).unwrap()));
+        Lineage { correlation, links: None, trace, hops: 0 }
+    }
+
+    #[test]
+    fn a_request_is_told_without_what_may_be_secret() {
+        for (url, told, host, port) in [
+            ("http://a.example", "http://a.example", "a.example", 80),
+            ("https://u:p@ss@a.example/x/y?key=hush#z", "https://a.example/x/y", "a.example", 443),
+            ("http://127.0.0.1:8080?q", "http://127.0.0.1:8080", "127.0.0.1", 8080),
+            ("http://[::1]:81/x", "http://[::1]:81/x", "::1", 81),
+            ("http://[::1]/x", "http://[::1]/x", "::1", 80),
+        ] {
+            let request = HttpRequest::of("GET", url);
+            let found = (request.url.as_str(), request.host.as_str(), request.port);
+            assert_eq!(found, (told, host, Some(port)), "{url}");
+        }
     }
 
     #[test]
     fn a_turn_follows_on_the_context_of_its_message() {
-        let came = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-        let turn = Spanned::begin(&Sink(false), &lineage(Some(came))).unwrap();
+        let lineage = lineage(Some(&format!("{CAME}3")));
+        let turn = Spanned::begin(&Sink(false), &lineage).unwrap();
         assert_eq!(turn.parent, Some(0x00f0_67aa_0ba9_02b7));
-        assert_eq!(turn.traceparent()[..36], came[..36]);
-        assert_ne!(turn.traceparent()[36..52], came[36..52]);
+        let text = turn.onward.context.to_string();
+        assert_eq!((&text[..36], &text[52..]), (&CAME[..36], "-03"));
+        assert_ne!(text[36..52], CAME[36..52]);
+        assert_eq!(turn.onward.state.as_deref(), Some("a=1"));
     }
 
     #[test]
     fn a_message_without_context_begins_a_trace_under_its_correlation() {
         let lineage = lineage(None);
         let turn = Spanned::begin(&Sink(true), &lineage).unwrap();
-        assert_eq!((turn.parent, turn.context.trace), (None, lineage.correlation.as_u128()));
-        assert!(turn.traceparent().contains(&lineage.correlation.to_string()));
+        assert_eq!((turn.parent, turn.onward.context.trace), (None, lineage.correlation.as_u128()));
+        let onward = turn.onward.context.to_string();
+        // Its number counts up, so nobody is told that it is random.
+        assert!(onward.contains(&lineage.correlation.to_string()) && onward.ends_with("-01"));
         assert!(Spanned::begin(&Sink(false), &lineage).is_none());
     }
 
     #[test]
     fn what_others_do_not_collect_is_not_collected_here() {
-        let came = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00";
-        assert!(Spanned::begin(&Sink(true), &lineage(Some(came))).is_none());
+        assert!(Spanned::begin(&Sink(true), &lineage(Some(&format!("{CAME}0")))).is_none());
     }
 }

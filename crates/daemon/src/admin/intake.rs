@@ -17,8 +17,7 @@ use axum::{
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use reflowd_runtime::{
-    Actor, ERROR_PORT, Message, MessageError, MessageId, PortName, PortRef, SendError,
-    TraceContext, Type,
+    Actor, ERROR_PORT, Message, MessageError, MessageId, PortName, PortRef, SendError, Trace, Type,
 };
 use serde::Deserialize;
 use serde_json::json;
@@ -84,7 +83,7 @@ pub(super) async fn take(
             .map_err(|_| Problem::bad_request("port", "bad port", "a port's name is empty"))?,
     };
     let reading = Reading::new(&wanted, declared(&actor, &to)?)?;
-    let intake = Intake { to, reading, block: wanted.block, trace: traceparent(&headers), admin };
+    let intake = Intake { to, reading, block: wanted.block, trace: trace(&headers), admin };
     match (content(&headers)?, wanted.wait.as_deref()) {
         (Content::Lines, None) => intake.lines(body).await,
         (Content::Lines, Some(_)) => Err(cannot("one waits for the answer to one message only")),
@@ -111,7 +110,7 @@ struct Intake {
     to: PortRef,
     reading: Reading,
     block: bool,
-    trace: Option<Arc<str>>,
+    trace: Option<Arc<Trace>>,
 }
 
 impl Intake {
@@ -351,10 +350,13 @@ fn timeout(text: Option<&str>) -> Result<Duration, Problem> {
     }
 }
 
-/// The W3C trace context, where the caller gives a well-formed one.
-pub(crate) fn traceparent(headers: &HeaderMap) -> Option<Arc<str>> {
-    let text = headers.get("traceparent")?.to_str().ok()?;
-    text.parse::<TraceContext>().ok().map(|_| text.into())
+/// The trace that a request belongs to, as its headers say.
+pub(crate) fn trace(headers: &HeaderMap) -> Option<Arc<Trace>> {
+    let all = |name| headers.get_all(name).iter();
+    // One that is no text must not be passed over: with another beside it, neither counts.
+    let parents = all("traceparent").map(|value| value.to_str().unwrap_or_default());
+    let states = all("tracestate").map(|value| value.to_str().unwrap_or_default());
+    Trace::of_headers(parents, states).map(Arc::new)
 }
 
 fn cannot(why: &str) -> Problem {
@@ -441,17 +443,22 @@ mod tests {
     }
 
     #[test]
-    fn a_trace_context_is_taken_only_well_formed() {
-        let of = |text: &str| {
-            let headers = HeaderMap::from_iter([(
-                header::HeaderName::from_static("traceparent"),
-                text.parse().unwrap(),
-            )]);
-            traceparent(&headers)
+    fn a_trace_context_is_taken_only_well_formed_and_alone() {
+        let of = |headers: &[(&'static str, &str)]| {
+            let headers = headers.iter().map(|(name, value)| {
+                (header::HeaderName::from_static(name), value.parse().unwrap())
+            });
+            let trace = trace(&HeaderMap::from_iter(headers))?;
+            Some((trace.context.to_string(), trace.state.as_deref().map(ToOwned::to_owned)))
         };
         let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-        assert_eq!(of(good).as_deref(), Some(good));
-        assert_eq!(of(&good.to_uppercase()), None);
-        assert_eq!(of(&good[1..]), None);
+        assert_eq!(of(&[("traceparent", good)]), Some((good.into(), None)));
+        assert_eq!(of(&[("traceparent", &good.to_uppercase())]), None);
+        assert_eq!(of(&[("traceparent", &good[1..])]), None);
+        assert_eq!(of(&[("traceparent", good), ("traceparent", good)]), None);
+        assert_eq!(of(&[("traceparent", good), ("traceparent", "é")]), None);
+        assert_eq!(of(&[("tracestate", "a=1")]), None);
+        let states = [("traceparent", good), ("tracestate", "a=1"), ("tracestate", "b=2")];
+        assert_eq!(of(&states), Some((good.into(), Some("a=1,b=2".into()))));
     }
 }

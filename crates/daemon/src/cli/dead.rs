@@ -298,7 +298,7 @@ async fn show(client: &mut Client, wanted: Show) -> Outcome {
     }
     row("attempts", letter.attempts.to_string());
     row("replayed", if letter.replayed { "yes" } else { "no" }.into());
-    for key in ["id", "correlation", "traceparent"] {
+    for key in ["id", "correlation", "traceparent", "tracestate"] {
         let value = letter.envelope.get(key);
         if let Some(value) = value.and_then(|value| serde_json::from_str(value.get()).ok()) {
             row(key, value);

@@ -21,8 +21,8 @@ use futures_util::future::BoxFuture;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use reflowd_loader::is_reserved_header;
 use reflowd_runtime::{
-    Context, Digest, Effects, Engine, Failure, FailureKind, InstantiateError, Message, Metadata,
-    PortName, Program, Setback, Turn, Type, check_json_within, excerpt,
+    Context, Digest, Effects, Engine, Failure, FailureKind, HttpRequest, InstantiateError, Message,
+    Metadata, PortName, Program, Setback, Turn, TurnTrace, Type, check_json_within, excerpt,
 };
 use serde::Deserialize;
 use serde_json::{Map, Value, json, value::RawValue};
@@ -345,6 +345,7 @@ impl Request {
                 What::Message => message.encode_to(&mut body),
             }
         }
+        let span = context.trace.as_ref().map(TurnTrace::request);
         let mut request =
             http::Request::builder().method(self.method.clone()).uri(self.url.clone());
         if let Some(headers) = request.headers_mut() {
@@ -355,11 +356,13 @@ impl Request {
             let key = format!("\"{}\"", context.message);
             let key = key.parse().expect("digits and quotes are a header's value");
             headers.insert(IDEMPOTENCY_KEY, key);
-            let trace = context.traceparent.as_deref().and_then(|text| text.parse().ok());
-            if let Some(trace) = trace
-                && !headers.contains_key("traceparent")
-            {
-                headers.insert("traceparent", trace);
+            // A configured context goes alone: what vendors have added belongs to the other.
+            if let Some(span) = span.as_ref().filter(|_| !headers.contains_key("traceparent")) {
+                let parent = span.traceparent().parse().expect("digits make a header's value");
+                headers.insert("traceparent", parent);
+                if let Some(state) = span.tracestate().and_then(|state| state.parse().ok()) {
+                    headers.entry("tracestate").or_insert(state);
+                }
             }
         }
         let request = request.body(&body[..]).expect("every part was checked before");
@@ -371,7 +374,14 @@ impl Request {
             .timeout_resolve(Some(connect))
             .timeout_connect(Some(connect))
             .build();
-        match agent.run(request) {
+        let sent = agent.run(request);
+        if let Some(span) = span {
+            let status = sent.as_ref().ok().map(|response| response.status().as_u16());
+            let failure = sent.as_ref().err().map(|error| ("http", error.to_string()));
+            let about = HttpRequest::of(self.method.as_str(), &self.url.to_string());
+            span.end(HttpRequest { status, ..about }, failure);
+        }
+        match sent {
             Ok(response) => self.outcome(read(response)),
             Err(error) => self.failed(&error),
         }

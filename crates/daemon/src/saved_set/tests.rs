@@ -8,7 +8,9 @@ const ODD: &str = "{\"b\":1.0, \"a\":1e2,\n\"n\":123456789012345678901234567890}
 fn remains() -> BTreeMap<ActorName, Remains> {
     let message = Message::new(Type::Any, Bytes::from_static(ODD.as_bytes())).unwrap();
     let port: reflowd_runtime::PortName = "in".parse().unwrap();
-    let one = Envelope::entering(port.clone(), message.clone(), Some("00-ab".into()));
+    let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-03";
+    let trace = Trace::of_text(parent, Some("a=1,b=2")).map(Arc::new);
+    let one = Envelope::entering(port.clone(), message.clone(), trace);
     let two = Envelope {
         links: Some([one.id].into()),
         hops: 7,

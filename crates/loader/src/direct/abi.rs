@@ -189,9 +189,9 @@ async fn http_request(mut caller: Caller<'_, Guest>, request: u64, body: u64) ->
     guest.blocks.free(request);
     guest.blocks.free(body);
     let (around, deadline) = (guest.host.around.clone(), guest.deadline());
-    let (place, trace) = (guest.place.clone(), guest.host.traceparent());
+    let (place, trace) = (guest.place.clone(), guest.host.trace());
     let asking = tokio::task::spawn_blocking(move || {
-        around.http(&written, &content, trace.as_deref(), deadline)
+        around.http(&written, &content, trace.as_ref(), deadline)
     });
     let answer = place.outside(asking).await?;
     let guest = caller.data_mut();

@@ -223,7 +223,7 @@ pub(crate) fn context(data: &str) -> Context {
         payload: vec![("in".parse().unwrap(), message)],
         state: State::default(),
         message: MessageId::new(),
-        traceparent: None,
+        trace: None,
         meta: None,
         state_in_context: true,
         limits: TurnLimits { output: 16 << 20, state: 16 << 20 },

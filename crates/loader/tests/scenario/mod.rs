@@ -260,7 +260,7 @@ fn context(scenario: &Scenario, metadata: &Metadata, given: &Given, state: &Stat
         payload: payload.collect(),
         state: state.clone(),
         message: MessageId::new(),
-        traceparent: None,
+        trace: None,
         meta: scenario.meta.clone().map(Bytes::from),
         state_in_context: scenario.state_in_context,
         limits: scenario.limits,

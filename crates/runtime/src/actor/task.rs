@@ -40,12 +40,12 @@ use super::{
 use crate::{
     ActorLog, Context, Direction, Effects, Engine, EventKind, Failure, FailureKind,
     InstantiateError, Message, MessageId, PortName, Program, Routes, SendMode, SendNow, Settings,
-    Sighting, Turn, TurnLimits, TurnSpan,
+    Sighting, Span, SpanSink, Spanning, Turn, TurnLimits, TurnTrace,
     dead_letter::Reason,
     envelope::{Calendar, Lineage, Moment, Origin, unix_millis},
     mailbox::{Outcome, Taken},
     panic::said,
-    span::Spanned,
+    span::{Collects, Spanned},
     supervisor::{FRUITLESS, Supervisor, Verdict},
     tap::Offer,
     wire::Wire,
@@ -96,7 +96,7 @@ struct Rest {
 struct About {
     payload: Vec<(PortName, Message)>,
     message: MessageId,
-    traceparent: Option<Arc<str>>,
+    trace: Option<TurnTrace>,
 }
 
 /// What the task does next.
@@ -362,13 +362,17 @@ impl ActorTask {
         let Taken { payload, first, lineage, arrived, complete } = taken;
         let spans = self.shared.sinks.spans.clone();
         let span = spans.as_deref().and_then(|spans| Spanned::begin(spans, &lineage));
-        let traceparent = span.as_ref().map(Spanned::traceparent);
-        let lineage = Lineage { traceparent: traceparent.or(lineage.traceparent), ..lineage };
+        let onward = span.as_ref().map(|span| Arc::clone(&span.onward));
+        let lineage = Lineage { trace: onward.or(lineage.trace), ..lineage };
         let now = (mode == SendMode::Now).then(|| {
             let (shared, routes) = (Arc::clone(&self.shared), Arc::clone(&routes));
             Arc::new(SendAtOnce { shared, routes, lineage: lineage.clone() }) as Arc<dyn SendNow>
         });
-        let about = About { payload, message: first, traceparent: lineage.traceparent.clone() };
+        let trace = lineage.trace.clone().map(|trace| {
+            let collects = span.as_ref().and(spans.as_ref()).map(|sink| self.collects(sink));
+            TurnTrace::new(trace, collects)
+        });
+        let about = About { payload, message: first, trace };
         let context = self.context(about, &settings, now);
         drop(settings);
 
@@ -479,22 +483,33 @@ impl ActorTask {
         now
     }
 
+    /// What the spans of requests that a turn makes have in common.
+    fn collects(&self, sink: &Arc<dyn SpanSink>) -> Collects {
+        Collects {
+            sink: Arc::clone(sink),
+            actor: self.shared.name.clone(),
+            generation: self.shared.status.borrow().generation.number(),
+            secrets: self.shared.secrets.clone(),
+        }
+    }
+
     /// What a collector is told of a turn that ended `at` that moment.
     fn span_of(
         &self,
-        Spanned { context, parent }: Spanned,
+        Spanned { onward, parent }: Spanned,
         message: MessageId,
         at: Moment,
         took: Duration,
         turn: &std::thread::Result<Turn>,
-    ) -> TurnSpan {
+    ) -> Span {
         let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-        TurnSpan {
-            context,
+        Span {
+            context: onward.context,
+            state: onward.state.clone(),
             parent,
             actor: self.shared.name.clone(),
             generation: self.shared.status.borrow().generation.number(),
-            message,
+            what: Spanning::Turn { message },
             began: at.unix_nanos().saturating_sub(took),
             ended: at.unix_nanos(),
             failure: self.failure_of(turn),
@@ -514,11 +529,11 @@ impl ActorTask {
 
     fn context(&self, about: About, settings: &Settings, now: Option<Arc<dyn SendNow>>) -> Context {
         let meta = || self.shared.mailbox.in_hand().first().map(crate::Envelope::meta);
-        let About { payload, message, traceparent } = about;
+        let About { payload, message, trace } = about;
         Context {
             payload,
             message,
-            traceparent,
+            trace,
             state: self.shared.state.lock().clone(),
             meta: settings.context_meta.then(meta).flatten(),
             state_in_context: settings.context_state,

@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
 use super::{DeadLetter, Ran, Reason};
-use crate::{Envelope, FailureKind, Message};
+use crate::{Envelope, FailureKind, Message, Trace};
 
 /// The length of a mark.
 pub(super) const MARK: usize = 8;
@@ -127,7 +127,9 @@ struct Text<'a> {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     links: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    traceparent: Option<Cow<'a, str>>,
+    traceparent: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tracestate: Option<Cow<'a, str>>,
     sent: u64,
     hops: u32,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -155,7 +157,8 @@ impl<'a> Text<'a> {
             id: envelope.id.to_string(),
             correlation: envelope.correlation.to_string(),
             links: links.map(ToString::to_string).collect(),
-            traceparent: envelope.traceparent.as_deref().map(Cow::from),
+            traceparent: envelope.traceparent(),
+            tracestate: envelope.tracestate().map(Cow::from),
             sent: envelope.time,
             hops: envelope.hops,
             replayed: envelope.replayed,
@@ -173,6 +176,8 @@ impl<'a> Text<'a> {
             _ => None,
         };
         let message = Bytes::copy_from_slice(self.message.get().as_bytes());
+        let trace =
+            self.traceparent.and_then(|parent| Trace::of_text(&parent, self.tracestate.as_deref()));
         Some(DeadLetter {
             number,
             time: self.time,
@@ -184,7 +189,7 @@ impl<'a> Text<'a> {
                 id: self.id.parse().ok()?,
                 correlation: self.correlation.parse().ok()?,
                 links: (!links.is_empty()).then(|| links.into()),
-                traceparent: self.traceparent.map(|trace| Arc::from(&*trace)),
+                trace: trace.map(Arc::new),
                 time: self.sent,
                 hops: self.hops,
                 port: self.port.parse().ok()?,
@@ -289,7 +294,8 @@ mod tests {
             if at.is_multiple_of(2) {
                 written.ran = Some(Ran { digest: Digest::new([9; 32]), generation: 3 });
                 written.envelope.links = Some([written.envelope.id].into());
-                written.envelope.traceparent = Some("00-0af7-b7ad-01".into());
+                let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+                written.envelope.trace = Trace::of_text(parent, Some("a=1")).map(Arc::new);
                 written.envelope.replayed = true;
             }
             let bytes = encode(&written).unwrap();

@@ -10,7 +10,7 @@ use tokio::{
 
 use super::System;
 use crate::{
-    Actor, ActorName, Answer, Entry, Envelope, Message, MessageId, PortName, PortRef, Type,
+    Actor, ActorName, Answer, Entry, Envelope, Message, MessageId, PortName, PortRef, Trace, Type,
     dead_letter::Reason,
     mailbox::{InLine, PushError},
 };
@@ -91,9 +91,9 @@ impl System {
         &self,
         to: &PortRef,
         message: Message,
-        traceparent: Option<Arc<str>>,
+        trace: Option<Arc<Trace>>,
     ) -> Result<MessageId, SendError> {
-        let (actor, envelope) = self.enter(to, message, traceparent)?;
+        let (actor, envelope) = self.enter(to, message, trace)?;
         let id = envelope.id;
         self.deliver(&actor, envelope).map(|()| id)
     }
@@ -109,7 +109,7 @@ impl System {
         &self,
         to: &PortRef,
         message: Message,
-        traceparent: Option<Arc<str>>,
+        trace: Option<Arc<Trace>>,
     ) -> Result<MessageId, SendError> {
         let mut message = message;
         let (actor, mut envelope) = loop {
@@ -117,7 +117,7 @@ impl System {
                 () = self.0.sinks.budget.room() => {}
                 () = self.0.kill.cancelled() => {}
             }
-            match self.enter(to, message, traceparent.clone()) {
+            match self.enter(to, message, trace.clone()) {
                 // Others that waited too have taken the room.
                 Err(SendError::OverBudget { message: back, .. }) => message = back,
                 entered => break entered?,
@@ -147,10 +147,10 @@ impl System {
         &self,
         to: &PortRef,
         message: Message,
-        traceparent: Option<Arc<str>>,
+        trace: Option<Arc<Trace>>,
         answer: PortRef,
     ) -> Result<(MessageId, oneshot::Receiver<Answer>), SendError> {
-        let (actor, envelope) = self.enter(to, message, traceparent)?;
+        let (actor, envelope) = self.enter(to, message, trace)?;
         let id = envelope.id;
         let receiver = self.0.sinks.waits.open(id, answer);
         match self.deliver(&actor, envelope) {
@@ -171,7 +171,7 @@ impl System {
         &self,
         to: &PortRef,
         message: Message,
-        traceparent: Option<Arc<str>>,
+        trace: Option<Arc<Trace>>,
     ) -> Result<(Arc<Actor>, Envelope), SendError> {
         let Some(actor) = self.actor(to.actor.as_str()) else {
             return Err(SendError::NoActor { actor: to.actor.clone(), message });
@@ -199,7 +199,7 @@ impl System {
                 found: message.ty(),
                 message,
             }),
-            Some(_) => Ok((actor, Envelope::entering(to.port.clone(), message, traceparent))),
+            Some(_) => Ok((actor, Envelope::entering(to.port.clone(), message, trace))),
         }
     }
 

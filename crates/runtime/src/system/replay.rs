@@ -99,7 +99,7 @@ impl System {
         }
         old.message.check().map_err(|fault| (Staying::Unfit, fault.to_string()))?;
         let to = PortRef { actor: letter.actor.clone(), port: old.port.clone() };
-        let entered = self.enter(&to, old.message.clone(), old.traceparent.clone());
+        let entered = self.enter(&to, old.message.clone(), old.trace.clone());
         let (actor, mut envelope) = entered.map_err(|error| match &error {
             SendError::Draining { .. } => (Staying::Stopping, error.to_string()),
             SendError::OverBudget { .. } => (Staying::Full, error.to_string()),

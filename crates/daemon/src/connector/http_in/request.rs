@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use super::{Door, Route, What, place::Behind};
 use crate::{
-    admin::{Answered, Problem, Via, answered, guard, is_json, media_type, traceparent},
+    admin::{Answered, Problem, Via, answered, guard, is_json, media_type, trace},
     coding::Coding,
     receipt::{Receipt, Receipts, ReceiveError},
     request_head::settle,
@@ -44,7 +44,7 @@ async fn take(behind: &Behind, mut request: Request<Body>) -> Result<Response<Bo
     door.pace(Instant::now())?;
     door.takes(request.headers())?;
     let coding = Coding::of(request.headers())?;
-    let trace = traceparent(request.headers());
+    let trace = trace(request.headers());
     let body = door.body(receipts, coding, request.into_body()).await?;
     let (message, receipt) = (message(route, &body.0)?, body.1);
     let answer = route.wait.as_ref().map(|(port, _)| port.clone());

@@ -8,7 +8,7 @@ use tracing::{info, warn};
 use super::{About, ActorTask};
 use crate::{
     Effects, EventKind, FailureKind, Routes, Settings, State, TrialOutcome, TrialRules, TrialView,
-    Trialing,
+    Trialing, TurnTrace,
     actor::probation::{Heard, Judge, Probation},
     envelope::Origin,
     trial::{AskedOf, Step, Trial},
@@ -50,7 +50,7 @@ impl ActorTask {
             let about = About {
                 payload: taken.payload,
                 message: taken.first,
-                traceparent: taken.lineage.traceparent,
+                trace: taken.lineage.trace.map(|trace| TurnTrace::new(trace, None)),
             };
             let context = self.context(about, settings, None);
             let present = context.state.clone();
