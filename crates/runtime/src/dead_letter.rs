@@ -54,13 +54,14 @@ pub enum Reason {
 
 impl Reason {
     /// Every [`class`](Self::class).
-    pub const CLASSES: [&str; 13] = [
+    pub const CLASSES: [&str; 14] = [
         "trap",
         "timeout",
         "turn-error",
         "guest-error",
         "unavailable",
         "remote",
+        "refused",
         "unreadable",
         "removed",
         "unwired",

