@@ -167,9 +167,13 @@ fn log_panics() {
 /// A layer of any kind.
 type Boxed = Box<dyn Layer<tracing_subscriber::Registry> + Send + Sync>;
 
+/// Whether standard error shows colours.
+pub(crate) fn has_colours() -> bool {
+    io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
+}
+
 fn text(to: Queue) -> Boxed {
-    let colours =
-        io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+    let colours = has_colours();
     let layer = fmt::layer().with_writer(move || to.clone()).fmt_fields(TextFields);
     layer.with_target(false).with_ansi(colours).boxed()
 }

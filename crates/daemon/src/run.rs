@@ -7,7 +7,7 @@
 use std::{
     collections::BTreeMap,
     convert::Infallible,
-    io::{IsTerminal, Write},
+    io::Write,
     path::Path,
     sync::Arc,
     thread::available_parallelism,
@@ -68,29 +68,23 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 /// # Errors
 /// It cannot start: every problem of the configuration, or what else is in the way.
 pub(crate) fn run(flag: Option<&Path>) -> Outcome {
-    let environment = Environment::of_process();
-    let refuse = |report: config::Report| {
-        let text = report.render(std::io::stderr().is_terminal());
-        Stop::new(Exit::Config, anyhow::anyhow!("the configuration is refused\n{text}"))
-    };
-    let path = config::locate(flag, &environment).map_err(refuse)?;
-    let (config, warnings) = config::load(&path, &environment).map_err(refuse)?;
     let log = Arc::new(logging::start().context("cannot start the log's thread")?);
-    let outcome = serve(config, &warnings, environment, &log);
     // Why it ends goes the way of the log too, which is written out as the last thing.
-    outcome.map_err(|Stop { exit, error }| {
+    serve(flag, &log).map_err(|Stop { exit, error }| {
         error.iter().for_each(|error| log.say(&format!("error: {error:#}")));
         Stop { exit, error: None }
     })
 }
 
 /// The same with a log.
-fn serve(
-    config: Config,
-    warnings: &config::Report,
-    environment: Environment,
-    log: &Arc<Log>,
-) -> Outcome {
+fn serve(flag: Option<&Path>, log: &Arc<Log>) -> Outcome {
+    let environment = Environment::of_process();
+    let refuse = |report: config::Report| {
+        let text = report.render(logging::has_colours());
+        Stop::new(Exit::Config, anyhow::anyhow!("the configuration is refused\n{text}"))
+    };
+    let path = config::locate(flag, &environment).map_err(refuse)?;
+    let (config, warnings) = config::load(&path, &environment).map_err(refuse)?;
     if warnings.warnings() > 0 {
         warn!("configuration:\n{}", warnings.render(false));
     }
