@@ -150,7 +150,7 @@ fn a_configuration_that_anybody_may_write_to_starts_nothing() {
     let world = World::new("[daemon]\nmodules = \"../modules\"\ndata = \"../data\"\n");
     let path = world.path("config/reflowd.toml");
     fs::set_permissions(path, fs::Permissions::from_mode(0o666)).unwrap();
-    refused(&world, &[], 78, &["reflowd.toml: anybody may write to", "chmod o-w"]);
+    refused(&world, &[], 78, &["reflowd.toml", "may be written to by anybody", "chmod o-w"]);
 }
 
 #[test]
