@@ -840,6 +840,9 @@ fn the_open_api_document_has_every_route_and_no_other() {
     }
     assert!(described.len() > 20);
     assert_eq!(described, routes());
+    let parameters = &document["paths"]["/v1/dead-letters"]["get"]["parameters"];
+    let reason = parameters.as_array().unwrap().iter().find(|of| of["name"] == "reason").unwrap();
+    assert_eq!(reason["schema"]["enum"], json!(reflowd_runtime::Reason::CLASSES));
 }
 
 #[tokio::test]
