@@ -31,6 +31,7 @@ mod connectors;
 mod start;
 mod events;
 mod refusal;
+mod bounds;
 mod command;
 mod live;
 mod log;

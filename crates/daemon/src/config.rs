@@ -41,7 +41,7 @@ pub(crate) use schema::schema;
 pub(crate) use sources::Sources;
 
 use reader::{Item, Problems, Table};
-use sources::Included;
+use sources::{Included, MAX_INCLUDES};
 
 /// Where the configuration is looked for when nobody says where it is.
 const USUAL_PATHS: [&str; 2] = ["config/reflowd.toml", "/etc/reflowd/reflowd.toml"];
@@ -315,10 +315,16 @@ impl Parsing<'_> {
 
     /// Reports patterns that are none, and files that are named and cannot be read.
     fn includes(&mut self, top: &mut Table<'_>) {
-        for (item, pattern) in top.strings("include").unwrap_or_default() {
+        for (number, (item, pattern)) in
+            top.strings("include").unwrap_or_default().into_iter().enumerate()
+        {
             let add = |message: String, label: &str| {
                 self.problems.add(Diagnostic::error("E0003", message).at(&item.place, label));
             };
+            if number == MAX_INCLUDES {
+                add(format!("there are more than {MAX_INCLUDES} includes"), "one too many");
+                break;
+            }
             let included = match Included::new(self.sources.base(), pattern) {
                 Ok(included) => included,
                 Err(error @ IncludeError::Folder(_)) => {
@@ -328,6 +334,10 @@ impl Parsing<'_> {
                 Err(error @ IncludeError::Pattern { .. }) => {
                     let why = error.source().map(ToString::to_string).unwrap_or_default();
                     add(error.to_string(), &why);
+                    continue;
+                }
+                Err(error @ IncludeError::TooLong(_)) => {
+                    add(error.to_string(), "too long");
                     continue;
                 }
             };

@@ -6,8 +6,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use globset::{Glob, GlobMatcher};
+use globset::{Glob, GlobSet};
 use thiserror::Error;
+
+/// Bytes of a pattern. A name has 255 at most, and a pattern may list some.
+const MAX_PATTERN: usize = 1_000;
+/// Bytes that are shown of a pattern that is too long.
+const SHOWN: usize = 60;
 
 /// A folder, and which of its files count: `flows/*.toml`.
 ///
@@ -15,7 +20,9 @@ use thiserror::Error;
 #[derive(Clone, Debug)]
 pub struct Include {
     pub(crate) folder: PathBuf,
-    name: GlobMatcher,
+    /// The pattern for the name, and the same made ready.
+    pattern: String,
+    name: GlobSet,
 }
 
 /// Why a pattern cannot be an include.
@@ -24,6 +31,9 @@ pub enum IncludeError {
     /// A folder has wildcards.
     #[error("`{0}` has a wildcard in a folder; only the file's name may have one")]
     Folder(String),
+    /// It is out of proportion.
+    #[error("`{0}…` has more than {MAX_PATTERN} bytes; divide it into several patterns")]
+    TooLong(String),
     /// It is no pattern.
     #[error("`{pattern}` is no pattern")]
     Pattern {
@@ -40,6 +50,10 @@ impl Include {
     /// # Errors
     /// The pattern cannot be an include.
     pub fn new(base: &Path, pattern: &str) -> Result<Self, IncludeError> {
+        if pattern.len() > MAX_PATTERN {
+            let cut = pattern.floor_char_boundary(SHOWN);
+            return Err(IncludeError::TooLong(pattern[..cut].into()));
+        }
         let wrong = |source| IncludeError::Pattern { pattern: pattern.into(), source };
         let (folder, name) = pattern.rsplit_once('/').unwrap_or((".", pattern));
         if folder.contains(['*', '?', '[', '{']) {
@@ -48,7 +62,10 @@ impl Include {
         // `/*.toml` names the root folder.
         let folder = if folder.is_empty() { "/" } else { folder };
         let folder = base.join(folder).components().collect();
-        Ok(Self { folder, name: Glob::new(name).map_err(wrong)?.compile_matcher() })
+        let glob = Glob::new(name).map_err(wrong)?;
+        // A matcher of its own would panic on what is too large or too deep; a set says so.
+        let set = GlobSet::builder().add(glob).build().map_err(wrong)?;
+        Ok(Self { folder, pattern: name.into(), name: set })
     }
 
     /// The folder.
@@ -66,7 +83,7 @@ impl Include {
 
 impl PartialEq for Include {
     fn eq(&self, other: &Self) -> bool {
-        self.folder == other.folder && self.name.glob() == other.name.glob()
+        self.folder == other.folder && self.pattern == other.pattern
     }
 }
 
@@ -115,5 +132,16 @@ mod tests {
         let error = |pattern| Include::new(Path::new("/"), pattern).unwrap_err();
         assert!(matches!(error("*/a.toml"), IncludeError::Folder(_)));
         assert!(matches!(error("a/[.toml"), IncludeError::Pattern { .. }));
+    }
+
+    #[test]
+    fn a_pattern_out_of_proportion_is_an_error_and_no_panic() {
+        let error = |pattern: String| Include::new(Path::new("/"), &pattern).unwrap_err();
+        let nested = |n: usize| format!("{}{}.toml", "{a".repeat(n), "}".repeat(n));
+        assert!(matches!(error(nested(250)), IncludeError::Pattern { .. }));
+        assert!(matches!(error(nested(330)), IncludeError::Pattern { .. }));
+        assert!(matches!(error(nested(500)), IncludeError::TooLong(_)));
+        check(&nested(3), "aaa.toml", true);
+        check("{a,{b,c}}.toml", "c.toml", true);
     }
 }

@@ -35,7 +35,7 @@ use tracing::info;
 
 use self::{
     downloads::{Downloads, Fetching},
-    library::{Library, TakeError},
+    library::{Library, TakeError, blocking},
     preparation::ChangeRefused,
     reloader::{Request, Shared},
     telling::{Telling, chain, touched},
@@ -401,7 +401,10 @@ impl Reconciler {
             if !main.iter().all(|path| texts.contains_key(path)) {
                 break snapshot;
             }
-            let ConfigFiles { configs, includes } = self.blueprint.files(&texts);
+            let blueprint = Arc::clone(&self.blueprint);
+            // As large as the files that somebody has written.
+            let files = blocking(move || blueprint.files(&texts)).await;
+            let ConfigFiles { configs, includes } = files;
             let same = configs == self.look.configs && includes == self.look.includes;
             if same || looks == MAX_LOOKS {
                 break snapshot;

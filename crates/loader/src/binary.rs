@@ -4,6 +4,7 @@
 //! is refused can still be shown. Whether it may run is a separate answer.
 
 mod bounds;
+mod proposals;
 
 use std::borrow::Cow;
 
@@ -12,10 +13,13 @@ use serde::Serialize;
 use thiserror::Error;
 use wasmparser::{
     BinaryReaderError, CompositeInnerType, ExternalKind, FuncType, Imports, Parser, Payload,
-    TypeRef, ValidPayload, Validator, WasmFeatures,
+    TypeRef, ValidPayload, Validator,
 };
 
+use self::proposals::features;
 use crate::signature::{Signature, WASI};
+
+pub use self::proposals::PROPOSALS_ON;
 
 /// Bytes of one page of linear memory.
 pub(crate) const PAGE: u64 = 64 << 10;
@@ -46,6 +50,9 @@ pub struct Binary {
     pub tables: u64,
     /// Whether code runs as soon as it is instantiated.
     pub start: bool,
+    /// Bytes of its functions, which are what takes time to compile.
+    #[serde(skip)]
+    pub code: u64,
 }
 
 /// One export.
@@ -109,8 +116,16 @@ pub enum InvalidBinary {
     /// The bytes end too early.
     #[error("the file is cut off at byte {0}; copy it again")]
     Truncated(usize),
+    /// The bytes are a module, but for a host that has more of WebAssembly.
+    #[error(
+        "the module uses {}, which is off here; build it without (on are {PROPOSALS_ON})",
+        .0.join(" and ")
+    )]
+    FeatureOff(Vec<&'static str>),
     /// The bytes break a rule of WebAssembly.
-    #[error("{why} (at byte {offset}); was it built with a WebAssembly feature that is off here?")]
+    #[error(
+        "{why} (at byte {offset}); it is damaged, or its compiler is wrong: build or copy it again"
+    )]
     Malformed {
         /// The rule.
         why: String,
@@ -336,6 +351,7 @@ impl Binary {
                 }
             }
             Payload::StartSection { .. } => self.start = true,
+            Payload::CodeSectionStart { size, .. } => self.code = u64::from(*size),
             _ => {}
         }
         Ok(())
@@ -430,24 +446,6 @@ impl std::fmt::Display for ItemType {
     }
 }
 
-/// The proposals that a module may use: those that every engine here compiles,
-/// without those that would void a limit (shared, second or 64-bit memories) or
-/// need a garbage collector in the host. A proposal that the parser learns later
-/// stays off until it is named here.
-fn features() -> WasmFeatures {
-    WasmFeatures::FLOATS
-        | WasmFeatures::MUTABLE_GLOBAL
-        | WasmFeatures::SATURATING_FLOAT_TO_INT
-        | WasmFeatures::SIGN_EXTENSION
-        | WasmFeatures::REFERENCE_TYPES
-        | WasmFeatures::MULTI_VALUE
-        | WasmFeatures::BULK_MEMORY
-        | WasmFeatures::SIMD
-        | WasmFeatures::RELAXED_SIMD
-        | WasmFeatures::TAIL_CALL
-        | WasmFeatures::EXTENDED_CONST
-}
-
 fn check_magic(bytes: &[u8]) -> Result<(), InvalidBinary> {
     const MAGIC: &[u8] = b"\0asm";
     const CORE: &[u8] = &[1, 0, 0, 0];
@@ -482,9 +480,13 @@ fn check_magic(bytes: &[u8]) -> Result<(), InvalidBinary> {
 
 fn invalid(error: &BinaryReaderError, bytes: &[u8]) -> InvalidBinary {
     if error.message().contains("unexpected end") {
-        InvalidBinary::Truncated(bytes.len())
-    } else {
-        InvalidBinary::Malformed { why: error.message().into(), offset: error.offset() }
+        return InvalidBinary::Truncated(bytes.len());
+    }
+    match proposals::needed(bytes) {
+        off if off.is_empty() => {
+            InvalidBinary::Malformed { why: error.message().into(), offset: error.offset() }
+        }
+        off => InvalidBinary::FeatureOff(off),
     }
 }
 
@@ -534,8 +536,8 @@ mod tests {
         check(b"\0asm\x02\0\0\0", Err("version 2"));
         let invalid = wat::parse_str("(module (func (result i32) i64.const 1))").unwrap();
         check(&invalid, Err("type mismatch"));
-        check(&wat::parse_str("(module (memory i64 1))").unwrap(), Err("memory64"));
-        check(&wat::parse_str("(module (memory 1) (memory 1))").unwrap(), Err("memories"));
+        check(&wat::parse_str("(module (memory i64 1))").unwrap(), Err("64-bit memories"));
+        check(&wat::parse_str("(module (memory 1) (memory 1))").unwrap(), Err("several memories"));
         check(&wat::parse_str("(module (memory 1 2 shared))").unwrap(), Err("threads"));
     }
 
@@ -552,10 +554,14 @@ mod tests {
             ("(table 1 funcref) (func (result funcref) ref.null func)", Ok(())),
             ("(memory 1) (func (memory.fill (i32.const 0) (i32.const 0) (i32.const 0)))", Ok(())),
             ("(global i32 (i32.add (i32.const 1) (i32.const 2)))", Ok(())),
-            ("(func (result externref) ref.null extern)", Err("gc")),
-            ("(type (struct (field i32)))", Err("gc")),
-            ("(type $t (func)) (func (param (ref $t)))", Err("function references")),
-            ("(tag)", Err("exceptions")),
+            ("(func (result externref) ref.null extern)", Err("uses `externref`, which is off")),
+            ("(type (struct (field i32)))", Err("uses garbage collection, which is off")),
+            ("(type $t (func)) (func (param (ref $t)))", Err("typed function references")),
+            ("(tag)", Err("uses exceptions, which is off")),
+            (
+                "(tag) (memory i64 1) (memory 1 1 shared)",
+                Err("exceptions and threads and 64-bit memories and several memories"),
+            ),
             (
                 "(func (param i64 i64 i64 i64) (result i64 i64) local.get 0 local.get 1 local.get 2 local.get 3 i64.add128)",
                 Err("wide arithmetic"),
@@ -611,7 +617,7 @@ mod tests {
         let function = |body: String| format!("(module (func {body}))");
         let nested = |block: &str, n| function(block.repeat(n) + &"end ".repeat(n));
         // Without the count of locals and the end.
-        at_most(512 << 10, "bytes of code in one function", |n| function("nop ".repeat(n - 2)));
+        at_most(256 << 10, "bytes of code in one function", |n| function("nop ".repeat(n - 2)));
         at_most(4_000, "locals in one function", |n| {
             function(format!("(param i32) (local {})", "i64 ".repeat(n - 1)))
         });
@@ -620,9 +626,46 @@ mod tests {
         let (_, one_by_one) =
             Binary::read(&wat::parse_str(function("loop end ".repeat(1000))).unwrap());
         assert_eq!(one_by_one, Ok(()));
+        at_most(20_000, "calls in one function", |n| function("call 0 ".repeat(n)));
         at_most(20_000, "labels of one `br_table`", |n| {
             function(format!("i32.const 0 br_table {}", "0 ".repeat(n + 1)))
         });
+    }
+
+    /// A module of so many functions, each of so many bytes.
+    fn with_code(functions: u64, bytes: u64) -> Vec<u8> {
+        let section = |number: u8, content: &[u8], module: &mut Vec<u8>| {
+            module.push(number);
+            push_leb(module, content.len() as u64);
+            module.extend_from_slice(content);
+        };
+        let mut module = b"\0asm\x01\0\0\0".to_vec();
+        section(1, &[1, 0x60, 0, 0], &mut module);
+        let (mut types, mut code) = (Vec::new(), Vec::new());
+        push_leb(&mut types, functions);
+        push_leb(&mut code, functions);
+        for _ in 0..functions {
+            types.push(0);
+            push_leb(&mut code, bytes);
+            // No locals, and then nothing but `nop`.
+            code.push(0);
+            code.extend((2..bytes).map(|_| 1));
+            code.push(0x0b);
+        }
+        section(3, &types, &mut module);
+        section(10, &code, &mut module);
+        module
+    }
+
+    #[test]
+    fn the_code_of_all_functions_is_bounded() {
+        assert_eq!(Binary::read(&with_code(63, 256 << 10)).1, Ok(()));
+        let Err(InvalidBinary::OverLimit { what, .. }) = Binary::read(&with_code(65, 256 << 10)).1
+        else {
+            panic!("it is over the bound")
+        };
+        assert_eq!(what, "bytes of code in all functions");
+        assert_eq!(Binary::read(&with_code(3, 1000)).0.code, 3 * 1002);
     }
 
     #[test]
@@ -681,8 +724,20 @@ mod tests {
     fn what_is_invalid_is_shown_to_the_end() {
         let text = "(module (memory i64 1) (func (export \"f\") (result i32) i32.const 7))";
         let (binary, valid) = Binary::read(&wat::parse_str(text).unwrap());
-        assert!(matches!(valid, Err(InvalidBinary::Malformed { .. })), "{valid:?}");
+        assert!(matches!(valid, Err(InvalidBinary::FeatureOff(_))), "{valid:?}");
         assert_eq!(binary.export("f").map(ToString::to_string).as_deref(), Some("() -> i32"));
+    }
+
+    #[test]
+    fn plain_damage_is_not_taken_for_a_feature() {
+        let text = "(module (func (export \"f\") (result i32) i32.const 7))";
+        let mut bytes = wat::parse_str(text).unwrap();
+        let at = bytes.len() - 3;
+        assert_eq!(bytes[at], 0x41, "the constant");
+        bytes[at] = 0x42;
+        let why = Binary::read(&bytes).1.unwrap_err().to_string();
+        assert!(why.contains("type mismatch") && why.contains("damaged"), "{why}");
+        assert!(!why.contains("off here"), "{why}");
     }
 
     #[track_caller]

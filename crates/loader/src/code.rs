@@ -84,19 +84,19 @@ impl Code {
     /// where the engine can.
     ///
     /// # Errors
-    /// What the compiler said.
+    /// It cannot be compiled, or not in reasonable time.
     pub(crate) fn compile_first(
         engine: EngineKind,
         bytes: &[u8],
         binary: &Binary,
         memory: u64,
         keep: Option<(&CodeCache, &Digest)>,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, Uncompiled> {
         match engine {
             EngineKind::Direct => direct::Code::compile(bytes, binary, keep).map(Self::Direct),
             EngineKind::Extism if binary.runs_at_instantiation() => {
                 let code = extism_engine::Code::compile_with_fuel(bytes, binary, memory);
-                code.map(|code| Self::Extism(Box::new(code)))
+                code.map(|code| Self::Extism(Box::new(code))).map_err(Uncompiled::Refused)
             }
             EngineKind::Extism => Self::compile(engine, bytes, binary, memory),
         }
@@ -105,17 +105,17 @@ impl Code {
     /// Compiles a module for an actor with so much memory.
     ///
     /// # Errors
-    /// What the compiler said.
+    /// It cannot be compiled, or not in reasonable time.
     pub(crate) fn compile(
         engine: EngineKind,
         bytes: &[u8],
         binary: &Binary,
         memory: u64,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, Uncompiled> {
         match engine {
             EngineKind::Extism => {
                 let code = extism_engine::Code::compile(bytes, binary, memory);
-                code.map(|code| Self::Extism(Box::new(code)))
+                code.map(|code| Self::Extism(Box::new(code))).map_err(Uncompiled::Refused)
             }
             EngineKind::Direct => direct::Code::compile(bytes, binary, None).map(Self::Direct),
         }
@@ -165,6 +165,17 @@ impl Code {
             _ => unreachable!("an instance is of the engine of its code"),
         }
     }
+}
+
+/// Why there is no code.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub(crate) enum Uncompiled {
+    /// What the compiler said.
+    #[error("{0}")]
+    Refused(String),
+    /// It took more than so much time on processors, and was given up.
+    #[error("compiling it takes more than {0:?} of processor time")]
+    Costly(Duration),
 }
 
 /// Why there is no new instance.

@@ -39,7 +39,7 @@ use self::{
 };
 use crate::{
     binary::Binary,
-    code::{self, Ended, Parts, Unstarted},
+    code::{self, Ended, Parts, Uncompiled, Unstarted},
     code_cache::CodeCache,
     host::{Host, Surroundings},
     migration,
@@ -72,19 +72,19 @@ impl Code {
     /// Compiles a checked module. Takes long.
     ///
     /// # Errors
-    /// What the compiler said.
+    /// It cannot be compiled, or not in reasonable time.
     pub(crate) fn compile(
         bytes: &[u8],
         binary: &Binary,
         keep: Option<(&CodeCache, &Digest)>,
-    ) -> Result<Self, String> {
-        let module = compiler::compile(bytes)?;
+    ) -> Result<Self, Uncompiled> {
+        let module = compiler::compile(bytes, compiler::time_for(binary.code))?;
         if let Some((cache, digest)) = keep
             && let Err(error) = cache.put(compiler::engine(), digest, &module)
         {
             warn!(%digest, %error, "compiled code is not kept");
         }
-        Self::new(&module, binary)
+        Self::new(&module, binary).map_err(Uncompiled::Refused)
     }
 
     /// A new instance, initialised.

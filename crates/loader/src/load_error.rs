@@ -48,7 +48,7 @@ impl LoadError {
             LoadErrorKind::WrongImportType { .. } => "wrong-import-type",
             LoadErrorKind::MemoryTooSmall { .. } => "memory-too-small",
             LoadErrorKind::Compile(_) => "compile",
-            LoadErrorKind::CompileTimeout(_) => "compile-timeout",
+            LoadErrorKind::CompileTimeout(_) | LoadErrorKind::CompileCost(_) => "compile-timeout",
             LoadErrorKind::InitFailed(_) => "init-failed",
             LoadErrorKind::InitTimeout(_) => "init-timeout",
             LoadErrorKind::NoRoom(_) => "no-room",
@@ -62,8 +62,11 @@ impl LoadError {
     /// Whether it took too long, which a quieter machine may mend.
     #[must_use]
     pub fn is_timeout(&self) -> bool {
-        use LoadErrorKind::{CompileTimeout, InitTimeout, MetadataTimeout};
-        matches!(self.kind, CompileTimeout(_) | InitTimeout(_) | MetadataTimeout(_))
+        use LoadErrorKind::{CompileCost, CompileTimeout, InitTimeout, MetadataTimeout};
+        matches!(
+            self.kind,
+            CompileCost(_) | CompileTimeout(_) | InitTimeout(_) | MetadataTimeout(_)
+        )
     }
 }
 
@@ -154,6 +157,11 @@ pub enum LoadErrorKind {
     /// The compiler refused it.
     #[error("the module cannot be compiled: {0}")]
     Compile(String),
+    /// The compiler took more of the processors than the module's size explains.
+    #[error(
+        "compiling the module takes more than {0:?} of processor time, which is several times what code of its size needs; build it optimised, or divide it"
+    )]
+    CompileCost(Duration),
     /// The compiler took too long.
     #[error("compiling the module takes more than {0:?}; make it smaller")]
     CompileTimeout(Duration),

@@ -15,11 +15,16 @@ use tokio::task::spawn_blocking;
 use crate::{
     binary::{Binary, ItemType},
     code::{Code, Ended, EngineKind, Instance, Parts},
+    config_schema,
     host::Surroundings,
     loader::{Limits, compile},
-    metadata, migration,
+    migration,
     signature::Signature,
 };
+
+/// How long an actor's configuration may be held against a schema. What takes that long is
+/// ended by bounds of its own, unless the machine has no time for it.
+const SCHEMA_PATIENCE: Duration = Duration::from_secs(20);
 
 /// The export that takes turns, unless the actor names another.
 const ENTRY_POINT: &str = "process";
@@ -78,7 +83,7 @@ impl LoadedModule {
         check_entry_point(binary, &entry_point)?;
         check_version(version.as_deref(), spec.version.as_deref())?;
         check_memory(binary, spec.memory)?;
-        check_config(metadata, &spec)?;
+        check_config(metadata, &spec).await?;
 
         let failed = |why: String| PrepareError::from(InstantiateError { why });
         let memory = spec.memory;
@@ -172,13 +177,17 @@ fn check_memory(binary: &Binary, limit: u64) -> Result<(), PrepareError> {
     if needed > limit { Err(PrepareError::MemoryTooSmall { needed, limit }) } else { Ok(()) }
 }
 
-fn check_config(metadata: &Metadata, spec: &ProgramSpec) -> Result<(), PrepareError> {
-    let Some(schema) = &metadata.config_schema else { return Ok(()) };
-    let violations = metadata::violations(schema, &Value::Object(spec.config.clone()));
-    if violations.is_empty() {
-        Ok(())
-    } else {
-        Err(PrepareError::ConfigRejected { why: violations.join("; ") })
+async fn check_config(metadata: &Metadata, spec: &ProgramSpec) -> Result<(), PrepareError> {
+    let Some(schema) = metadata.config_schema.clone() else { return Ok(()) };
+    let config = Value::Object(spec.config.clone());
+    let fitting = spawn_blocking(move || config_schema::fit(&schema, &config));
+    let rejected = |why: String| PrepareError::ConfigRejected { why };
+    match tokio::time::timeout(SCHEMA_PATIENCE, fitting).await {
+        Ok(Ok(fits)) => fits.map_err(|why| rejected(why.to_string())),
+        Ok(Err(panic)) => Err(rejected(format!("its schema broke the host: {panic}"))),
+        Err(_) => Err(rejected(format!(
+            "holding it against the module's `config_schema` takes more than {SCHEMA_PATIENCE:?}"
+        ))),
     }
 }
 

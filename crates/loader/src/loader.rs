@@ -20,7 +20,7 @@ use tokio::{sync::Semaphore, task::spawn_blocking};
 
 use crate::{
     binary::{Binary, Import, ItemType},
-    code::{Code, Ended, EngineKind, Revived, Unstarted},
+    code::{Code, Ended, EngineKind, Revived, Uncompiled, Unstarted},
     code_cache::{CodeCache, CodeCacheError},
     download::{self, DownloadRules},
     host::Surroundings,
@@ -206,7 +206,12 @@ impl Loader {
         let mut inspection = Inspection { module: source.name(), ..Inspection::default() };
         let result = match self.read(source).await {
             Ok(bytes) => self.empty().run(bytes, &mut inspection).await.map(|_| ()),
-            Err(kind) => Err((None, kind)),
+            Err(kind) => {
+                if let LoadErrorKind::TooLarge { size, .. } = kind {
+                    inspection.size = Some(size);
+                }
+                Err((None, kind))
+            }
         };
         inspection.problem = result.err().map(|(_, kind)| kind.to_string());
         inspection
@@ -306,19 +311,22 @@ impl Loader {
         let asked = binary.clone();
         let asking = spawn_blocking(move || {
             let said = ask(&code, &asked, limits);
-            (code, said)
+            let understood = said.and_then(|said| {
+                let metadata = metadata::read(&said.metadata)?;
+                Ok((metadata, said.version))
+            });
+            (code, understood)
         });
         // Each question has its own deadline; this one is for what no deadline reaches.
         let patience = limits.metadata_timeout * 4;
-        let (code, said) = match tokio::time::timeout(patience, asking).await {
+        let (code, understood) = match tokio::time::timeout(patience, asking).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(panic)) => return Err(LoadErrorKind::InitFailed(panic.to_string())),
             Err(_) => return Err(LoadErrorKind::MetadataTimeout(patience)),
         };
-        let said = said?;
-        let metadata = metadata::read(&said.metadata)?;
+        let (metadata, version) = understood?;
         inspection.metadata = Some(metadata.clone());
-        let version = match said.version {
+        let version = match version {
             Some(answer) => Some(version_of(&answer)?),
             None => metadata.version.clone(),
         };
@@ -350,7 +358,9 @@ impl Loader {
             Code::compile_first(engine, &bytes, &binary, limits.memory, keep)
         });
         match tokio::time::timeout(limits.compile_timeout, compiling).await {
-            Ok(Ok(code)) => code.map(Compiled::Code).map_err(LoadErrorKind::Compile),
+            Ok(Ok(Ok(code))) => Ok(Compiled::Code(code)),
+            Ok(Ok(Err(Uncompiled::Refused(why)))) => Err(LoadErrorKind::Compile(why)),
+            Ok(Ok(Err(Uncompiled::Costly(time)))) => Err(LoadErrorKind::CompileCost(time)),
             Ok(Err(panic)) => Err(LoadErrorKind::Compile(panic.to_string())),
             Err(_) => Err(LoadErrorKind::CompileTimeout(limits.compile_timeout)),
         }
@@ -391,7 +401,7 @@ pub(crate) async fn compile(
         Code::compile(engine, &bytes, &binary, memory)
     });
     match tokio::time::timeout(timeout, compiling).await {
-        Ok(Ok(code)) => code,
+        Ok(Ok(code)) => code.map_err(|uncompiled| uncompiled.to_string()),
         Ok(Err(panic)) => Err(panic.to_string()),
         Err(_) => Err(format!("compiling it takes more than {timeout:?}")),
     }

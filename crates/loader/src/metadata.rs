@@ -11,6 +11,8 @@ use serde::Deserialize;
 use serde_json::Value;
 use thiserror::Error;
 
+use crate::config_schema::{self, InvalidSchema};
+
 /// Why the answer of `get_metadata` is no metadata.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum InvalidMetadata {
@@ -63,9 +65,9 @@ pub enum InvalidMetadata {
         /// How much may be.
         max: usize,
     },
-    /// The schema for the configuration is none.
-    #[error("`config_schema` is no JSON Schema: {0}")]
-    Schema(String),
+    /// The schema for the configuration cannot be used.
+    #[error(transparent)]
+    Schema(#[from] InvalidSchema),
 }
 
 /// How long or how many a part of the metadata may be. All of it is kept for as long as
@@ -98,7 +100,7 @@ fn types() -> String {
     Type::ALL.map(Type::name).join(", ")
 }
 
-/// Reads metadata, in plain JSON or as a JSON string that holds base64 of it.
+/// Reads metadata, in plain JSON or as a JSON string that holds base64 of it. Blocks.
 ///
 /// # Errors
 /// What is wrong with it.
@@ -117,7 +119,7 @@ pub(crate) fn read(answer: &[u8]) -> Result<Metadata, InvalidMetadata> {
     let inports = ports("inport", written.inports)?;
     let outports = ports("outport", written.outports)?;
     if let Some(schema) = &written.config_schema {
-        schema_of(schema)?;
+        config_schema::check(schema)?;
     }
     Ok(Metadata {
         component: written.component,
@@ -127,28 +129,6 @@ pub(crate) fn read(answer: &[u8]) -> Result<Metadata, InvalidMetadata> {
         config_schema: written.config_schema,
         version: written.version,
     })
-}
-
-/// The violations of `schema` by an actor's configuration. None: it fits.
-pub(crate) fn violations(schema: &Value, config: &Value) -> Vec<String> {
-    match schema_of(schema) {
-        Ok(validator) => validator
-            .iter_errors(config)
-            .map(|error| {
-                let at = error.instance_path().to_string();
-                if at.is_empty() { error.to_string() } else { format!("{at}: {error}") }
-            })
-            .take(MAX_VIOLATIONS)
-            .collect(),
-        Err(why) => vec![why.to_string()],
-    }
-}
-
-/// Violations that one message lists; more would bury the first.
-const MAX_VIOLATIONS: usize = 10;
-
-fn schema_of(schema: &Value) -> Result<jsonschema::Validator, InvalidMetadata> {
-    jsonschema::validator_for(schema).map_err(|e| InvalidMetadata::Schema(e.to_string()))
 }
 
 fn ports(direction: &'static str, written: Vec<WrittenPort>) -> Result<Vec<Port>, InvalidMetadata> {
@@ -306,13 +286,5 @@ mod tests {
         let inner = r#"{"component":"c","inports":[],"outports":[]}"#;
         check(&format!("\"{}\"", STANDARD.encode(inner)), Ok(()));
         check("\"not base64!\"", Err("it answered \"not base64!\""));
-    }
-
-    #[test]
-    fn violations_say_where() {
-        let schema = serde_json::json!({"type":"object","properties":{"n":{"type":"integer"}}});
-        assert!(violations(&schema, &serde_json::json!({"n": 1})).is_empty());
-        let found = violations(&schema, &serde_json::json!({"n": "x"}));
-        assert!(found[0].starts_with("/n: "), "{found:?}");
     }
 }

@@ -87,7 +87,7 @@ fn make<T>(seed: u64, make: fn(&mut Unstructured<'_>) -> arbitrary::Result<T>) -
 fn may_be_generated(why: &InvalidBinary) -> bool {
     match why {
         InvalidBinary::OverLimit { .. } => true,
-        InvalidBinary::Malformed { why, .. } => why.starts_with("gc types are disallowed"),
+        InvalidBinary::FeatureOff(off) => off == &["`externref`"],
         _ => false,
     }
 }

@@ -7,8 +7,8 @@ use bytesize::ByteSize;
 use clap::Args;
 use clap_complete::ArgValueCandidates;
 use reflowd_loader::{
-    DownloadRules, EngineKind, Export, Inspection, ItemType, Limits, LoadErrorKind, Loader,
-    ModuleUrl, Source,
+    DownloadError, DownloadRules, EngineKind, Export, Inspection, ItemType, Limits, LoadErrorKind,
+    Loader, ModuleUrl, Source,
 };
 use reflowd_runtime::{Digest, Port, printable, printable_lines};
 
@@ -41,8 +41,12 @@ pub(super) async fn inspect(wanted: Inspect, config: Option<&Path>) -> Outcome {
             let loader = loader.with_downloads(rules(config));
             let bytes = loader.download(&url, wanted.sha256.as_ref()).await;
             let bytes = bytes.map_err(|error| {
-                let other = matches!(error.kind, LoadErrorKind::DigestMismatch { .. });
-                Stop::new(if other { Exit::Data } else { Exit::Failed }, error)
+                let is_wrong = matches!(
+                    error.kind,
+                    LoadErrorKind::DigestMismatch { .. }
+                        | LoadErrorKind::Download(DownloadError::TooLarge { .. })
+                );
+                Stop::new(if is_wrong { Exit::Data } else { Exit::Failed }, error)
             })?;
             loader.inspect(Source::Bytes { name: url.to_string(), bytes }).await
         }

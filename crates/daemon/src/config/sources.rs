@@ -22,6 +22,8 @@ use super::{
 
 /// The largest configuration file, in bytes.
 const MAX_FILE: u64 = 4 << 20;
+/// Patterns of the main file. Every file of their folders is held against each of them.
+pub(super) const MAX_INCLUDES: usize = 1_000;
 
 /// The texts of the main file and of the files that it includes.
 #[derive(Clone, Debug, Default)]
@@ -246,5 +248,5 @@ fn include_patterns(text: &str) -> Vec<String> {
     let listed = value.get_ref().as_array().into_iter().flatten();
     let texts =
         value.get_ref().as_str().into_iter().chain(listed.filter_map(|v| v.get_ref().as_str()));
-    texts.map(str::to_owned).collect()
+    texts.take(MAX_INCLUDES).map(str::to_owned).collect()
 }

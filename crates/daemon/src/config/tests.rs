@@ -1150,6 +1150,18 @@ fn an_include_that_cannot_be_followed_is_shown() {
 }
 
 #[test]
+fn so_many_includes_are_taken_and_no_more() {
+    let includes = |n: usize| {
+        let text = format!("include = [{}]\n", "'flows/*.toml', ".repeat(n));
+        load(Path::new("reflowd.toml"), &at(&folder(&[("reflowd.toml", text.as_bytes())])))
+    };
+    assert!(includes(1_000).is_ok());
+    let report = includes(1_100).unwrap_err();
+    assert_eq!(report.errors(), 1);
+    assert!(report.render(false).contains("more than 1000 includes"), "{}", report.render(false));
+}
+
+#[test]
 fn a_main_file_that_cannot_be_read_says_why() {
     let folder = folder(&[("bytes.toml", b"\xff"), ("folder/x", b"")]);
     let check = |path: &str, why: &str| {

@@ -4,12 +4,12 @@
 //! that are wired to it: the configuration comes into force, and they go on as they are
 //! until they fit.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use reflowd_runtime::Digest;
 use tokio::time::Instant;
 
-use super::{Reconciler, telling::Telling};
+use super::{Reconciler, library::blocking, telling::Telling};
 use crate::{
     Checked, Depth, Flow, Found, ModuleRef, ReloadOptions, Sight, Snapshot, blueprint::Texts,
 };
@@ -24,7 +24,8 @@ impl Reconciler {
         options: ReloadOptions,
         telling: &mut Telling,
     ) -> Snapshot {
-        let draft = match self.blueprint.draft(&texts) {
+        let (blueprint, drafted) = (Arc::clone(&self.blueprint), texts.clone());
+        let draft = match blocking(move || blueprint.draft(&drafted)).await {
             Ok(draft) => draft,
             Err(why) => {
                 self.refuse_config(why, telling);

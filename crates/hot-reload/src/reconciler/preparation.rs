@@ -3,7 +3,7 @@
 //! Checking, making engines and keeping modules come before the point of no
 //! return. What comes out needs only to be put in place.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use reflowd_runtime::{
     ActorLog, ActorName, Change, Digest, ProgramSpec, Ready, Settings, Start, WireDef,
@@ -12,6 +12,7 @@ use reflowd_runtime::{
 use super::{
     Reconciler,
     fit::Fit,
+    library::blocking,
     telling::{chain, touched},
 };
 use crate::{ActorSpec, Adjusting, ChangePlan, Misfit, ModuleRef, Snapshot, WireSpec};
@@ -107,7 +108,9 @@ impl Reconciler {
         digest: Digest,
     ) -> Result<Ready, ChangeRefused> {
         if let ModuleRef::Builtin { name } = &spec.module {
-            let ready = self.blueprint.connector(actor, name, spec);
+            let blueprint = Arc::clone(&self.blueprint);
+            let (named, name, spec) = (actor.clone(), name.clone(), spec.clone());
+            let ready = blocking(move || blueprint.connector(&named, &name, &spec)).await;
             return ready.map_err(|why| ChangeRefused::passing(actor, why));
         }
         let Some(module) = self.library.get(&digest) else {

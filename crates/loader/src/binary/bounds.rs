@@ -42,9 +42,15 @@ pub(super) const EXPORTS: Bound = Bound { what: "exports", max: 10_000 };
 pub(super) const ELEMENTS: Bound = Bound { what: "element segments", max: 10_000 };
 /// Data segments. Go writes one for each run of bytes that are not zero.
 pub(super) const DATA: Bound = Bound { what: "data segments", max: 100_000 };
+/// Bytes of all functions, for which a compiler takes half a minute at worst. The largest
+/// interpreters have half of it.
+pub(super) const CODE: Bound = Bound { what: "bytes of code in all functions", max: 16 << 20 };
 /// Bytes of one function, for which a compiler takes some seconds at worst. The
-/// largest function of a large Go program has a tenth.
-pub(super) const BODY: Bound = Bound { what: "bytes of code in one function", max: 512 << 10 };
+/// largest function of a large Go program has a fifth.
+pub(super) const BODY: Bound = Bound { what: "bytes of code in one function", max: 256 << 10 };
+/// Calls in one function. Each moves everything that is alive out of its way, so they cost
+/// a compiler many times what other code of their size does.
+pub(super) const CALLS: Bound = Bound { what: "calls in one function", max: 20_000 };
 /// Locals of one function, parameters too. Time grows with their square where all
 /// of them live through a loop.
 pub(super) const LOCALS: Bound = Bound { what: "locals in one function", max: 4_000 };
@@ -88,6 +94,7 @@ pub(super) fn check_section(payload: &Payload<'_>, memory: Option<u64>) -> Resul
         Payload::ExportSection(section) => EXPORTS.check(section.count())?,
         Payload::ElementSection(section) => ELEMENTS.check(section.count())?,
         Payload::DataSection(section) => check_data(section, memory)?,
+        Payload::CodeSectionStart { size, .. } => CODE.check(*size)?,
         _ => {}
     }
     Ok(())
@@ -153,6 +160,7 @@ impl Functions {
         let mut operators = OperatorsReader::new(reader);
         let mut open: Vec<Open> = Vec::new();
         let (mut loops, mut sets, mut meeting, mut carried) = (0_u64, 0, 0, 0);
+        let mut calls = 0_u64;
         while !operators.eof() {
             let at = operators.original_position();
             let operator = operators.read()?;
@@ -177,6 +185,10 @@ impl Functions {
                 }
                 Operator::LocalSet { .. } | Operator::LocalTee { .. } => sets += 1,
                 Operator::BrTable { targets } => LABELS.check(targets.len())?,
+                Operator::Call { .. } | Operator::CallIndirect { .. } => {
+                    calls += 1;
+                    CALLS.check(calls)?;
+                }
                 _ => {}
             }
         }

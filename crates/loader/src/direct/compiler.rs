@@ -1,22 +1,31 @@
 //! The compiler of the process, and the clock that its code looks at.
 //!
 //! There is one: code of one module is compiled once and shared by all who run it.
-//! It works on threads of its own, which yield to everything else in the process.
+//! It works on threads of its own, which yield to everything else in the process, and
+//! gives up a module that takes more of the processors than its size explains.
 //! Compiled code looks at the clock at every loop and call, and asks what to do
 //! when it has ticked.
 
 use std::{
+    any::Any,
+    cell::Cell,
     num::NonZeroUsize,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::{
         OnceLock,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     thread,
     time::Duration,
 };
 
+use cranelift_codegen::timing::{Pass, Profiler, set_thread_profiler};
+use parking_lot::Mutex;
 use rayon::{ThreadPool, ThreadPoolBuilder};
+use rustix::time::{ClockId, clock_gettime};
 use wasmtime::{Config, Engine, Module};
+
+use crate::code::Uncompiled;
 
 /// The time between two ticks: how long a guest computes before it must let others.
 pub(super) const TICK: Duration = Duration::from_millis(1);
@@ -31,6 +40,18 @@ const WHOLE_STACK: usize = 2 << 20;
 
 /// How much the compiler's threads stand back: most of the way to the lowest priority.
 const NICE: i32 = 10;
+
+/// Time on processors for a module's code, however little it is.
+const LEAST_TIME: Duration = Duration::from_secs(2);
+/// Time on processors for each MiB of code: several times what the code of real languages
+/// takes, on a machine that is several times slower than most.
+const TIME_PER_MIB: Duration = Duration::from_secs(3);
+
+/// How long the compiler may compute for so many bytes of code.
+pub(crate) fn time_for(code: u64) -> Duration {
+    let per_mib = u64::try_from(TIME_PER_MIB.as_nanos()).expect("it is some seconds");
+    LEAST_TIME + Duration::from_nanos(code.saturating_mul(per_mib) >> 20)
+}
 
 /// The engine that all code of the process is compiled for.
 pub(crate) fn engine() -> &'static Engine {
@@ -62,6 +83,7 @@ fn pool() -> &'static ThreadPool {
         ThreadPoolBuilder::new()
             .thread_name(|_| "compiler".into())
             .start_handler(|_| {
+                set_thread_profiler(Box::new(Accountant));
                 // Where it is forbidden, compiling disturbs others somewhat more.
                 _ = rustix::process::nice(NICE);
             })
@@ -70,12 +92,54 @@ fn pool() -> &'static ThreadPool {
     })
 }
 
-/// Compiles a module. Takes long, and leaves the calling thread waiting.
+/// Compiles a module, one after the other. Takes long, and leaves the calling thread waiting.
 ///
 /// # Errors
-/// What the compiler said.
-pub(crate) fn compile(bytes: &[u8]) -> Result<Module, String> {
-    pool().install(|| Module::new(engine(), bytes)).map_err(|error| error.root_cause().to_string())
+/// It cannot be compiled, or not in reasonable time.
+pub(crate) fn compile(bytes: &[u8], time: Duration) -> Result<Module, Uncompiled> {
+    static ONE: Mutex<()> = Mutex::new(());
+    let _one = ONE.lock();
+    LEFT.store(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    let compiling = || pool().install(|| Module::new(engine(), bytes));
+    match catch_unwind(AssertUnwindSafe(compiling)) {
+        Ok(Ok(module)) => Ok(module),
+        Ok(Err(error)) => Err(Uncompiled::Refused(error.root_cause().to_string())),
+        Err(panic) if panic.is::<Spent>() => Err(Uncompiled::Costly(time)),
+        Err(panic) => resume_unwind(panic),
+    }
+}
+
+/// Nanoseconds on processors that are left for the module being compiled.
+static LEFT: AtomicU64 = AtomicU64::new(0);
+
+/// What the compiler unwinds with when its time is used up.
+struct Spent;
+
+/// Takes the time of the compiler's passes, of which every function goes through some dozen.
+///
+/// The compiler has no way to be stopped. But it tells its profiler of each pass, and a
+/// profiler may unwind: nothing that it has made by then outlives it.
+struct Accountant;
+
+impl Profiler for Accountant {
+    fn start_pass(&self, _: Pass) -> Box<dyn Any> {
+        thread_local! {
+            /// The thread's own time when it was last asked.
+            static ASKED: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+        }
+        let now = clock_gettime(ClockId::ThreadCPUTime);
+        let now: Duration = now.try_into().expect("a thread has not run for less than nothing");
+        let spent = now.saturating_sub(ASKED.replace(now)).as_nanos();
+        let spent = u64::try_from(spent).unwrap_or(u64::MAX);
+        let before = LEFT.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
+            Some(left.saturating_sub(spent))
+        });
+        if before.is_ok_and(|left| left <= spent) {
+            // No panic: nothing is wrong with this program, so no hook need hear of it.
+            resume_unwind(Box::new(Spent));
+        }
+        Box::new(())
+    }
 }
 
 /// Makes the engine's clock tick for as long as some guest runs.
@@ -158,6 +222,23 @@ mod tests {
         let nice = || rustix::process::nice(0).expect("it may be asked");
         let (own, theirs) = (nice(), pool().broadcast(|_| nice()));
         assert!(theirs.iter().all(|theirs| *theirs == (own + NICE).min(19)), "{own}: {theirs:?}");
+    }
+
+    #[test]
+    fn a_module_that_costs_more_than_its_time_is_given_up_and_the_next_one_is_compiled() {
+        let function =
+            format!("(func (result i32) (i32.const 1) {})", "(i32.const 3) i32.mul ".repeat(2_000));
+        let module = wat::parse_str(format!("(module {})", function.repeat(50))).unwrap();
+        let little = Duration::from_millis(1);
+        assert_eq!(compile(&module, little).err(), Some(Uncompiled::Costly(little)));
+        assert!(compile(&module, Duration::from_secs(600)).is_ok());
+    }
+
+    #[test]
+    fn time_goes_by_the_size_of_the_code() {
+        assert_eq!(time_for(0), LEAST_TIME);
+        assert_eq!(time_for(3 << 20), LEAST_TIME + 3 * TIME_PER_MIB);
+        assert!(time_for(u64::MAX) > time_for(1 << 30));
     }
 
     #[test]
