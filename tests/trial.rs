@@ -182,8 +182,7 @@ fn a_version_that_traps_goes_back_by_itself_and_is_not_tried_again_until_the_byt
     let report = daemon.post("/v1/reload?force=true", "").json();
     assert_eq!(report["changed"], json!(["a"]), "{report}");
     assert_eq!(daemon.actor("a")["trial"]["outcome"], "running");
-    daemon.world.module("shaky", &shaky("v3", "steady"));
-    assert_eq!(daemon.reload()["changed"], json!(["a"]));
+    takes_over(&daemon, &shaky("v3", "steady"));
     let actor = daemon.actor("a");
     assert_eq!((&actor["generation"], &actor["banned"]), (&json!(5), &json!(false)));
     assert_eq!(actor["trial"]["judge"], 3);
@@ -228,8 +227,7 @@ fn a_version_that_breaks_the_state_goes_back_with_the_state_from_before_it() {
 #[test]
 fn a_poison_message_is_a_dead_letter_and_the_good_new_version_stays() {
     let mut daemon = one("retries = 0, trial = { turns = 50 }");
-    daemon.world.module("shaky", &shaky("v2", "steady"));
-    assert_eq!(daemon.reload()["changed"], json!(["a"]));
+    takes_over(&daemon, &shaky("v2", "steady"));
     let table = daemon.world.run(&["ps"]);
     assert!(String::from_utf8_lossy(&table.stdout).contains("active, on trial"), "{table:?}");
     for _ in 0..5 {
@@ -284,8 +282,7 @@ fn an_operator_can_go_back_as_long_as_there_is_something_to_go_back_to() {
     assert!(!none.status.success() && why.contains("nothing to go back to"), "{none:?}");
     let first = daemon.actor("a")["digest"].clone();
     for version in ["v2", "v3", "v4"] {
-        daemon.world.module("shaky", &shaky(version, "steady"));
-        assert_eq!(daemon.reload()["changed"], json!(["a"]));
+        takes_over(&daemon, &shaky(version, "steady"));
     }
     let wrong = daemon.world.run(&["rollback", "a", "--to", "9"]);
     let why = String::from_utf8_lossy(&wrong.stderr).into_owned();
@@ -305,8 +302,7 @@ fn an_operator_can_go_back_as_long_as_there_is_something_to_go_back_to() {
 fn what_an_operator_went_back_to_is_banned_no_longer() {
     let daemon = one("trial = false");
     for version in ["v2", "v1"] {
-        daemon.world.module("shaky", &shaky(version, "steady"));
-        assert_eq!(daemon.reload()["changed"], json!(["a"]));
+        takes_over(&daemon, &shaky(version, "steady"));
     }
     let back = || assert!(daemon.world.run(&["rollback", "a"]).status.success());
     back();
@@ -339,52 +335,305 @@ fn a_version_whose_ports_do_not_fit_what_ran_before_has_no_judge() {
 
 /// A module that makes another state of the one before, and swallows what comes in.
 fn migrating(migrate: &str) -> Vec<u8> {
+    migrating_and("(call $answer (i32.const 600) (i32.const 14))", migrate)
+}
+
+/// The same, with its turn.
+fn migrating_and(process: &str, migrate: &str) -> Vec<u8> {
     let path = crate::rig::repository().join("tests/hostile/trap.wat");
     let text = std::fs::read_to_string(path).unwrap();
-    let process = r#"(func (export "process") (result i32) unreachable)"#;
+    let traps = r#"(func (export "process") (result i32) unreachable)"#;
     let functions = format!(
         r#"(data (i32.const 700) "{{\22count\22:1000}}")
-        (func (export "process") (result i32) (call $answer (i32.const 600) (i32.const 14)))
+        (func (export "process") (result i32) {process})
         (func (export "migrate_state") (result i32) {migrate})"#
     );
-    assert!(text.contains(process));
-    wat::parse_str(text.replace(process, &functions)).unwrap()
+    assert!(text.contains(traps));
+    wat::parse_str(text.replace(traps, &functions)).unwrap()
+}
+
+/// Puts a module in the place of `shaky`, and waits until it runs.
+#[track_caller]
+fn takes_over(daemon: &Daemon, module: &[u8]) {
+    daemon.world.module("shaky", module);
+    let report = daemon.reload();
+    assert_eq!(report["refused"], json!([]), "{report}");
+    daemon.until("it has taken over", |d| d.actor("a")["digest"] == sha256(module));
+}
+
+/// Answers `migrate_state` with a thousand.
+const MIGRATES: &str = "(call $answer (i32.const 700) (i32.const 14))";
+
+/// Sends a numbered message, and gives the count that comes out.
+fn count(daemon: &mut Daemon, seq: u64) -> u64 {
+    daemon.send("a.in", &format!("{{\"sender\":0,\"seq\":{seq}}}"));
+    let line: Value = serde_json::from_str(&daemon.line().unwrap()).unwrap();
+    line["count"].as_u64().unwrap()
+}
+
+/// A first version that has counted to two, and one in its place that makes a thousand of that.
+fn migrated(keys: &str) -> Daemon {
+    let mut daemon = one(keys);
+    assert_eq!((count(&mut daemon, 0), count(&mut daemon, 1)), (1, 2));
+    takes_over(&daemon, &migrating(MIGRATES));
+    daemon
+}
+
+/// What a command prints, which succeeds.
+#[track_caller]
+fn done(daemon: &Daemon, args: &[&str]) -> String {
+    let output = daemon.world.run(args);
+    assert!(output.status.success(), "{args:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// What a command says that fails with that exit code.
+#[track_caller]
+fn refused(daemon: &Daemon, args: &[&str], code: i32) -> String {
+    let output = daemon.world.run(args);
+    assert_eq!(output.status.code(), Some(code), "{args:?}: {output:?}");
+    String::from_utf8(output.stderr).unwrap()
+}
+
+fn state(daemon: &Daemon) -> String {
+    done(daemon, &["state", "get", "a"])
 }
 
 #[test]
 fn a_module_makes_its_own_state_or_does_not_take_over() {
-    const MIGRATES: &str = "(call $answer (i32.const 700) (i32.const 14))";
     let mut daemon = one("retries = 0");
-    let count = |daemon: &mut Daemon, seq: u64| {
-        daemon.send("a.in", &format!("{{\"sender\":0,\"seq\":{seq}}}"));
-        let line: Value = serde_json::from_str(&daemon.line().unwrap()).unwrap();
-        line["count"].as_u64().unwrap()
-    };
     assert_eq!((count(&mut daemon, 0), count(&mut daemon, 1)), (1, 2));
 
-    // One that cannot: what runs goes on, with its state.
+    // One that cannot: what runs goes on, with its state. A dry run says the same.
     daemon.world.module("shaky", &migrating("unreachable"));
-    let report = daemon.reload();
-    let why = report["refused"][0]["why"].as_str().unwrap();
-    assert!(why.contains("`a`: `migrate_state` broke"), "{why}");
+    for path in ["/v1/reload?dry_run=true", "/v1/reload"] {
+        let report = daemon.post(path, "").json();
+        let why = report["refused"][0]["why"].as_str().unwrap();
+        assert!(why.contains("`a`: `migrate_state` broke"), "{path}: {report}");
+        assert_eq!(report["changed"], json!([]), "{path}");
+    }
     assert_eq!(count(&mut daemon, 2), 3);
 
-    // One that can has nobody to judge it, and whoever goes back has what was before it.
+    // One that can, which a dry run tries on a copy.
     daemon.world.module("shaky", &migrating(MIGRATES));
-    assert_eq!(daemon.reload()["changed"], json!(["a"]));
-    assert_eq!(daemon.actor("a")["trial"], Value::Null);
-    assert_eq!(events(&daemon, "no-trial").len(), 1);
+    assert_eq!(daemon.post("/v1/reload?dry_run=true", "").json()["refused"], json!([]));
+    takes_over(&daemon, &migrating(MIGRATES));
+    assert_eq!(daemon.actor("a")["trial"]["outcome"], "running");
     daemon.send("a.in", "7");
-    let back = daemon.world.run(&["rollback", "a"]);
-    assert!(back.status.success(), "{back:?}");
-    assert_eq!(count(&mut daemon, 3), 4);
+    let told = done(&daemon, &["rollback", "a"]);
+    assert!(told.contains("; its state is that of 2"), "{told}");
+    assert_eq!(count(&mut daemon, 4), 4);
 
     // What comes after it finds the state that it has made.
-    daemon.world.module("shaky", &migrating(&format!("(nop) {MIGRATES}")));
-    assert_eq!(daemon.reload()["changed"], json!(["a"]));
-    daemon.world.module("shaky", &shaky("v3", "steady"));
-    assert_eq!(daemon.reload()["changed"], json!(["a"]));
-    assert_eq!(count(&mut daemon, 4), 1001);
+    takes_over(&daemon, &migrating(&format!("(nop) {MIGRATES}")));
+    takes_over(&daemon, &shaky("v3", "steady"));
+    assert_eq!(count(&mut daemon, 5), 1001);
+}
+
+#[test]
+fn a_dry_run_refuses_a_configuration_that_the_module_refuses() {
+    let daemon = one("retries = 0");
+    daemon.world.config(&flow("a = { module = \"shaky\", entry_point = \"nothing\" }"));
+    for path in ["/v1/reload?dry_run=true", "/v1/reload"] {
+        let report = daemon.post(path, "").json();
+        let why = report["refused"][0]["why"].as_str().unwrap();
+        assert!(why.contains("does not export `nothing`"), "{path}: {report}");
+    }
+    assert_eq!(daemon.actor("a")["generation"], 1);
+}
+
+#[test]
+fn a_module_is_not_asked_to_migrate_a_state_that_there_is_none_of_yet() {
+    let mut daemon = one("retries = 0");
+    takes_over(&daemon, &migrating("unreachable"));
+    assert_eq!(state(&daemon), "{}\n");
+    done(&daemon, &["rollback", "a"]);
+    assert_eq!(count(&mut daemon, 0), 1);
+}
+
+#[test]
+fn a_version_that_has_migrated_the_state_and_fails_goes_back_at_once_with_its_message() {
+    let mut daemon = one("retries = 0");
+    assert_eq!((count(&mut daemon, 0), count(&mut daemon, 1)), (1, 2));
+    takes_over(&daemon, &migrating_and("unreachable", MIGRATES));
+    // What the version before cannot do either is nobody's fault.
+    daemon.send("a.in", r#"{"sender":0,"seq":2,"poison":true}"#);
+    daemon.until("it is a dead letter", |d| d.sum("reflowd_messages_dead_lettered_total") == 1.0);
+    assert_eq!(daemon.actor("a")["generation"], 2);
+    assert_eq!(count(&mut daemon, 3), 3, "the version before, and the state from before");
+    let event = rolled_back(&daemon);
+    assert_eq!((&event["actors"], &event["lost_turns"]), (&json!(["a"]), &json!(0)));
+    assert!(event["back"][0]["state_from"].as_u64() > Some(0), "{event}");
+    let opinions = events(&daemon, "opinion");
+    let opinions: Vec<_> = opinions.iter().map(|o| (&o["state"], &o["stands"])).collect();
+    let before = json!("before-migration");
+    assert_eq!(opinions, [(&before, &json!(false)), (&before, &json!(true))]);
+    daemon.until("it is banned", |d| d.actor("a")["banned"] == true);
+    daemon.check_books();
+}
+
+/// What may come between a migration and the rollback.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Between {
+    Restart,
+    Kill,
+    Edit,
+    AnotherFalls,
+}
+
+impl Between {
+    fn happen(self, daemon: Daemon) -> Daemon {
+        match self {
+            Self::Restart => daemon.stop().2.start(),
+            Self::Kill => killed_and_started(daemon, |_| {}),
+            Self::Edit => {
+                let keys = "a = { module = \"shaky\", retries = 0, memory = \"50 MiB\" }";
+                daemon.world.config(&flow(keys));
+                assert_eq!(daemon.reload()["changed"], json!(["a"]));
+                daemon
+            }
+            Self::AnotherFalls => {
+                let same = format!("(nop) {MIGRATES}");
+                takes_over(&daemon, &migrating_and("unreachable", &same));
+                (0..3).for_each(|_| daemon.send("a.in", "7"));
+                rolled_back(&daemon);
+                daemon
+            }
+        }
+    }
+}
+
+#[test]
+fn a_rollback_finds_the_state_from_before_a_migration_whatever_came_in_between() {
+    use Between::*;
+    // Whether the version that migrates is on trial all the while, and how to say so.
+    let (untried, passed, on_trial) = ("trial = false", "trial = { turns = 1 }", "trial = {}");
+    let all = [Restart, AnotherFalls, Kill, Edit, Kill];
+    let cases: [(&str, &[Between]); 12] = [
+        (untried, &[]),
+        (untried, &[Kill]),
+        (untried, &[Edit, Restart]),
+        (passed, &[Restart]),
+        (passed, &[AnotherFalls]),
+        (passed, &[Edit]),
+        (passed, &all),
+        (on_trial, &[]),
+        (on_trial, &[Restart]),
+        (on_trial, &[Kill, Kill]),
+        (on_trial, &[Edit]),
+        (on_trial, &[Edit, Kill]),
+    ];
+    for (trial, history) in cases {
+        let mut daemon = migrated(&format!("retries = 0, {trial}"));
+        if trial == passed {
+            daemon.send("a.in", "7");
+            daemon.wait_event("trial-passed", "a");
+        }
+        for between in history {
+            daemon = between.happen(daemon);
+            assert_eq!(state(&daemon), "{\"count\":1000}\n", "{trial}, {history:?}");
+        }
+        // The judge of a trial is what it goes back to without more words.
+        let to: &[&str] = if trial == on_trial { &[] } else { &["--to", "1"] };
+        done(&daemon, &[&["rollback", "a"], to].concat());
+        assert_eq!(state(&daemon), "{\"count\":2}\n", "{trial}, {history:?}");
+        // What was given back is on the disk too.
+        let mut daemon = killed_and_started(daemon, |_| {});
+        assert_eq!(count(&mut daemon, 2), 3, "{trial}, {history:?}");
+        daemon.check_books();
+    }
+}
+
+#[test]
+fn a_trial_of_a_migrated_state_outlives_a_killed_daemon_with_both_states() {
+    let daemon = migrated("retries = 0");
+    // What has happened to the state since then is not made anew.
+    done(&daemon, &["state", "set", "a", "{\"count\":2000}"]);
+    let mut daemon = killed_and_started(daemon, |_| {});
+    assert_eq!(state(&daemon), "{\"count\":2000}\n");
+    assert_eq!(daemon.actor("a")["trial"]["outcome"], "running");
+    takes_over(&daemon, &migrating_and("unreachable", &format!("(nop) {MIGRATES}")));
+    assert_eq!(count(&mut daemon, 2), 3);
+    rolled_back(&daemon);
+}
+
+#[test]
+fn a_version_on_trial_that_does_not_come_back_takes_its_state_with_it_and_that_is_told() {
+    let daemon = migrated("retries = 0");
+    let mut daemon = killed_and_started(daemon, |world| world.module("shaky", b"no module"));
+    let event = daemon.wait_event("state-given-back", "a");
+    assert!(event["why"].as_str().unwrap().contains("is lost"), "{event}");
+    assert_eq!(count(&mut daemon, 2), 3);
+}
+
+#[test]
+fn a_start_after_a_crash_in_the_middle_of_a_migration_finds_the_version_and_state_before() {
+    let daemon = one("retries = 0");
+    let (_, _, world) = {
+        let mut daemon = daemon;
+        assert_eq!(count(&mut daemon, 0), 1);
+        daemon.stop()
+    };
+    // The state of the next epoch is written, and that it counts is not.
+    world.put("data/state/a@1.json", b"{\"count\":1000}");
+    let mut daemon = world.start();
+    assert_eq!(count(&mut daemon, 1), 2);
+    assert!(!daemon.world.path("data/state/a@1.json").exists());
+}
+
+#[test]
+fn a_rollback_is_refused_where_the_state_from_before_cannot_be_had() {
+    let daemon = migrated("retries = 0, trial = false");
+    let (_, _, world) = daemon.stop();
+    let folder = world.path("data/former-states");
+    let file = std::fs::read_dir(&folder).unwrap().next().unwrap().unwrap().path();
+    let name = file.file_name().unwrap().to_str().unwrap();
+    let mut text = std::fs::read(&file).unwrap();
+    text[3] ^= 1;
+    std::fs::write(&file, text).unwrap();
+    let daemon = world.start();
+    let why = refused(&daemon, &["rollback", "a"], 1);
+    assert!(why.contains(name) && why.contains("is damaged"), "{why}");
+    std::fs::remove_file(&file).unwrap();
+    let why = refused(&daemon, &["rollback", "a"], 1);
+    assert!(why.contains(name) && why.contains("put its file back instead"), "{why}");
+    let actor = daemon.actor("a");
+    assert_eq!((&actor["generation"], state(&daemon).as_str()), (&json!(2), "{\"count\":1000}\n"));
+}
+
+#[test]
+fn a_rollback_that_former_versions_have_left_no_state_for_is_refused() {
+    for (second, code) in [(migrating(MIGRATES), 1), (shaky("v2", "steady"), 0)] {
+        let mut daemon = one("retries = 0, trial = false");
+        assert_eq!(count(&mut daemon, 0), 1);
+        takes_over(&daemon, &second);
+        let daemon = killed_and_started(daemon, |world| {
+            // As it was written before states were kept.
+            let path = world.path("data/generations.json");
+            let bare = bare(&std::fs::read_to_string(&path).unwrap());
+            std::fs::write(path, bare.to_string()).unwrap();
+        });
+        let back = daemon.world.run(&["rollback", "a"]);
+        assert_eq!(back.status.code(), Some(code), "{back:?}");
+        let why = String::from_utf8_lossy(&back.stderr);
+        assert!(code == 0 || why.contains("exports `migrate_state` and has run since"), "{why}");
+    }
+}
+
+/// What `generations.json` says, as versions before this one have written it.
+fn bare(text: &str) -> Value {
+    let mut copies = serde_json::Deserializer::from_str(text).into_iter::<Value>();
+    let mut bare = copies.next().unwrap().unwrap()[2].take();
+    bare["version"] = 1.into();
+    for (_, actor) in bare["actors"].as_object_mut().unwrap() {
+        let actor = actor.as_object_mut().unwrap();
+        actor.remove("epoch");
+        actor.remove("ran");
+        for former in actor["former"].as_array_mut().unwrap() {
+            former.as_object_mut().unwrap().remove("left");
+        }
+    }
+    bare
 }
 
 #[test]
@@ -421,8 +670,7 @@ fn sha256(bytes: &[u8]) -> Value {
 #[test]
 fn a_ban_and_the_generation_survive_a_killed_daemon() {
     let mut daemon = one("retries = 0");
-    daemon.world.module("shaky", &shaky("v2", "third"));
-    assert_eq!(daemon.reload()["changed"], json!(["a"]));
+    takes_over(&daemon, &shaky("v2", "third"));
     let load = Load::begin(&mut daemon, "a");
     rolled_back(&daemon);
     load.end("before the daemon is killed");
@@ -456,8 +704,7 @@ fn a_file_that_changed_while_the_daemon_was_down_is_a_swap_with_a_trial() {
 #[test]
 fn the_judge_of_a_version_on_trial_survives_a_killed_daemon() {
     let daemon = one("retries = 0");
-    daemon.world.module("shaky", &shaky("v2", "third"));
-    assert_eq!(daemon.reload()["changed"], json!(["a"]));
+    takes_over(&daemon, &shaky("v2", "third"));
     assert_eq!(daemon.actor("a")["trial"]["outcome"], "running");
     let mut daemon = killed_and_started(daemon, |_| {});
     let actor = daemon.actor("a");

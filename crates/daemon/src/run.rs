@@ -17,13 +17,13 @@ use std::{
 use anyhow::Context;
 use futures_util::future::BoxFuture;
 use reflowd_hot_reload::{
-    Eyes, History, Kept, Pace, Parts, Passes, Reconciler, ReloadError, ReloadOptions, Reloader,
-    Report, RollBackError, ScanOptions, View,
+    Eyes, FormerStates, History, Kept, Pace, Parts, Passes, Reconciler, ReloadError, ReloadOptions,
+    Reloader, Report, RollBackError, ScanOptions, StateFiles, View,
 };
 use reflowd_loader::{Limits, Loader};
 use reflowd_runtime::{
-    ActorName, ActorState, EventKind, GoneBack, Keeper, Precondition, SpanSink, State, System,
-    Unwritten,
+    ActorName, ActorState, Epoch, EpochState, EventKind, GoneBack, Keeper, Precondition, SpanSink,
+    System, Unwritten,
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
@@ -164,6 +164,7 @@ impl Daemon {
         let states = data.folder("state").map_err(anyhow::Error::from)?;
         let kept =
             Kept::open(data.path(), config.daemon.keep.bytes).map_err(anyhow::Error::from)?;
+        let former_states = FormerStates::open(data.path()).map_err(anyhow::Error::from)?;
         let sets = SavedSets::open(data.folder("saved").map_err(anyhow::Error::from)?);
         let (stopping, tasks) = (CancellationToken::new(), TaskTracker::new());
         let spans = spans(&tasks, &stopping)?;
@@ -188,7 +189,7 @@ impl Daemon {
             TomlBlueprint::new(config.clone(), environment.clone(), services),
             system.clone(),
             loader(&config, &data),
-            (kept, remembered(&system, &data)),
+            (kept, remembered(&system, &data), former_states),
             (&snapshots, left.as_ref().map(Saved::states).unwrap_or_default()),
         ));
         let doors = Doors::bind(&config.admin).await?;
@@ -528,17 +529,17 @@ fn parts(
     blueprint: TomlBlueprint,
     system: System,
     loader: Loader,
-    kept: (Kept, History),
-    (snapshots, left): (&Arc<Snapshots>, BTreeMap<ActorName, State>),
+    (kept, history, former_states): (Kept, History, FormerStates),
+    (snapshots, left): (&Arc<Snapshots>, BTreeMap<ActorName, EpochState>),
 ) -> Parts {
     let daemon = &config.daemon;
-    let states = Arc::clone(snapshots);
+    let snapshots = Arc::clone(snapshots);
     Parts {
         system,
         loader,
         blueprint: Arc::new(blueprint),
-        kept: kept.0,
-        history: kept.1,
+        kept,
+        history,
         generations: usize::try_from(daemon.keep.generations).unwrap_or(usize::MAX),
         modules: daemon.modules.clone(),
         autostart: daemon.autostart.then(|| config.template.clone()),
@@ -551,11 +552,33 @@ fn parts(
         pace: Pace { quiet: daemon.quiet, rescan: daemon.rescan },
         eyes: if daemon.watch { Eyes::Open } else { Eyes::Blind },
         drain: daemon.drain,
-        // What was saved with the last queue belongs to it, and is newer than any file.
-        state: Box::new(move |actor| {
-            let on_disk = states.load(actor);
-            left.get(actor).cloned().or(on_disk)
-        }),
+        states: Arc::new(LeftStates { snapshots, left }),
+        former_states,
+    }
+}
+
+/// The states of actors on disk, with those that a stop has saved with what was queued.
+struct LeftStates {
+    snapshots: Arc<Snapshots>,
+    left: BTreeMap<ActorName, EpochState>,
+}
+
+impl StateFiles for LeftStates {
+    fn found(&self, actor: &ActorName, epoch: Option<Epoch>) -> Option<EpochState> {
+        let on_disk = self.snapshots.found(actor, epoch);
+        let wanted = epoch.or_else(|| on_disk.as_ref().map(|found| found.epoch));
+        // What was saved with the last queue belongs to it, and is newer than any file of
+        // its epoch.
+        let saved = self.left.get(actor).filter(|saved| wanted.is_none_or(|e| e == saved.epoch));
+        saved.cloned().or(on_disk)
+    }
+
+    fn begin(&self, actor: &ActorName, state: &EpochState) -> std::io::Result<()> {
+        self.snapshots.begin(actor, state)
+    }
+
+    fn settle(&self, actor: &ActorName, epoch: Epoch) {
+        self.snapshots.settle(actor, epoch);
     }
 }
 

@@ -17,8 +17,8 @@ use std::{
 use bytes::Bytes;
 use reflowd_hot_reload::read_own_file;
 use reflowd_runtime::{
-    ActorName, Envelope, EventKind, Events, Message, Persistence, Remains, State, System, Trace,
-    unix_millis,
+    ActorName, Envelope, Epoch, EpochState, EventKind, Events, Message, Persistence, Remains,
+    State, System, Trace, unix_millis,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -94,7 +94,7 @@ enum Unreadable {
 
 impl Saved {
     /// The states that belong to what was queued.
-    pub(crate) fn states(&self) -> BTreeMap<ActorName, State> {
+    pub(crate) fn states(&self) -> BTreeMap<ActorName, EpochState> {
         let states = self.0.iter().filter_map(|(name, of)| Some((name.clone(), of.state.clone()?)));
         states.collect()
     }
@@ -251,6 +251,9 @@ struct ActorText<'a> {
     /// The state, byte for byte.
     #[serde(borrow, skip_serializing_if = "Option::is_none")]
     state: Option<Cow<'a, RawValue>>,
+    /// The epoch of the state.
+    #[serde(default)]
+    epoch: Epoch,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -279,8 +282,9 @@ struct MessageText<'a> {
 fn encode(remains: &BTreeMap<ActorName, Remains>, out: &mut impl Write) -> io::Result<()> {
     out.write_all(FIRST_LINE)?;
     for (name, Remains { state, messages }) in remains {
-        let state = state.as_ref().map(|state| raw(state.text()));
-        let actor = ActorText { name: name.as_str().into(), state };
+        let epoch = state.as_ref().map(|held| held.epoch).unwrap_or_default();
+        let state = state.as_ref().map(|held| raw(held.state.text()));
+        let actor = ActorText { name: name.as_str().into(), state, epoch };
         put(&Record::Actor(actor), out)?;
         for envelope in messages {
             put(&Record::Message(MessageText::of(envelope)), out)?;
@@ -324,7 +328,7 @@ fn decode(bytes: &[u8]) -> Result<Saved, Unreadable> {
                     let of = saved.0.entry(actor.name.parse().ok()?).or_default();
                     if let Some(state) = actor.state {
                         let text = Bytes::copy_from_slice(state.get().as_bytes());
-                        of.state = Some(State::kept(text).ok()?);
+                        of.state = Some(EpochState::found(State::kept(text).ok()?, actor.epoch));
                     }
                     last = Some(of);
                 }

@@ -6,6 +6,9 @@
 //! changed since the last round. Each file is sealed, so that a damaged one is
 //! not taken for a state; files of former versions, which were not, are read
 //! once and written anew.
+//!
+//! Each epoch of an actor's state has a file of its own, `ACTOR.json` the first and
+//! `ACTOR@NUMBER.json` the others. Which one counts is written with the generations.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,8 +21,10 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use reflowd_hot_reload::{Sealed, read_own_file, seal, unseal};
-use reflowd_runtime::{Actor, ActorName, EventKind, Events, Persistence, State, System};
+use reflowd_hot_reload::{Sealed, StateFiles, read_own_file, seal, unseal};
+use reflowd_runtime::{
+    Actor, ActorName, Epoch, EpochState, EventKind, Events, Persistence, State, System,
+};
 use tokio::time::{self, Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -39,6 +44,9 @@ const TITLE: &str = "reflowd state 1";
 /// What the files' names end with.
 const SUFFIX: &str = ".json";
 
+/// What stands between an actor's name and the number of an epoch.
+const MARK: char = '@';
+
 /// The states of actors on disk.
 pub(crate) struct Snapshots {
     folder: PathBuf,
@@ -49,8 +57,10 @@ pub(crate) struct Snapshots {
 /// What has been done so far.
 #[derive(Default)]
 struct Past {
-    /// The state that each file holds.
-    written: BTreeMap<ActorName, State>,
+    /// The state that each actor's file holds.
+    written: BTreeMap<ActorName, (Epoch, State)>,
+    /// The epochs that there are files of.
+    files: BTreeMap<ActorName, BTreeSet<Epoch>>,
     /// Actors whose file is as a former version wrote it, without a checksum.
     bare: BTreeSet<ActorName>,
     /// Actors whose state could not be written, of which has been told.
@@ -91,24 +101,35 @@ enum Written {
 impl Snapshots {
     /// The snapshots in a folder, which exists. What is wrong with them is told as events.
     pub(crate) fn open(folder: impl Into<PathBuf>, events: Arc<Events>) -> Self {
-        Self { folder: folder.into(), events, past: Mutex::default() }
+        let folder = folder.into();
+        let mut past = Past::default();
+        // What cannot be listed is not there to be read either.
+        for entry in fs::read_dir(&folder).into_iter().flatten().filter_map(Result::ok) {
+            if let Some((actor, epoch)) = entry.file_name().to_str().and_then(named) {
+                past.files.entry(actor).or_default().insert(epoch);
+            }
+        }
+        Self { folder, events, past: Mutex::new(past) }
     }
 
-    /// The state that an actor had when it was last written.
+    /// The state that an actor had in an epoch when it was last written; in the last one
+    /// that there is a file of, where none is named.
     ///
     /// A file that holds no state is moved aside, and the actor starts without:
     /// someone may still want to look at it.
-    pub(crate) fn load(&self, actor: &ActorName) -> Option<State> {
-        let path = self.path(actor);
+    pub(crate) fn load(&self, actor: &ActorName, epoch: Option<Epoch>) -> Option<EpochState> {
+        let newest = || self.past.lock().files.get(actor)?.last().copied();
+        let epoch = epoch.or_else(newest).unwrap_or_default();
+        let path = self.path(actor, epoch);
         let why = match read_own_file(&path) {
             Ok(text) => match read(&text) {
                 Ok((state, form)) => {
                     let mut past = self.past.lock();
-                    past.written.insert(actor.clone(), state.clone());
+                    past.written.insert(actor.clone(), (epoch, state.clone()));
                     if form == Form::Bare {
                         past.bare.insert(actor.clone());
                     }
-                    return Some(state);
+                    return Some(EpochState::found(state, epoch));
                 }
                 Err(why) => why,
             },
@@ -136,7 +157,7 @@ impl Snapshots {
                 continue;
             }
             live.insert(actor.name().clone());
-            round.count(self.write_state(&mut past, actor.name(), actor.state()));
+            round.count(self.write_state(&mut past, actor.name(), actor.epoch_state()));
         }
         // Asked for after the live ones: what goes in between is in both and not in neither.
         let mut known = live.clone();
@@ -149,7 +170,7 @@ impl Snapshots {
                 }
                 // The heir's file has it, if that could be written.
                 None if round.failed == 0 && past.written.contains_key(&name) => {
-                    _ = fs::remove_file(self.path(&name));
+                    self.remove(&mut past, &name, |_| true);
                 }
                 None => _ = known.insert(name),
             }
@@ -160,7 +181,7 @@ impl Snapshots {
         let now = Instant::now();
         if past.swept.is_none_or(|at| now.duration_since(at) >= SWEEP_EVERY) {
             past.swept = Some(now);
-            self.sweep(&live, SystemTime::now());
+            self.sweep(&mut past, &live, SystemTime::now());
         }
         round
     }
@@ -169,26 +190,31 @@ impl Snapshots {
     pub(crate) fn write(&self, actor: &Actor) -> bool {
         let mut past = self.past.lock();
         // The file may be from before the actor went and came back.
-        if !past.written.contains_key(actor.name()) && self.path(actor.name()).exists() {
-            return self.replace_state(&mut past, actor.name(), actor.state()) != Written::Failed;
+        let (name, state) = (actor.name(), actor.epoch_state());
+        if !past.written.contains_key(name) && self.path(name, state.epoch).exists() {
+            return self.replace_state(&mut past, name, state) != Written::Failed;
         }
-        self.write_state(&mut past, actor.name(), actor.state()) != Written::Failed
+        self.write_state(&mut past, name, state) != Written::Failed
     }
 
     /// Writes a state that is another than what is on disk.
-    fn write_state(&self, past: &mut Past, name: &ActorName, state: State) -> Written {
+    fn write_state(&self, past: &mut Past, name: &ActorName, state: EpochState) -> Written {
         let same = match past.written.get(name) {
-            Some(written) => *written == state && !past.bare.contains(name),
+            Some((epoch, written)) => {
+                (*epoch, written) == (state.epoch, &state.state) && !past.bare.contains(name)
+            }
             // Most actors never have a state, and need no file to say so.
-            None => state == State::default(),
+            None => state.state == State::default(),
         };
         if same { Written::Same } else { self.replace_state(past, name, state) }
     }
 
-    fn replace_state(&self, past: &mut Past, name: &ActorName, state: State) -> Written {
-        match replace(&self.folder, &self.path(name), state.text()) {
+    fn replace_state(&self, past: &mut Past, name: &ActorName, state: EpochState) -> Written {
+        let EpochState { state, epoch, turns: _ } = state;
+        match replace(&self.folder, &self.path(name, epoch), state.text()) {
             Ok(()) => {
-                past.written.insert(name.clone(), state);
+                past.files.entry(name.clone()).or_default().insert(epoch);
+                past.written.insert(name.clone(), (epoch, state));
                 past.bare.remove(name);
                 if past.failing.remove(name) {
                     info!(actor = %name, "the state is written again");
@@ -224,33 +250,83 @@ impl Snapshots {
         }
     }
 
-    fn path(&self, actor: &ActorName) -> PathBuf {
-        self.folder.join(format!("{actor}{SUFFIX}"))
+    fn path(&self, actor: &ActorName, epoch: Epoch) -> PathBuf {
+        // No actor has the mark in its name.
+        let name = match epoch {
+            Epoch::FIRST => format!("{actor}{SUFFIX}"),
+            later => format!("{actor}{MARK}{later}{SUFFIX}"),
+        };
+        self.folder.join(name)
+    }
+
+    /// Removes the files of those epochs.
+    fn remove(&self, past: &mut Past, actor: &ActorName, which: impl Fn(Epoch) -> bool) {
+        let Some(files) = past.files.get_mut(actor) else { return };
+        files.retain(|epoch| {
+            // A file that cannot be removed is removed when it is old.
+            let remove = which(*epoch);
+            if remove {
+                _ = fs::remove_file(self.path(actor, *epoch));
+            }
+            !remove
+        });
+        if files.is_empty() {
+            past.files.remove(actor);
+        }
     }
 
     /// Removes the files of actors that have been gone for long.
     ///
     /// A live actor's file is marked as of now, so a file's age is how long its
     /// actor has been gone, restarts of the daemon in between or not.
-    fn sweep(&self, live: &BTreeSet<ActorName>, now: SystemTime) {
+    fn sweep(&self, past: &mut Past, live: &BTreeSet<ActorName>, now: SystemTime) {
         let Ok(entries) = fs::read_dir(&self.folder) else { return };
         for entry in entries.filter_map(Result::ok) {
             let name = entry.file_name();
-            let actor = name.to_str().and_then(|name| name.strip_suffix(SUFFIX)?.parse().ok());
-            let Some::<ActorName>(actor) = actor else { continue };
+            let Some((actor, epoch)) = name.to_str().and_then(named) else { continue };
             let path = entry.path();
             // A file that cannot be marked or removed is only kept too short or too long.
-            if live.contains(&actor) {
+            let present = past.written.get(&actor).is_none_or(|(present, _)| *present == epoch);
+            if live.contains(&actor) && present {
                 _ = File::options().write(true).open(&path).and_then(|file| file.set_modified(now));
                 continue;
             }
             let modified = entry.metadata().and_then(|metadata| metadata.modified());
             let age = modified.ok().and_then(|modified| now.duration_since(modified).ok());
             if age.is_some_and(|age| age >= KEPT) && fs::remove_file(&path).is_ok() {
+                past.files.entry(actor.clone()).or_default().remove(&epoch);
                 info!(%actor, "the state of an actor that is long gone was removed");
             }
         }
     }
+}
+
+impl StateFiles for Snapshots {
+    fn found(&self, actor: &ActorName, epoch: Option<Epoch>) -> Option<EpochState> {
+        self.load(actor, epoch)
+    }
+
+    fn begin(&self, actor: &ActorName, state: &EpochState) -> io::Result<()> {
+        let mut past = self.past.lock();
+        replace(&self.folder, &self.path(actor, state.epoch), state.state.text())?;
+        past.files.entry(actor.clone()).or_default().insert(state.epoch);
+        // What follows from it must not be on the disk before its name is.
+        File::open(&self.folder)?.sync_all()
+    }
+
+    fn settle(&self, actor: &ActorName, epoch: Epoch) {
+        self.remove(&mut self.past.lock(), actor, |other| other != epoch);
+    }
+}
+
+/// The actor and the epoch that a file is of, by its name.
+fn named(name: &str) -> Option<(ActorName, Epoch)> {
+    let name = name.strip_suffix(SUFFIX)?;
+    let (actor, epoch) = match name.split_once(MARK) {
+        Some((actor, number)) => (actor, Epoch::numbered(number.parse().ok()?)),
+        None => (name, Epoch::FIRST),
+    };
+    Some((actor.parse().ok()?, epoch))
 }
 
 /// How a file holds its state.

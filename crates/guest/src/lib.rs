@@ -58,8 +58,9 @@ pub use serde_json::{Value, json};
 /// Makes an actor the one of this module: exports what reflowd calls.
 ///
 /// `validate_config` and `migrate_state` are exported where they are named:
-/// `export!(Sum, validate_config, migrate_state)`. A module that migrates states has no
-/// trial, so name it only where there is something to migrate.
+/// `export!(Sum, validate_config, migrate_state)`. Going back from a module that has
+/// migrated the state costs the state of its turns, so name it only where there is
+/// something to migrate.
 #[macro_export]
 macro_rules! export {
     ($actor:ident $(, $more:ident)* $(,)?) => {

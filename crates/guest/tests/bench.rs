@@ -169,7 +169,22 @@ fn a_configuration_can_be_refused_and_a_state_migrated() {
     assert_eq!(bench.accepts(&json!({"step": 0})), Ok(false));
     let migrated = bench.migrate(Some("1.0.0"), &json!({"count": 3})).unwrap();
     assert_eq!(migrated, json!({"turns": 3, "last": null}));
-    assert_eq!(bench.migrate(None, &json!({})).unwrap_err().to_string(), "there is no count");
+    let strange = json!({"sum": 1});
+    assert_eq!(bench.migrate(None, &strange).unwrap_err().to_string(), "there is no count");
+}
+
+#[test]
+fn an_actor_without_a_state_begins_with_its_first() {
+    assert_eq!(bench().migrate(None, &json!({})).unwrap(), json!({"turns": 0, "last": null}));
+}
+
+#[test]
+fn a_state_of_its_own_that_it_does_not_migrate_is_taken_over_as_it_is() {
+    let own = json!({"turns": 3, "last": 2.5});
+    assert_eq!(bench().migrate(Some("2.0.0"), &own).unwrap(), own);
+    // One field more is another form.
+    let more = json!({"turns": 3, "last": 2.5, "first": 1});
+    assert!(bench().migrate(Some("2.0.0"), &more).is_err());
 }
 
 /// Keeps its state key by key.

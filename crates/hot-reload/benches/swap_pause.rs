@@ -21,13 +21,15 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use reflowd_hot_reload::{
-    ActorSpec, Blueprint, Checked, ConfigFiles, Draft, Eyes, Flow, Found, GenerationKeys, History,
-    Kept, ModuleRef, Pace, Parts, Reconciler, ScanOptions, Texts, WireSpec,
+    ActorSpec, Blueprint, Checked, ConfigFiles, Draft, Eyes, Flow, FormerStates, Found,
+    GenerationKeys, History, Kept, ModuleRef, Pace, Parts, Reconciler, ScanOptions, StateFiles,
+    Texts, WireSpec,
 };
 use reflowd_loader::{EngineKind, Limits, Loader};
 use reflowd_runtime::{
-    Actor, ActorLog, ActorName, Context, Digest, Effects, Engine, EventKind, InstantiateError,
-    Message, Metadata, Module, Port, PortRef, Program, Ready, Settings, System, Turn, Type,
+    Actor, ActorLog, ActorName, Context, Digest, Effects, Engine, Epoch, EpochState, EventKind,
+    InstantiateError, Message, Metadata, Module, Port, PortRef, Program, Ready, Settings, System,
+    Turn, Type,
 };
 use tempfile::TempDir;
 use tokio::{
@@ -67,6 +69,21 @@ fn main() {
     print(pauses, swaps);
 }
 
+/// Nothing is written of states, and nothing is found.
+struct NoStates;
+
+impl StateFiles for NoStates {
+    fn found(&self, _: &ActorName, _: Option<Epoch>) -> Option<EpochState> {
+        None
+    }
+
+    fn begin(&self, _: &ActorName, _: &EpochState) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn settle(&self, _: &ActorName, _: Epoch) {}
+}
+
 /// Swaps, and the pauses of those that found something in the mailbox.
 async fn measure(system: System, swaps: usize) -> Vec<Duration> {
     let root = TempDir::new().expect("a folder can be made");
@@ -102,7 +119,8 @@ async fn measure(system: System, swaps: usize) -> Vec<Duration> {
         pace: Pace { quiet: QUIET, rescan: Duration::from_secs(5) },
         eyes: Eyes::Open,
         drain: Duration::from_secs(1),
-        state: Box::new(|_| None),
+        states: Arc::new(NoStates),
+        former_states: FormerStates::open(root.path()).expect("the folder can be written to"),
     };
     let (mut reconciler, _reloader) = Reconciler::new(parts);
     let report = reconciler.begin().await;

@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use reflowd_runtime::{ActorName, Digest, Fall, Generation};
+use reflowd_runtime::{ActorName, Digest, Fall, Generation, State};
 
 use crate::{ActorSpec, GenerationKeys, RunningActor};
 
@@ -35,6 +35,39 @@ pub struct Former {
     pub digest: Digest,
     /// What it was asked to be.
     pub spec: ActorSpec,
+    /// What has become of the state that it has left.
+    pub left: LeftBehind,
+}
+
+/// What has become of the state that a former generation has left.
+#[derive(Clone, Debug, PartialEq)]
+pub enum LeftBehind {
+    /// The generation after it went on with it.
+    GoneOn,
+    /// The generation after it has made its own of it.
+    Migrated(PutAside),
+    /// Unknown: the version of reflowd that ran then did not write it down.
+    Unsaid,
+}
+
+/// A state as it was before it was migrated.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PutAside {
+    /// The state.
+    pub state: PutAsideState,
+    /// Milliseconds since the Unix epoch at which it was put aside.
+    pub since: u64,
+    /// Turns of this process that it has in it.
+    pub turns: u64,
+}
+
+/// A state that is kept for going back.
+#[derive(Clone, Debug, PartialEq)]
+pub enum PutAsideState {
+    /// Among the [former states](crate::FormerStates), under that digest.
+    OnDisk(Digest),
+    /// Here only: the actor's state is not written.
+    InMemory(State),
 }
 
 /// How an actor that was swapped stands.
@@ -130,10 +163,35 @@ impl Generations {
             generation: running.generation,
             digest: running.digest,
             spec: running.spec.clone(),
+            left: LeftBehind::GoneOn,
         });
         if former.len() > self.max {
             former.remove(0);
         }
+    }
+
+    /// What runs has made its own state of the one before, which is that. Where it took
+    /// the place of one on trial that has done so, the earlier one is what the last that
+    /// passed has left.
+    pub fn migrated(&mut self, actor: &ActorName, aside: PutAside) {
+        let last = self.former.get_mut(actor).and_then(|former| former.last_mut());
+        if let Some(last) = last.filter(|last| !matches!(last.left, LeftBehind::Migrated(_))) {
+            last.left = LeftBehind::Migrated(aside);
+        }
+    }
+
+    /// A former generation runs again, as that number, and has no successor to come back from.
+    pub fn unfold(&mut self, actor: &ActorName, generation: Generation) {
+        if let Some(former) = self.former.get_mut(actor) {
+            former.pop_if(|last| last.generation == generation);
+        }
+    }
+
+    /// The former generations of an actor from that one on, in order: what has become of
+    /// the state of the first that did not simply leave it to the next says what going
+    /// back to it needs.
+    pub fn since(&self, actor: &ActorName, first: Generation) -> impl Iterator<Item = &Former> {
+        self.former(actor).iter().skip_while(move |former| former.generation != first)
     }
 
     /// What an actor would go back to, where it can: the last that passed before what runs.
@@ -192,6 +250,18 @@ impl Generations {
     pub fn judges(&self) -> BTreeSet<Digest> {
         let on_trial = self.groups.iter().flatten();
         on_trial.filter_map(|actor| Some(self.last(actor)?.digest)).collect()
+    }
+
+    /// The states on disk that going back may need.
+    #[must_use]
+    pub fn states(&self) -> BTreeSet<Digest> {
+        let states = self.former.values().flatten().filter_map(|former| match &former.left {
+            LeftBehind::Migrated(PutAside { state: PutAsideState::OnDisk(digest), .. }) => {
+                Some(*digest)
+            }
+            LeftBehind::Migrated(_) | LeftBehind::GoneOn | LeftBehind::Unsaid => None,
+        });
+        states.collect()
     }
 
     /// The modules of all that can be gone back to.
@@ -428,6 +498,32 @@ mod tests {
         assert_eq!(numbers(&generations), [1]);
         generations.forget(&a);
         assert!(generations.digests().is_empty());
+    }
+
+    #[test]
+    fn the_state_that_the_last_that_passed_has_left_is_the_first_that_was_migrated() {
+        let (mut generations, a) = (Generations::keeping(10), name("a"));
+        let aside = |since| PutAside {
+            state: PutAsideState::OnDisk(Digest::new([9; 32])),
+            since,
+            turns: 0,
+        };
+        let first = Generation::FIRST;
+        generations.replace(&a, &running(first, 1));
+        generations.begin(names("a"), &names(""));
+        generations.migrated(&a, aside(1));
+        // The second is on trial when the third comes, and the third migrates as well.
+        generations.replace(&a, &running(first.next(), 2));
+        generations.migrated(&a, aside(2));
+        generations.leave(&names("a"));
+        generations.replace(&a, &running(first.next().next(), 3));
+        let lefts = |from| {
+            let since = generations.since(&a, from);
+            since.map(|former| former.left.clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(lefts(first), [LeftBehind::Migrated(aside(1)), LeftBehind::GoneOn]);
+        assert_eq!(lefts(first.next().next()), [LeftBehind::GoneOn]);
+        assert_eq!(generations.states(), [Digest::new([9; 32])].into());
     }
 
     #[test]

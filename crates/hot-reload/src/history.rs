@@ -21,15 +21,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use reflowd_runtime::{ActorName, Digest, EnginePer, Generation};
+use reflowd_runtime::{ActorName, Digest, EnginePer, Epoch, Generation, State};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
 use crate::{
-    ActorSpec, Ban, Former, GenerationKeys, ModuleRef, RunningActor, Sealed, read_own_file, seal,
-    unseal,
+    ActorSpec, Ban, Former, GenerationKeys, LeftBehind, ModuleRef, PutAside, PutAsideState,
+    RunningActor, Sealed, read_own_file, seal, unseal,
 };
 
 /// The title of what the file holds, with the version of its form.
@@ -133,6 +133,29 @@ pub(crate) struct Recollection {
     pub(crate) generation: Generation,
     pub(crate) former: Vec<Former>,
     pub(crate) bans: Vec<Ban>,
+    /// The epoch of its state.
+    pub(crate) epoch: Epoch,
+    /// Who has left that state.
+    pub(crate) ran: Option<Ran>,
+}
+
+/// The module that an actor ran last, which has left its state.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub(crate) struct Ran {
+    digest: String,
+    /// The version that it gave itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) version: Option<String>,
+}
+
+impl Ran {
+    pub(crate) fn new(digest: &Digest, version: Option<String>) -> Self {
+        Self { digest: digest.to_string(), version }
+    }
+
+    pub(crate) fn digest(&self) -> Option<Digest> {
+        self.digest.parse().ok()
+    }
 }
 
 /// What is remembered of an actor that runs.
@@ -142,6 +165,10 @@ pub(crate) struct Remembered<'a> {
     pub(crate) judge: Option<&'a Former>,
     pub(crate) former: &'a [Former],
     pub(crate) bans: &'a [Ban],
+    /// The epoch of its state.
+    pub(crate) epoch: Epoch,
+    /// The version that its module gives itself.
+    pub(crate) version: Option<String>,
 }
 
 #[derive(Deserialize, Serialize)]
@@ -159,6 +186,11 @@ struct Stored {
     passed: StoredGeneration,
     former: Vec<StoredGeneration>,
     bans: Vec<StoredBan>,
+    /// Former versions of this program knew no other epoch than the first.
+    #[serde(default)]
+    epoch: Epoch,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ran: Option<Ran>,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -169,6 +201,23 @@ struct StoredGeneration {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     version: Option<String>,
     keys: StoredKeys,
+    /// Nothing where that is not known, or where the generation has left nothing yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    left: Option<StoredLeft>,
+}
+
+/// What has become of the state that a former generation has left.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum StoredLeft {
+    GoneOn,
+    Migrated {
+        /// The digest of the former state. Nothing where it was not to be written: it is
+        /// gone with the process, and what is left is an empty one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        state: Option<String>,
+        since: u64,
+    },
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -264,6 +313,8 @@ impl History {
             generation: Generation::numbered(stored.generation),
             former: stored.former.iter().filter_map(former).collect(),
             bans: stored.bans.iter().filter_map(ban).collect(),
+            epoch: stored.epoch,
+            ran: stored.ran.clone(),
         })
     }
 
@@ -284,6 +335,7 @@ impl History {
                 version: stored.version.clone(),
                 ..spec.clone()
             },
+            left: left_behind(stored.left.as_ref()),
         })
     }
 
@@ -326,8 +378,8 @@ impl History {
     }
 
     fn store(&self, actor: &Remembered<'_>) -> Option<Stored> {
-        let Remembered { running, judge, former, bans } = actor;
-        let generation = |number: Generation, digest: &Digest, spec: &ActorSpec| {
+        let Remembered { running, judge, former, bans, epoch, version } = actor;
+        let generation = |number: Generation, digest: &Digest, spec: &ActorSpec, left| {
             let module = match &spec.module {
                 ModuleRef::Stem { stem, .. } => StoredModule::Stem(stem.clone()),
                 ModuleRef::Path { path, .. } => StoredModule::Path(path.clone()),
@@ -340,13 +392,16 @@ impl History {
                 module,
                 version: spec.version.clone(),
                 keys: self.store_keys(&spec.keys),
+                left,
             })
         };
         let passed = match judge {
-            Some(judge) => generation(judge.generation, &judge.digest, &judge.spec),
-            None => generation(running.generation, &running.digest, &running.spec),
+            Some(judge) => generation(judge.generation, &judge.digest, &judge.spec, None),
+            None => generation(running.generation, &running.digest, &running.spec, None),
         };
-        let former = former.iter().filter_map(|f| generation(f.generation, &f.digest, &f.spec));
+        let former = former
+            .iter()
+            .filter_map(|f| generation(f.generation, &f.digest, &f.spec, store_left(&f.left)));
         let ban = |ban: &Ban| StoredBan {
             digest: ban.digest,
             keys: self.store_keys(&ban.keys),
@@ -358,7 +413,20 @@ impl History {
             passed: passed?,
             former: former.collect(),
             bans: bans.iter().map(ban).collect(),
+            epoch: *epoch,
+            ran: Some(Ran::new(&running.digest, version.clone())),
         })
+    }
+
+    /// The former states that those need of which something is known and that have not
+    /// run yet.
+    pub(crate) fn states(&self) -> BTreeSet<Digest> {
+        let former = self.actors.values().flat_map(|stored| &stored.former);
+        let states = former.filter_map(|former| match former.left.as_ref()? {
+            StoredLeft::GoneOn => None,
+            StoredLeft::Migrated { state, .. } => state.as_ref()?.parse().ok(),
+        });
+        states.collect()
     }
 
     fn store_keys(&self, keys: &GenerationKeys) -> StoredKeys {
@@ -377,6 +445,37 @@ impl History {
         let env = serde_json::to_vec(env).expect("a map of strings can be encoded");
         let hash = Sha256::new().chain_update(&self.key).chain_update(env).finalize();
         Digest::new(hash.into()).to_string()
+    }
+}
+
+fn left_behind(stored: Option<&StoredLeft>) -> LeftBehind {
+    match stored {
+        None => LeftBehind::Unsaid,
+        Some(StoredLeft::GoneOn) => LeftBehind::GoneOn,
+        Some(StoredLeft::Migrated { state, since }) => {
+            let state = match state {
+                // What is no digest is the name of no file either: it cannot be had again.
+                Some(digest) => {
+                    PutAsideState::OnDisk(digest.parse().unwrap_or(Digest::new([0; 32])))
+                }
+                None => PutAsideState::InMemory(State::default()),
+            };
+            LeftBehind::Migrated(PutAside { state, since: *since, turns: 0 })
+        }
+    }
+}
+
+fn store_left(left: &LeftBehind) -> Option<StoredLeft> {
+    match left {
+        LeftBehind::Unsaid => None,
+        LeftBehind::GoneOn => Some(StoredLeft::GoneOn),
+        LeftBehind::Migrated(PutAside { state, since, turns: _ }) => {
+            let state = match state {
+                PutAsideState::OnDisk(digest) => Some(digest.to_string()),
+                PutAsideState::InMemory(_) => None,
+            };
+            Some(StoredLeft::Migrated { state, since: *since })
+        }
     }
 }
 
@@ -511,8 +610,13 @@ mod tests {
         let data = TempDir::new().unwrap();
         let (mut history, trouble) = History::open(data.path());
         assert!(trouble.is_none());
-        let judge =
-            Former { generation: Generation::FIRST, digest: digest(1), spec: spec("s3cret") };
+        let aside = PutAside { state: PutAsideState::OnDisk(digest(7)), since: 1_000, turns: 12 };
+        let judge = Former {
+            generation: Generation::FIRST,
+            digest: digest(1),
+            spec: spec("s3cret"),
+            left: LeftBehind::Migrated(aside),
+        };
         let ban = Ban { digest: digest(2), keys: spec("s3cret").keys, why: "trapped".into() };
         let running = running();
         let remembered = Remembered {
@@ -520,6 +624,8 @@ mod tests {
             judge: Some(&judge),
             former: std::slice::from_ref(&judge),
             bans: std::slice::from_ref(&ban),
+            epoch: Epoch::numbered(2),
+            version: Some("1.2.3".into()),
         };
         let all = [(name("a"), remembered)].into();
         let writing = history.next(&all, |_| true, &BTreeSet::new()).unwrap();
@@ -541,6 +647,31 @@ mod tests {
         assert_eq!(known.generation.number(), 3);
         assert_eq!((known.former.len(), known.bans.len()), (1, 1));
         assert_eq!(known.bans[0].keys, spec("s3cret").keys);
+        assert_eq!(known.epoch, Epoch::numbered(2));
+        assert_eq!(known.ran, Some(Ran::new(&digest(3), Some("1.2.3".into()))));
+        // The turns were those of the process that has ended.
+        let aside = PutAside { state: PutAsideState::OnDisk(digest(7)), since: 1_000, turns: 0 };
+        assert_eq!(known.former[0].left, LeftBehind::Migrated(aside));
+        assert_eq!(history.states(), [digest(7)].into());
+    }
+
+    #[test]
+    fn what_a_former_version_has_written_says_nothing_of_states() {
+        let data = written();
+        let text = fs::read_to_string(data.path().join(NAME)).unwrap();
+        let mut copies = serde_json::Deserializer::from_str(&text).into_iter::<Value>();
+        let mut text = copies.next().unwrap().unwrap()[2].take();
+        text["version"] = BARE_VERSION.into();
+        let actor = text["actors"]["a"].as_object_mut().unwrap();
+        actor.remove("epoch");
+        actor.remove("ran");
+        actor["former"][0].as_object_mut().unwrap().remove("left");
+        fs::write(data.path().join(NAME), text.to_string()).unwrap();
+        let (history, trouble) = History::open(data.path());
+        assert!(trouble.is_none(), "{trouble:?}");
+        let known = history.recollect(&name("a"), &spec("s3cret")).unwrap();
+        assert_eq!((known.epoch, &known.ran), (Epoch::FIRST, &None));
+        assert_eq!(known.former[0].left, LeftBehind::Unsaid);
     }
 
     #[test]

@@ -68,13 +68,19 @@ mod negative;
 mod own_file;
 mod seal;
 mod kept;
+mod former_states;
+mod state_files;
 mod report;
 
 pub use absence::{Absence, GRACE, Missing};
 pub use blueprint::{Blueprint, Checked, ConfigFiles, Draft, Found, Misfit, Texts};
 pub use emptied::emptied;
 pub use flow::{ActorSpec, Flow, GenerationKeys, ModulePlace, ModuleRef, WaitSpec, WireSpec};
-pub use generations::{Ban, Bans, Former, Generations, Standing as TrialStanding, Verdict};
+pub use former_states::{FormerStates, OpenFormerStatesError, ReadFormerStateError};
+pub use generations::{
+    Ban, Bans, Former, Generations, LeftBehind, PutAside, PutAsideState, Standing as TrialStanding,
+    Verdict,
+};
 pub use history::{History, HistoryError, WriteHistoryError};
 pub use include::{Include, IncludeError};
 pub use kept::{Claims, KeepError, Kept, OpenKeptError, ReadKeptError};
@@ -85,12 +91,13 @@ pub use plan::{
     StopReason, Stopping, Swapping, Template, Wanted, builtin_digest,
 };
 pub use planner::plan;
-pub use reconciler::{Parts, Passes, Reconciler, ReloadError, Reloader, RollBackError, States};
+pub use reconciler::{Parts, Passes, Reconciler, ReloadError, Reloader, RollBackError};
 pub use report::{ActorView, ModuleFile, Refusal, ReloadOptions, Report, View};
 pub use running::{Running, RunningActor};
 pub use scan::{Depth, FetchError, Look, Moment, ScanOptions, Scanner};
 pub use seal::{BrokenSeal, Sealed, seal, unseal};
 pub use settle::{Pace, Settle, Wake};
 pub use snapshot::{Sight, Snapshot, Trouble};
+pub use state_files::StateFiles;
 pub use stranger::Stranger;
 pub use watch::{Demand, DiskWatcher, Eyes, Watching};

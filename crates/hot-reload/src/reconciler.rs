@@ -28,7 +28,7 @@ use std::{
 };
 
 use reflowd_loader::{Loader, ModuleUrl};
-use reflowd_runtime::{ActorName, Digest, State, System};
+use reflowd_runtime::{ActorName, Digest, Epoch, System};
 use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -36,6 +36,7 @@ use tracing::info;
 use self::{
     downloads::{Downloads, Fetching},
     library::{Library, TakeError, blocking},
+    migration::{Migrated, Resumed, Settled, StatesOnDisk},
     preparation::ChangeRefused,
     reloader::{Request, Shared},
     telling::{Telling, chain, touched},
@@ -43,9 +44,10 @@ use self::{
 };
 use crate::{
     BadModules, Bans, Blocked, Blueprint, ChangePlan, ConfigFiles, Depth, DiskWatcher, Eyes, Fault,
-    Flow, Generations, History, Kept, Look, Misfit, ModulePlace, Note, Pace, Plan, RefusedChanges,
-    ReloadOptions, Removals, Report, Retired, Running, RunningActor, ScanOptions, Sight, Snapshot,
-    Template, Trouble, Wanted, blueprint::Texts, emptied::emptied, history::Past, plan,
+    Flow, FormerStates, Generations, History, Kept, Look, Misfit, ModulePlace, Note, Pace, Plan,
+    RefusedChanges, ReloadOptions, Removals, Report, Retired, Running, RunningActor, ScanOptions,
+    Sight, Snapshot, StateFiles, Template, Trouble, Wanted, blueprint::Texts, emptied::emptied,
+    history::Past, plan,
 };
 
 pub use reloader::{Passes, ReloadError, Reloader};
@@ -90,12 +92,11 @@ pub struct Parts {
     pub eyes: Eyes,
     /// How long a removed actor may take to work off its mailbox.
     pub drain: Duration,
-    /// The state that an earlier process has written of an actor, if any.
-    pub state: Box<States>,
+    /// Where the states of actors are written.
+    pub states: Arc<dyn StateFiles>,
+    /// Where states from before migrations are kept.
+    pub former_states: FormerStates,
 }
-
-/// Knows what an earlier process has written of an actor's state.
-pub type States = dyn Fn(&ActorName) -> Option<State> + Send + Sync;
 
 /// Watches the disk and keeps what runs equal to it.
 pub struct Reconciler {
@@ -109,7 +110,13 @@ pub struct Reconciler {
     folder: PathBuf,
     autostart: Option<Template>,
     drain: Duration,
-    state: Box<States>,
+    states: StatesOnDisk,
+    /// The epochs that the states of actors which have not run yet are in.
+    epochs: BTreeMap<ActorName, Epoch>,
+    /// Actors that go on where an earlier process was, with more than one state.
+    resumed: BTreeMap<ActorName, Resumed>,
+    /// The states that are known to be needed on disk.
+    settled: Settled,
     watcher: DiskWatcher,
     look: Look,
     /// The configuration in force.
@@ -184,7 +191,10 @@ impl Reconciler {
             folder: parts.modules,
             autostart: parts.autostart,
             drain: parts.drain,
-            state: parts.state,
+            states: StatesOnDisk { files: parts.states, former: parts.former_states },
+            epochs: BTreeMap::new(),
+            resumed: BTreeMap::new(),
+            settled: Settled::default(),
             watcher,
             look,
             texts: Texts::new(),
@@ -221,6 +231,8 @@ impl Reconciler {
             }
             report = self.settled_pass(ReloadOptions::default(), Depth::Changed).await;
         }
+        self.give_up_resumed();
+        self.remember().await;
         report
     }
 
@@ -658,7 +670,11 @@ impl Reconciler {
         options: ReloadOptions,
     ) -> Result<(), ChangeRefused> {
         self.judge(change)?;
-        if options.dry_run { Ok(()) } else { self.make_change(change, snapshot).await }
+        if options.dry_run {
+            self.rehearse(change).await
+        } else {
+            self.make_change(change, snapshot).await
+        }
     }
 
     /// Prepares all of a change, then applies it.
@@ -668,14 +684,24 @@ impl Reconciler {
         snapshot: &Snapshot,
     ) -> Result<(), ChangeRefused> {
         let mut ready = self.prepare(change, snapshot).await?;
-        let halted = self.migrate_all(&mut ready).await?;
-        let trying = self.trying(change, ready.states.keys().next());
+        let trying = self.trying(change);
         ready.trialing = trying.trialing();
+        let Migrated { halted, aside } = self.migrate_all(&mut ready).await?;
         let changed = self.system.apply(ready).await;
         self.system.go_on(halted).await;
         self.begin_trials(change, trying).await;
         self.running.take(change, &changed.generations);
         self.recollected_run(change);
+        self.write_heirs(change).await;
+        let epochs_begin = !aside.is_empty();
+        for (actor, aside) in aside {
+            self.resumed.remove(&actor);
+            self.generations.migrated(&actor, aside);
+        }
+        if epochs_begin {
+            // The sooner it is written that they have begun, the less a crash takes back.
+            self.remember().await;
+        }
         Ok(())
     }
 

@@ -164,7 +164,7 @@ impl<'a> Rig<'a> {
                 let settings =
                     Settings { timeout: DEADLINE, max_hops: u32::MAX, ..Settings::default() };
                 let mut actor = guest::start(name, program, settings).await;
-                actor.state = Some(State::new(r#"{"turns":1}"#).expect("it is an object"));
+                actor.state = Some(State::new(r#"{"turns":1}"#).expect("it is an object").into());
                 start.push(actor);
             }
             let wires = quick_names.iter().map(|name| WireDef {

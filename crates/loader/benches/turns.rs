@@ -437,7 +437,7 @@ impl Flow {
             let settings =
                 Settings { mailbox: BATCH, mailbox_bytes: 1 << 30, ..Settings::default() };
             let mut actor = control.block_on(guest::start(actor(name), program, settings));
-            actor.state = Some(state());
+            actor.state = Some(state().into());
             start.push(actor);
         }
         let change = Change { start, wires: Some(vec![wire]), ..Change::default() };

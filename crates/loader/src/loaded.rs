@@ -137,6 +137,10 @@ impl Module for LoadedModule {
         self.loaded.version.as_deref()
     }
 
+    fn migrates_state(&self) -> bool {
+        self.binary().has_turn(migration::EXPORT)
+    }
+
     fn prepare(&self, spec: ProgramSpec) -> BoxFuture<'_, Result<Arc<dyn Program>, PrepareError>> {
         Box::pin(self.make(spec))
     }

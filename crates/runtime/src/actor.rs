@@ -30,10 +30,10 @@ pub(crate) use task::ActorTask;
 pub(crate) use task::NewState;
 
 use crate::{
-    ActorLog, ActorName, Bounds, Digest, Direction, Engine, EventKind, Events, FailureKind,
-    Journal, Mailbox, Message, Metadata, Meters, PortName, PortRef, Precondition, Program, Ran,
-    Ready, Routes, Secrets, Setback, Settings, Sighting, State, Tap, TapFilter, TooManyTaps,
-    TrialView, Trialing,
+    ActorLog, ActorName, Bounds, Digest, Direction, Engine, EpochState, EventKind, Events,
+    FailureKind, Journal, Mailbox, Message, Metadata, Meters, PortName, PortRef, Precondition,
+    Program, Ran, Ready, Routes, Secrets, Setback, Settings, Sighting, State, Tap, TapFilter,
+    TooManyTaps, TrialView, Trialing,
     dead_letter::Reason,
     envelope::{Origin, unix_millis},
     onlookers::Onlookers,
@@ -233,6 +233,19 @@ impl Actor {
         self.shared.state()
     }
 
+    /// The same, with the epoch that it belongs to.
+    #[must_use]
+    pub fn epoch_state(&self) -> EpochState {
+        self.shared.epoch_state()
+    }
+
+    /// The state that a rollback has to give back, where its trial has found that nothing
+    /// later will do.
+    #[must_use]
+    pub fn fallback(&self) -> Option<EpochState> {
+        self.shared.fallback.lock().clone()
+    }
+
     /// Milliseconds since the Unix epoch at which it started.
     #[must_use]
     pub fn started(&self) -> u64 {
@@ -338,7 +351,7 @@ impl Actor {
         ready: Ready,
         trialing: Trialing,
         drain: Duration,
-        state: Option<State>,
+        state: Option<EpochState>,
     ) -> oneshot::Receiver<Swapped> {
         let (done, receiver) = oneshot::channel();
         match (ready, &self.kind) {
@@ -423,7 +436,7 @@ pub(crate) struct Shared {
     pub(crate) max_hops: Arc<AtomicU32>,
     pub(crate) status: watch::Sender<Status>,
     /// A source has left it as it was.
-    pub(crate) state: Mutex<State>,
+    pub(crate) state: Mutex<EpochState>,
     /// How far a source has come, where it says so: its state then.
     pub(crate) progress: Mutex<Progress>,
     /// Since when it has been `failed` without a success in between, in milliseconds since the
@@ -431,6 +444,8 @@ pub(crate) struct Shared {
     pub(crate) down_since: Mutex<Option<u64>>,
     /// Whether what the actor has is being saved: no turn moves anything any more.
     pub(crate) sealed: Mutex<bool>,
+    /// The state that the generation that runs cannot be gone back from without.
+    pub(crate) fallback: Mutex<Option<EpochState>>,
     /// How the trial stands.
     pub(crate) trial: Mutex<Option<TrialView>>,
     /// Told when a trial has ended.
@@ -455,8 +470,17 @@ pub(crate) struct Identity {
 impl Shared {
     /// What the actor is to have again when it comes back.
     pub(crate) fn state(&self) -> State {
+        self.epoch_state().state
+    }
+
+    /// The same, with the epoch that it belongs to.
+    pub(crate) fn epoch_state(&self) -> EpochState {
         let progress = self.progress.lock().to_state();
-        progress.unwrap_or_else(|| self.state.lock().clone())
+        let held = self.state.lock().clone();
+        match progress {
+            Some(state) => EpochState { state, ..held },
+            None => held,
+        }
     }
 
     /// Tells that an operator has set the state.
@@ -693,8 +717,9 @@ pub(crate) struct Swap {
     /// What the module is called.
     pub(crate) module: String,
     pub(crate) trialing: Trialing,
-    /// The state that the program has made of the present one.
-    pub(crate) state: Option<State>,
+    /// The state that takes the place of the present one: what the program has made of
+    /// it, or what is given back.
+    pub(crate) state: Option<EpochState>,
     pub(crate) done: oneshot::Sender<Swapped>,
 }
 

@@ -67,7 +67,7 @@ pub enum EventKind {
         judge: u64,
         /// Whether the judge could process it.
         stands: bool,
-        /// The state that it was given: `present`, or `at-swap`.
+        /// The state that it was given: `present`, `before-migration` or `at-swap`.
         state: Cow<'static, str>,
         /// What the generation on trial failed with.
         failure: String,
@@ -82,6 +82,13 @@ pub enum EventKind {
         back: Vec<GoneBack>,
         /// Turns whose state is lost.
         lost_turns: u64,
+        why: String,
+    },
+    /// An actor has an earlier state again, because what has made a later one does not run.
+    StateGivenBack {
+        actor: ActorName,
+        /// Milliseconds since the Unix epoch at which that state was put aside.
+        since: u64,
         why: String,
     },
     /// What disk asks for is not run again as long as it asks for the same.
@@ -186,6 +193,7 @@ impl EventKind {
         "trial-passed",
         "opinion",
         "rolled-back",
+        "state-given-back",
         "banned",
         "no-trial",
         "restarted",
@@ -236,6 +244,7 @@ impl EventKind {
             Self::TrialPassed { .. } => "trial-passed",
             Self::Opinion { .. } => "opinion",
             Self::RolledBack { .. } => "rolled-back",
+            Self::StateGivenBack { .. } => "state-given-back",
             Self::Banned { .. } => "banned",
             Self::NoTrial { .. } => "no-trial",
             Self::Restarted { .. } => "restarted",
@@ -299,6 +308,7 @@ impl EventKind {
             | Self::Applied { actor }
             | Self::TrialPassed { actor, .. }
             | Self::Opinion { actor, .. }
+            | Self::StateGivenBack { actor, .. }
             | Self::Banned { actor, .. }
             | Self::Restarted { actor, .. }
             | Self::Failed { actor, .. }
@@ -338,6 +348,13 @@ pub struct GoneBack {
     pub former: u64,
     /// Whether what it has left is not run again by itself: it was another module, or had other keys.
     pub banned: bool,
+    /// Turns whose state it has lost by that.
+    #[serde(default)]
+    pub lost_turns: u64,
+    /// Where it was given an earlier state back: milliseconds since the Unix epoch at which
+    /// that one was put aside.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state_from: Option<u64>,
 }
 
 /// The history of events, and a way to follow it.

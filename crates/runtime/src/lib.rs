@@ -17,6 +17,7 @@ mod message;
 mod strict_json;
 mod name;
 mod module;
+mod epoch;
 mod settings;
 mod precondition;
 mod supervisor;
@@ -40,6 +41,7 @@ pub use dead_letter::{
     StoreError, Unwritten,
 };
 pub use envelope::{Envelope, MessageId, MessageIdError, unix_millis};
+pub use epoch::{Epoch, EpochState};
 pub use event::{Event, EventKind, Events, GoneBack};
 pub use journal::{Journal, LogLine};
 pub use log::ActorLog;

@@ -33,6 +33,11 @@ pub trait Module: Send + Sync {
     /// The semantic version that the module gives itself, where it does.
     fn version(&self) -> Option<&str>;
 
+    /// Whether its programs make another state of the one that the module before has left.
+    fn migrates_state(&self) -> bool {
+        false
+    }
+
     /// Makes the module ready for one actor: checks the actor's configuration
     /// against the module and does whatever is slow and needed only once.
     ///

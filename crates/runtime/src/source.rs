@@ -567,7 +567,7 @@ impl SourceTask {
             *place = progress;
             moved
         };
-        *self.shared.state.lock() = State::default();
+        self.shared.state.lock().state = State::default();
         drop(sealed);
         let set = self.shared.state_was_set(&before, &state, false);
         _ = done.send(Ok(set));

@@ -38,8 +38,8 @@ pub use replay::{Replayed, Stayed, Staying};
 pub use spawn::SpawnError;
 
 use crate::{
-    Actor, ActorName, ActorState, Budget, DeadLetters, EventKind, Events, Generation, Meters,
-    Secrets, SpanSink, State, Wire,
+    Actor, ActorName, ActorState, Budget, DeadLetters, EpochState, EventKind, Events, Generation,
+    Meters, Secrets, SpanSink, Wire,
     actor::{Command, Kind},
     onlookers::Gallery,
     system::past::Past,
@@ -212,7 +212,7 @@ impl System {
     /// What removed actors have left that persist their state, by name; nothing, where an
     /// actor that was renamed has taken it along.
     #[must_use]
-    pub fn left_states(&self) -> Vec<(ActorName, Option<State>)> {
+    pub fn left_states(&self) -> Vec<(ActorName, Option<EpochState>)> {
         self.0.past.lock().left()
     }
 

@@ -6,6 +6,10 @@
 //! the new generation has spoilt the state; if it cannot do it at all, the message is
 //! to blame. What is blamed on the new generation sends it back.
 //!
+//! A generation that has made its own state of the one before is judged with that one,
+//! which alone its judge understands. There is no way on from there with the present
+//! state, so the first message that the judge can do sends the generation back.
+//!
 //! Pure: it is told what happened and what time it is; the actor asks the judge and
 //! acts on the answer.
 
@@ -90,7 +94,7 @@ pub enum TrialOutcome {
 pub struct Fall {
     /// The failure that was too much.
     pub why: String,
-    /// Whether the state is to be what it was at the swap.
+    /// Whether the state is to be what it was at the swap, or before it was migrated.
     pub restore_state: bool,
     /// Turns whose state is lost with that.
     pub lost_turns: u64,
@@ -105,11 +109,15 @@ pub(crate) struct Trial {
     failures: u32,
     /// Turns that may have moved the state since it was put aside.
     moved: u64,
+    /// How many of these were before a generation made its own state, if one has.
+    migrated: Option<u64>,
     /// Whether a message that has failed is in hand.
     failing: bool,
     /// The question that is open: what failed, and whether it was a time-out.
     asked: Option<Asked>,
     fell: Option<Fall>,
+    /// The state without which it cannot go back.
+    needs: Option<AskedOf>,
 }
 
 #[derive(Debug)]
@@ -124,6 +132,8 @@ struct Asked {
 pub(crate) enum AskedOf {
     /// The one before the failed turn, which is the present one.
     PresentState,
+    /// The one of which a generation on trial has made its own.
+    BeforeMigration,
     /// The one at the swap.
     StateAtSwap,
 }
@@ -137,7 +147,7 @@ pub(crate) enum Opinion {
     FailsToo,
 }
 
-/// Whether the state has changed since the swap.
+/// Whether the state that was asked of last is another than the one at the swap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SinceSwap {
     Changed,
@@ -170,16 +180,24 @@ impl Trial {
             turns: 0,
             failures: 0,
             moved: 0,
+            migrated: None,
             failing: false,
             asked: None,
             fell: None,
+            needs: None,
         }
     }
 
     /// Another generation takes the place of the one on trial. The state that was put
     /// aside stays the one before both.
     pub(crate) fn replaced(&mut self, now: Instant) {
-        *self = Self { moved: self.moved, ..Self::new(now) };
+        *self = Self { moved: self.moved, migrated: self.migrated, ..Self::new(now) };
+    }
+
+    /// The generation on trial has made its own state. The one before is put aside, unless
+    /// an earlier one on trial has done so.
+    pub(crate) fn migrated(&mut self) {
+        self.migrated.get_or_insert(self.moved);
     }
 
     /// An operator set the state, and that is the one put aside from now on.
@@ -226,7 +244,10 @@ impl Trial {
             return Step::DeadLetter;
         }
         let timed_out = matches!(kind, FailureKind::Timeout(_));
-        let of = AskedOf::PresentState;
+        let of = match self.migrated {
+            Some(_) => AskedOf::BeforeMigration,
+            None => AskedOf::PresentState,
+        };
         self.asked = Some(Asked { failure: kind.to_string(), timed_out, of });
         Step::Ask(of)
     }
@@ -250,18 +271,25 @@ impl Trial {
                 self.fell = Some(Fall { why: asked.failure, restore_state: false, lost_turns: 0 });
                 Step::CommitAndFall
             }
-            (AskedOf::PresentState, Opinion::FailsToo) if state == SinceSwap::Changed => {
+            (AskedOf::PresentState | AskedOf::BeforeMigration, Opinion::FailsToo)
+                if state == SinceSwap::Changed =>
+            {
                 let of = AskedOf::StateAtSwap;
                 self.asked = Some(Asked { of, ..asked });
                 Step::Ask(of)
             }
-            (AskedOf::StateAtSwap, Opinion::Stands) => {
-                let lost_turns = self.moved;
+            (of @ (AskedOf::BeforeMigration | AskedOf::StateAtSwap), Opinion::Stands) => {
+                let before = match of {
+                    AskedOf::BeforeMigration => self.migrated.unwrap_or(0),
+                    AskedOf::PresentState | AskedOf::StateAtSwap => 0,
+                };
+                let lost_turns = self.moved - before;
                 self.failures += 1;
                 self.fell = Some(Fall { why: asked.failure, restore_state: true, lost_turns });
+                self.needs = Some(of);
                 Step::KeepAndFall
             }
-            (AskedOf::PresentState | AskedOf::StateAtSwap, Opinion::FailsToo) => Step::DeadLetter,
+            (_, Opinion::FailsToo) => Step::DeadLetter,
         }
     }
 
@@ -292,6 +320,12 @@ impl Trial {
 
     pub(crate) fn failures(&self) -> u32 {
         self.failures
+    }
+
+    /// The state that has to be given back with the former generation, where it is not to
+    /// have the present one.
+    pub(crate) fn needs(&self) -> Option<AskedOf> {
+        self.needs
     }
 
     /// Why the generation is to go back, if it is.
@@ -326,12 +360,14 @@ mod tests {
         /// A turn succeeds so many seconds after the swap.
         SucceedsAt(u64),
         Replaced,
+        Migrated,
     }
 
     use Happens::*;
 
     const PRESENT: Step = Step::Ask(AskedOf::PresentState);
     const AT_SWAP: Step = Step::Ask(AskedOf::StateAtSwap);
+    const BEFORE: Step = Step::Ask(AskedOf::BeforeMigration);
 
     fn trap() -> Happens {
         Fails(FailureKind::Trap("x".into()))
@@ -368,6 +404,10 @@ mod tests {
                 SucceedsAt(n) => trial.succeeded(&rules, second(n)),
                 Replaced => {
                     trial.replaced(began);
+                    Step::GoOn
+                }
+                Migrated => {
+                    trial.migrated();
                     Step::GoOn
                 }
             };
@@ -435,6 +475,60 @@ mod tests {
         ];
         let fall = Fall { why: "trapped: x".into(), restore_state: true, lost_turns: 5 };
         assert_eq!(check(RULES, cases).fell(), Some(&fall));
+    }
+
+    #[test]
+    fn who_has_migrated_the_state_goes_back_at_the_first_message_that_the_judge_can_do() {
+        let cases = vec![
+            (Migrated, Step::GoOn),
+            (Succeeds(7), Step::GoOn),
+            (trap(), BEFORE),
+            (Stands, Step::KeepAndFall),
+        ];
+        let fall = Fall { why: "trapped: x".into(), restore_state: true, lost_turns: 7 };
+        let trial = check(RULES, cases);
+        assert_eq!((trial.fell(), trial.needs()), (Some(&fall), Some(AskedOf::BeforeMigration)));
+    }
+
+    #[test]
+    fn what_the_judge_cannot_do_before_the_migration_either_is_a_dead_letter() {
+        let cases = vec![
+            (Migrated, Step::GoOn),
+            (Succeeds(7), Step::GoOn),
+            (trap(), BEFORE),
+            (FailsTooOnSameState, Step::DeadLetter),
+            (Succeeds(992), Step::GoOn),
+            (Succeeds(1), Step::Passed),
+        ];
+        assert_eq!(check(RULES, cases).failures(), 0);
+    }
+
+    #[test]
+    fn a_state_that_was_broken_before_it_was_migrated_costs_the_turns_of_both() {
+        let cases = vec![
+            (Succeeds(3), Step::GoOn),
+            (Replaced, Step::GoOn),
+            (Migrated, Step::GoOn),
+            (Succeeds(4), Step::GoOn),
+            // What comes after it migrates what is no more the judge's.
+            (Replaced, Step::GoOn),
+            (Migrated, Step::GoOn),
+            (trap(), BEFORE),
+            (FailsToo, AT_SWAP),
+            (Stands, Step::KeepAndFall),
+        ];
+        let trial = check(RULES, cases);
+        assert_eq!(trial.fell().map(|fall| fall.lost_turns), Some(7));
+        assert_eq!(trial.needs(), Some(AskedOf::StateAtSwap));
+        let only_migrated = vec![
+            (Succeeds(3), Step::GoOn),
+            (Replaced, Step::GoOn),
+            (Migrated, Step::GoOn),
+            (Succeeds(4), Step::GoOn),
+            (trap(), BEFORE),
+            (Stands, Step::KeepAndFall),
+        ];
+        assert_eq!(check(RULES, only_migrated).fell().map(|fall| fall.lost_turns), Some(4));
     }
 
     #[test]

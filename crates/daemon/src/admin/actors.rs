@@ -243,6 +243,9 @@ pub(super) async fn roll_back(
                     (StatusCode::CONFLICT, "nothing-before")
                 }
                 RollBackError::Unfit { .. } => (StatusCode::CONFLICT, "unfit"),
+                RollBackError::StateLost { .. } | RollBackError::StateUnknown { .. } => {
+                    (StatusCode::CONFLICT, "state-lost")
+                }
             };
             Err(Problem::new(status, kind, "not rolled back", error.to_string()))
         }

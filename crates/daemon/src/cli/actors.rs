@@ -1,6 +1,6 @@
 //! `reflowd ps`, `pause`, `resume`, `retry` and `rollback`.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use clap::Args;
 use clap_complete::ArgValueCandidates;
@@ -140,15 +140,19 @@ struct GoneBack {
     digest: String,
     former: u64,
     banned: bool,
+    #[serde(default)]
+    lost_turns: u64,
+    #[serde(default)]
+    state_from: Option<u64>,
 }
 
 impl GoneBack {
     /// What has happened, for people. Generations may run the same module with other keys.
     fn text(&self) -> String {
         let short = |digest: &str| digest.chars().take(DIGEST_SHOWN).collect::<String>();
-        let Self { actor, left, left_digest, generation, digest, former, banned } = self;
+        let Self { actor, left, left_digest, generation, digest, former, .. } = self;
         let (digest, left_digest) = (short(digest), short(left_digest));
-        match (digest == left_digest, banned) {
+        let text = match (digest == left_digest, self.banned) {
             (false, _) => format!(
                 "~ {actor}: generation {generation} runs {digest} again, as generation {former} did; generation {left}, {left_digest}, is banned"
             ),
@@ -158,7 +162,11 @@ impl GoneBack {
             (true, false) => format!(
                 "~ {actor}: generation {generation} runs {digest} as generation {former} did; generation {left} was the same, and is not banned"
             ),
-        }
+        };
+        let Some(millis) = self.state_from else { return text };
+        let time = SystemTime::UNIX_EPOCH + Duration::from_millis(millis);
+        let (time, lost) = (humantime::format_rfc3339_seconds(time), self.lost_turns);
+        format!("{text}; its state is that of {time}, and {lost} turns since are lost")
     }
 }
 
@@ -327,6 +335,8 @@ mod tests {
             digest: "0123456789abcdef".into(),
             former: 1,
             banned,
+            lost_turns: 0,
+            state_from: None,
         };
         let same = back("0123456789abcdef", true).text();
         assert!(
@@ -336,6 +346,9 @@ mod tests {
         let other = back("fedcba9876543210", true).text();
         assert!(other.contains("generation 2, fedcba987654, is banned"), "{other}");
         assert!(back("0123456789abcdef", false).text().ends_with("is not banned"));
+        let given = GoneBack { lost_turns: 7, state_from: Some(86_400_000), ..back("ff", true) };
+        let told = "; its state is that of 1970-01-02T00:00:00Z, and 7 turns since are lost";
+        assert!(given.text().ends_with(told), "{}", given.text());
     }
 
     #[test]

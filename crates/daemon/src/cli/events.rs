@@ -84,6 +84,7 @@ fn text(event: &Map<String, Value>) -> String {
         | "folder-unknown"
         | "opinion"
         | "banned"
+        | "state-given-back"
         | "no-trial"
         | "dead-letter"
         | "dead-letters-in-memory" => Style::Odd,

@@ -18,8 +18,9 @@ fn remains() -> BTreeMap<ActorName, Remains> {
         judged: true,
         ..Envelope::entering(port, message, None)
     };
-    let a =
-        Remains { state: Some(State::new("{ \"n\": 1.50 }").unwrap()), messages: vec![one, two] };
+    let state = State::new("{ \"n\": 1.50 }").unwrap();
+    let state = Some(EpochState::found(state, Epoch::numbered(3)));
+    let a = Remains { state, messages: vec![one, two] };
     [("a".parse().unwrap(), a), ("idle".parse().unwrap(), Remains::default())].into()
 }
 

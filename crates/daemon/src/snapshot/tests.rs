@@ -87,7 +87,7 @@ impl Rig {
         let module = "keeper".into();
         let ready = Ready::Engine { program, engine, version: None, log, module };
         let was = was.map(|was| was.parse().unwrap());
-        let start = Start { name, ready, settings, state, was };
+        let start = Start { name, ready, settings, state: state.map(EpochState::from), was };
         self.system.apply(Change { start: vec![start], ..Change::default() }).await;
     }
 
@@ -112,8 +112,8 @@ impl Rig {
     /// What another daemon on the same folder would start the actor with.
     fn reloaded(&self, actor: &str) -> Option<String> {
         let another = Snapshots::open(self.folder.path(), Arc::clone(self.system.events()));
-        let state = another.load(&actor.parse().unwrap());
-        state.map(|state| String::from_utf8(state.text().to_vec()).unwrap())
+        let state = another.load(&actor.parse().unwrap(), None);
+        state.map(|found| String::from_utf8(found.state.text().to_vec()).unwrap())
     }
 }
 
@@ -131,6 +131,29 @@ async fn a_state_is_written_when_it_has_changed() {
     rig.set("a", r#"{"n":2}"#).await;
     assert_eq!(rig.round(), (1, 0));
     assert_eq!(rig.reloaded("a").as_deref(), Some(r#"{"n":2}"#));
+}
+
+#[tokio::test]
+async fn each_epoch_has_a_file_of_its_own_until_it_is_settled_which_counts() {
+    let rig = Rig::new();
+    let a: ActorName = "a".parse().unwrap();
+    rig.start("a", Persistence::Snapshot, None).await;
+    rig.set("a", r#"{"n":1}"#).await;
+    assert_eq!(rig.round(), (1, 0));
+    let next = EpochState::found(State::new(r#"{"m":1}"#).unwrap(), Epoch::numbered(12));
+    rig.snapshots.begin(&a, &next).unwrap();
+    // Until then the actor goes on in the epoch that it is in.
+    rig.set("a", r#"{"n":2}"#).await;
+    assert_eq!(rig.round(), (1, 0));
+    let again = Snapshots::open(rig.folder.path(), Arc::clone(rig.system.events()));
+    let found = |epoch| again.load(&a, epoch).unwrap();
+    assert_eq!(found(Some(Epoch::FIRST)).state.text(), r#"{"n":2}"#);
+    assert_eq!(found(Some(Epoch::numbered(12))), next);
+    assert_eq!(found(None), next);
+    assert_eq!(again.load(&a, Some(Epoch::numbered(2))), None);
+    again.settle(&a, Epoch::FIRST);
+    assert_eq!(found(None).epoch, Epoch::FIRST);
+    assert!(!rig.folder.path().join("a@12.json").exists());
 }
 
 #[tokio::test]
@@ -173,8 +196,8 @@ async fn a_state_that_an_heir_has_is_under_one_name() {
 async fn a_state_without_a_checksum_is_read_once_and_written_anew() {
     let rig = Rig::new();
     fs::write(rig.file("a"), r#"{"n":1}"#).unwrap();
-    let state = rig.snapshots.load(&"a".parse().unwrap());
-    rig.start("a", Persistence::Snapshot, state).await;
+    let state = rig.snapshots.load(&"a".parse().unwrap(), None).unwrap();
+    rig.start("a", Persistence::Snapshot, Some(state.state)).await;
     assert_eq!(rig.round(), (1, 0));
     assert_eq!(rig.round(), (0, 0));
     assert_eq!(unseal(&fs::read(rig.file("a")).unwrap()).unwrap().content, br#"{"n":1}"#);
@@ -204,8 +227,8 @@ async fn a_state_that_was_read_is_not_written_again() {
     let mut sealed = Vec::new();
     seal(TITLE, br#"{"n":1}"#, &mut sealed).unwrap();
     fs::write(rig.file("a"), sealed).unwrap();
-    let state = rig.snapshots.load(&"a".parse().unwrap());
-    rig.start("a", Persistence::Snapshot, state).await;
+    let state = rig.snapshots.load(&"a".parse().unwrap(), None).unwrap();
+    rig.start("a", Persistence::Snapshot, Some(state.state)).await;
     assert_eq!(rig.system.actor("a").unwrap().state().text(), r#"{"n":1}"#);
     assert_eq!(rig.round(), (0, 0));
 }
@@ -264,13 +287,15 @@ async fn the_state_of_an_actor_that_is_gone_is_kept_for_a_week() {
     gone("recent", 6);
     gone("old", 8);
     let live = BTreeSet::from(["live".parse().unwrap()]);
-    rig.snapshots.sweep(&live, now);
+    let nobody = BTreeSet::new();
+    let sweep = |live, now| rig.snapshots.sweep(&mut rig.snapshots.past.lock(), live, now);
+    sweep(&live, now);
     assert!(rig.file("live").exists() && rig.file("recent").exists());
     assert!(!rig.file("old").exists());
     // The live one has just left.
-    rig.snapshots.sweep(&BTreeSet::new(), now + day);
+    sweep(&nobody, now + day);
     assert!(rig.file("live").exists());
-    rig.snapshots.sweep(&BTreeSet::new(), now + day * 8);
+    sweep(&nobody, now + day * 8);
     assert!(!rig.file("live").exists());
 }
 

@@ -65,6 +65,22 @@ impl Reconciler {
         ChangeRefused { why: told.join("\n"), ..refused }
     }
 
+    /// Makes all of a change ready, to see whether it can be made, and drops it. Connectors
+    /// are left out, since making one may touch what it is about.
+    pub(super) async fn rehearse(&self, change: &ChangePlan) -> Result<(), ChangeRefused> {
+        let guests = |module: &ModuleRef| !matches!(module, ModuleRef::Builtin { .. });
+        for start in change.start.iter().filter(|start| guests(&start.spec.module)) {
+            self.make(&start.actor, &start.spec, start.digest).await?;
+        }
+        let mut ready = Change::default();
+        for swap in change.swap.iter().filter(|swap| guests(&swap.spec.module)) {
+            let program = self.make(&swap.actor, &swap.spec, swap.digest).await?;
+            ready.swap.push((swap.actor.clone(), program));
+        }
+        self.try_all(self.migrations(&ready)).await?;
+        change.adjust.iter().try_for_each(|adjust| self.check_version(adjust))
+    }
+
     /// Makes all of a change ready.
     pub(super) async fn prepare(
         &mut self,
@@ -79,7 +95,7 @@ impl Reconciler {
                 name: start.actor.clone(),
                 ready: program,
                 settings: start.spec.settings.clone(),
-                state: (self.state)(&start.actor),
+                state: self.first_state(&start.actor),
                 was: start.was.clone(),
             });
         }

@@ -12,10 +12,11 @@ use tracing::{info, warn};
 use super::{
     Reconciler,
     library::blocking,
+    migration::StateLeft,
     telling::{Telling, chain},
 };
 use crate::{
-    ActorSpec, ChangePlan, Flow, ModuleRef, Snapshot, Starting, WireSpec,
+    ActorSpec, ChangePlan, Flow, LeftBehind, ModuleRef, Snapshot, Starting, WireSpec,
     history::{Recollection, Remembered},
 };
 
@@ -41,7 +42,22 @@ impl Reconciler {
     }
 
     fn take_up(&mut self, name: ActorName, spec: &ActorSpec, known: Recollection) {
-        let Recollection { last, generation, former, bans } = known;
+        let Recollection { last, generation, former, bans, epoch, ran } = known;
+        let judge = last
+            .as_ref()
+            .and_then(|last| former.last().filter(|former| former.generation == last.generation));
+        let aside = match judge.map(|judge| &judge.left) {
+            Some(LeftBehind::Migrated(aside)) => Some(aside.clone()),
+            Some(LeftBehind::GoneOn | LeftBehind::Unsaid) | None => None,
+        };
+        let mut last = last;
+        if !self.take_up_state(&name, StateLeft { epoch, ran, aside }) {
+            let why = "the state from before its trial cannot be had, which what ran before needs";
+            warn!(actor = %name, %why, "actor starts as what is on disk");
+            let (actors, why) = (vec![name.clone()], why.into());
+            self.system.events().record(EventKind::NoTrial { actors, why });
+            last = None;
+        }
         // What runs on is no other generation.
         let same = last.as_ref().is_some_and(|last| last.generation == generation);
         let before = if same { generation.number().saturating_sub(1) } else { generation.number() };
@@ -77,7 +93,10 @@ impl Reconciler {
     /// A change is made: whoever it has started has no other past any more.
     pub(super) fn recollected_run(&mut self, change: &ChangePlan) {
         for start in &change.start {
+            self.epochs.remove(&start.actor);
             if let Some(last) = self.recollected.remove(&start.actor) {
+                // It runs, and is not what could be gone back to as well.
+                self.generations.unfold(&start.actor, last.generation);
                 let (actor, digest) = (&start.actor, last.digest.short());
                 info!(%actor, %digest, "actor runs on as before the restart");
                 self.again = true;
@@ -112,6 +131,8 @@ impl Reconciler {
         let mut actors = Vec::new();
         for start in &change.start {
             if let Some(last) = self.recollected.remove(&start.actor) {
+                // What disk asks for goes on with the state that is there.
+                self.resumed.remove(&start.actor);
                 self.system.follow_on(start.actor.clone(), last.generation);
                 actors.push(start.actor.clone());
             }
@@ -131,13 +152,19 @@ impl Reconciler {
         if !self.configured {
             return;
         }
-        let running = self.running.actors.iter().filter(|(_, actor)| !actor.draining);
+        // Of those that have resumed, what is written still holds.
+        let resumed = |name: &ActorName| self.resumed.contains_key(name);
+        let running = self.running.actors.iter();
+        let running = running.filter(|(name, actor)| !actor.draining && !resumed(name));
         let remembered = running.map(|(name, running)| {
+            let actor = self.system.actor(name.as_str());
             let remembered = Remembered {
                 running,
                 judge: self.generations.judge(name),
                 former: self.generations.former(name),
                 bans: self.memory.bans.of(name),
+                epoch: actor.as_ref().map(|actor| actor.epoch_state().epoch).unwrap_or_default(),
+                version: actor.and_then(|actor| actor.status().version),
             };
             (name.clone(), remembered)
         });
@@ -145,7 +172,9 @@ impl Reconciler {
         let (flow, autostart) = (&self.memory.flow, self.autostart.is_some());
         let asked = |name: &ActorName| flow.actors.contains_key(name) || autostart;
         let suspects = self.memory.bans.suspects();
-        let Some(writing) = self.history.next(&remembered, asked, suspects) else { return };
+        let Some(writing) = self.history.next(&remembered, asked, suspects) else {
+            return self.settle_states().await;
+        };
         let (writing, written) = blocking(move || {
             let written = writing.write();
             (writing, written)
@@ -155,6 +184,7 @@ impl Reconciler {
             Ok(()) => {
                 self.unwritten = None;
                 self.history.wrote(writing);
+                self.settle_states().await;
             }
             Err(error) => {
                 let why = chain(&error);

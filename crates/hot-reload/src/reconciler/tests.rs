@@ -3,7 +3,7 @@
 use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
 use reflowd_loader::Limits;
-use reflowd_runtime::{Event, EventKind, Metadata, Ready, Settings};
+use reflowd_runtime::{EpochState, Event, EventKind, Metadata, Ready, Settings};
 use tempfile::TempDir;
 use tokio::runtime::Handle;
 
@@ -77,6 +77,21 @@ impl Draft for LinesDraft {
     fn adopted(&self) {}
 }
 
+/// Nothing is written of states, and nothing is found.
+struct NoStates;
+
+impl StateFiles for NoStates {
+    fn found(&self, _: &ActorName, _: Option<Epoch>) -> Option<EpochState> {
+        None
+    }
+
+    fn begin(&self, _: &ActorName, _: &EpochState) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn settle(&self, _: &ActorName, _: Epoch) {}
+}
+
 struct Rig {
     root: TempDir,
     system: System,
@@ -119,7 +134,8 @@ impl Rig {
             pace: Pace { quiet: QUIET, rescan: Duration::from_secs(3600) },
             eyes: Eyes::Blind,
             drain: Duration::from_secs(1),
-            state: Box::new(|_| None),
+            states: Arc::new(NoStates),
+            former_states: FormerStates::open(&root.path().join("data")).unwrap(),
         });
         let mut rig = Self { root, system, reconciler, reloader };
         let report = rig.reconciler.begin().await;

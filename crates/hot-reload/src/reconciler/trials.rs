@@ -19,7 +19,7 @@ use super::{
     telling::{chain, touched},
 };
 use crate::{
-    ActorSpec, Ban, ChangePlan, Former, ModuleRef, Running, Swapping,
+    ActorSpec, Ban, ChangePlan, Former, LeftBehind, ModuleRef, Running, Swapping,
     generations::{Standing, Verdict},
 };
 
@@ -59,6 +59,27 @@ pub enum RollBackError {
     Unfit {
         /// Why, with the actor that it is about.
         why: String,
+    },
+    /// The state that belongs to it is gone.
+    #[error(
+        "cannot go back: the state that `{actor}` had before it was migrated cannot be had: {why}; to run the former module on the present state, put its file back instead"
+    )]
+    StateLost {
+        /// The actor.
+        actor: ActorName,
+        /// Why, with the file.
+        why: String,
+    },
+    /// Nobody knows whether it would understand the present state.
+    #[error(
+        "cannot go back: module {} exports `migrate_state` and has run since, and an earlier version of reflowd kept no state of `{actor}` from before it; to run the former module on the present state, put its file back instead",
+        by.short()
+    )]
+    StateUnknown {
+        /// The actor.
+        actor: ActorName,
+        /// The module that may have migrated its state.
+        by: Digest,
     },
     /// Something has changed that was to be as it was.
     #[error("it has changed meanwhile; look at it again")]
@@ -108,9 +129,7 @@ struct Way {
 
 impl Reconciler {
     /// What a change that is about to be made means for trials.
-    ///
-    /// Whoever has made another state of the one before has nobody to judge it.
-    pub(super) fn trying(&self, change: &ChangePlan, migrated: Option<&ActorName>) -> Trying {
+    pub(super) fn trying(&self, change: &ChangePlan) -> Trying {
         let touched = touched(change);
         let mut group = self.generations.with(&touched);
         group.extend(change.swap.iter().map(|swap| swap.actor.clone()));
@@ -119,10 +138,6 @@ impl Reconciler {
         }
         let stops = |actor: &ActorName| change.stop.iter().any(|stop| stop.actor == *actor);
         group.retain(|actor| !stops(actor));
-        if let Some(actor) = migrated {
-            let why = format!("what ran before does not know the state that `{actor}` has made");
-            return Trying::NoJudge { over: group, why };
-        }
         let on_trial = self.generations.with(&group);
         let judges = group.iter().filter_map(|actor| {
             if on_trial.contains(actor) {
@@ -130,7 +145,8 @@ impl Reconciler {
             }
             let running = self.running.actors.get(actor)?;
             let (generation, digest) = (running.generation, running.digest);
-            Some((actor.clone(), Former { generation, digest, spec: running.spec.clone() }))
+            let (spec, left) = (running.spec.clone(), LeftBehind::GoneOn);
+            Some((actor.clone(), Former { generation, digest, spec, left }))
         });
         let mut after = self.running.clone();
         after.take(change, &BTreeMap::new());
@@ -161,9 +177,13 @@ impl Reconciler {
             // Disk asks for something else than what is banned.
             self.memory.bans.lift(actor);
         }
+        let touches = touched(change);
+        let tried = change.swap.iter().any(|swap| swap.spec.settings.trial.is_some());
         match trying {
             Trying::Nobody => {}
-            Trying::OnTrial => self.generations.begin(swapped, &touched(change)),
+            // Who has no trial has passed at once, and is no judge's business after a crash.
+            Trying::OnTrial if !tried && self.generations.with(&touches).is_empty() => {}
+            Trying::OnTrial => self.generations.begin(swapped, &touches),
             Trying::NoJudge { over, why } => {
                 self.generations.leave(&over);
                 for actor in over.difference(&swapped) {
@@ -294,6 +314,12 @@ impl Reconciler {
         let fits = self.fits(&change, &self.running);
         fits.map_err(|refused| RollBackError::Unfit { why: refused.why })?;
 
+        let mut given = Vec::new();
+        for (actor, former) in &back {
+            given.extend(self.given_back(actor, former.generation).await?);
+        }
+        let since: BTreeMap<_, _> =
+            given.iter().map(|given| (given.actor().clone(), given.since())).collect();
         let mut ready =
             Change { drain: self.drain, trialing: Trialing::GoingBack, ..Change::default() };
         for Swapping { actor, spec, digest, .. } in &change.swap {
@@ -301,7 +327,17 @@ impl Reconciler {
             let made = made.map_err(|refused| RollBackError::Unfit { why: refused.why })?;
             ready.swap.push((actor.clone(), made));
         }
+        // What is lost is known, and written, before they take another turn.
+        let halted = self.system.halt(since.keys()).await;
+        match self.write_back(given).await {
+            Ok(states) => ready.states = states,
+            Err(error) => {
+                self.system.go_on(halted).await;
+                return Err(error);
+            }
+        }
         let changed = self.system.apply(ready).await;
+        self.system.go_on(halted).await;
         let lost_turns = changed.lost_turns.values().sum::<u64>();
 
         let left = change.swap.iter().filter_map(|swap| {
@@ -328,6 +364,8 @@ impl Reconciler {
                 digest: now.digest,
                 former: former.map_or(0, |(_, former)| former.generation.number()),
                 banned,
+                lost_turns: changed.lost_turns.get(&actor).copied().unwrap_or(0),
+                state_from: since.get(&actor).copied(),
             });
             if banned {
                 let (generation, digest) = (left.generation.number(), left.digest);

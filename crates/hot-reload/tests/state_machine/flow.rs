@@ -11,13 +11,13 @@ use std::{
 
 use proptest::{prop_assert, prop_assert_eq, test_runner::TestCaseError};
 use reflowd_hot_reload::{
-    ActorSpec, Ban, Bans, Former, GenerationKeys, Generations, ModuleRef, RunningActor,
-    TrialStanding as Standing, Verdict,
+    ActorSpec, Ban, Bans, Former, GenerationKeys, Generations, LeftBehind, ModuleRef, PutAside,
+    PutAsideState, RunningActor, TrialStanding as Standing, Verdict,
 };
 use reflowd_runtime::{
-    ActorLog, ActorName, Change, Digest, Message, Overflow, PortRef, Program, Ready, Remains,
-    SendError, Settings, Start, State, System, TrialOutcome, TrialRules, Trialing, Trigger, Type,
-    WireDef,
+    ActorLog, ActorName, Change, Digest, EpochState, LeftState, Message, MigrateError, Overflow,
+    PortRef, Program, Ready, Remains, SendError, Settings, Start, State, System, TrialOutcome,
+    TrialRules, Trialing, Trigger, Type, WireDef,
 };
 use serde_json::{Value, json};
 use tokio::{
@@ -26,9 +26,9 @@ use tokio::{
 };
 
 use crate::{
-    step::{Kind, Step},
+    step::{Kind, Step, Wanted},
     totals::{Counted, Totals},
-    version::{Outside, Role, Version, identity},
+    version::{Outside, Role, Version, form_of, identity, is_sound, turns_in},
 };
 
 /// Senders of the two halves of a join.
@@ -37,6 +37,21 @@ const RIGHT: u64 = 11;
 
 /// How long a removed actor may take to work off what it has.
 const DRAIN: Duration = Duration::from_secs(5);
+
+/// What an actor is to run.
+struct Target {
+    name: ActorName,
+    digest: Digest,
+    spec: ActorSpec,
+}
+
+/// How a process ends.
+enum Ending {
+    /// It has so long to drain, and saves what is left.
+    Stop(Duration),
+    /// It is killed.
+    Crash,
+}
 
 pub(crate) struct Flow {
     outside: Arc<Outside>,
@@ -53,8 +68,16 @@ pub(crate) struct Flow {
     accepted: BTreeSet<(u64, u64)>,
     /// What became a dead letter, those of earlier processes included.
     dead: Vec<Value>,
-    /// Successful turns whose state a rollback has taken back.
+    /// What was queued when a process was killed.
+    crashed: Vec<Value>,
+    /// How many pairs of halves there were among that.
+    crashed_pairs: u64,
+    /// The states on disk.
+    disk: BTreeMap<ActorName, EpochState>,
+    /// Successful turns whose state a rollback or a crash has taken back.
     lost_turns: BTreeMap<Role, u64>,
+    /// Processes before this one.
+    restarts: u64,
     totals: Totals,
 }
 
@@ -72,7 +95,11 @@ impl Flow {
             next: BTreeMap::new(),
             accepted: BTreeSet::new(),
             dead: Vec::new(),
+            crashed: Vec::new(),
+            crashed_pairs: 0,
+            disk: BTreeMap::new(),
             lost_turns: BTreeMap::new(),
+            restarts: 0,
             totals: Totals::default(),
         };
         for role in Role::SWAPPED.into_iter().chain([Role::Left, Role::Right, Role::Sink]) {
@@ -83,7 +110,7 @@ impl Flow {
     }
 
     /// Starts every actor, with the version that has passed last.
-    async fn start_all(&mut self, mut states: BTreeMap<ActorName, State>) {
+    async fn start_all(&mut self, mut states: BTreeMap<ActorName, EpochState>) {
         let mut change = Change::default();
         for (role, name) in self.names.clone() {
             let spec = self.running.get(&name).map_or_else(|| spec_of(role), |r| r.spec.clone());
@@ -112,7 +139,8 @@ impl Flow {
             Step::Send { sender, kind, count } => self.send(*sender, *kind, *count),
             Step::SendHalf { left, count } => self.send_half(*left, *count),
             Step::Swap { to, on_trial } => self.swap(to, *on_trial).await,
-            Step::RollBack(role) => self.roll_back(*role).await,
+            Step::Edit { role, memory } => self.edit(*role, *memory).await,
+            Step::RollBack { role, further } => self.roll_back(*role, *further).await,
             Step::Rename(role) => self.rename(*role).await,
             Step::Settings { role, mailbox, retries } => {
                 let name = self.names[role].clone();
@@ -134,7 +162,11 @@ impl Flow {
             Step::Retry(role) => {
                 self.system.actor(self.names[role].as_str()).unwrap().retry().await;
             }
-            Step::Restart { drain } => self.restart(Duration::from_millis(*drain)).await,
+            Step::Restart { drain } => {
+                self.restart(Ending::Stop(Duration::from_millis(*drain))).await;
+            }
+            Step::Round => self.round(),
+            Step::Crash => self.restart(Ending::Crash).await,
             Step::Wait(millis) => time::sleep(Duration::from_millis(*millis)).await,
             Step::Yield(times) => {
                 for _ in 0..*times {
@@ -181,31 +213,60 @@ impl Flow {
         }
     }
 
-    async fn swap(&mut self, to: &[(Role, u8)], on_trial: bool) {
+    async fn swap(&mut self, to: &[(Role, Wanted)], on_trial: bool) {
+        let mut targets = Vec::new();
+        for &(role, Wanted { behaviour, form }) in to {
+            let name = self.names[&role].clone();
+            let running = self.running[&name].clone();
+            let form = form.max(Version::of(role, running.digest, &self.outside).form());
+            let digest = Version::behaving(role, behaviour, form, &self.outside).digest();
+            if running.digest != digest {
+                targets.push(Target { name, digest, spec: running.spec });
+            }
+        }
+        self.exchange(targets, on_trial).await;
+    }
+
+    async fn edit(&mut self, role: Role, memory: u64) {
+        let name = self.names[&role].clone();
+        let RunningActor { mut spec, digest, .. } = self.running[&name].clone();
+        if spec.keys.memory != memory {
+            spec.keys.memory = memory;
+            self.totals.count(Counted::Edits, 1);
+            self.exchange(vec![Target { name, digest, spec }], true).await;
+        }
+    }
+
+    /// Swaps in what is not banned, all of it or, where a state cannot be migrated, nothing.
+    async fn exchange(&mut self, mut targets: Vec<Target>, on_trial: bool) {
+        let asked = targets.len() as u64;
+        let bans = &self.bans;
+        targets.retain(|to| bans.standing(&to.name, &to.digest, &to.spec.keys).is_none());
+        self.totals.count(Counted::BansHeld, asked - targets.len() as u64);
         let mut change = Change::default();
-        let mut swaps = Vec::new();
-        for &(role, number) in to {
-            let (name, digest) = (self.names[&role].clone(), self.version(role, number).digest());
-            if self.running[&name].digest == digest {
-                continue;
-            }
-            if self.bans.standing(&name, &digest, &self.running[&name].spec.keys).is_some() {
-                self.totals.count(Counted::BansHeld, 1);
-                continue;
-            }
-            change.swap.push((name.clone(), self.ready(role, digest).await));
-            let before = self.running[&name].clone();
-            swaps.push((name, digest, before));
+        for Target { name, digest, .. } in &targets {
+            change.swap.push((name.clone(), self.ready(self.role(name), *digest).await));
         }
         change.trialing = if on_trial { Trialing::OnTrial } else { Trialing::NoTrial };
-        let swapped: BTreeSet<ActorName> = swaps.iter().map(|(name, ..)| name.clone()).collect();
+        let halted = self.system.halt(targets.iter().map(|to| &to.name)).await;
+        let Ok(aside) = self.migrate(&targets, &mut change).await else {
+            self.system.go_on(halted).await;
+            return self.totals.count(Counted::MigrationsRefused, 1);
+        };
+        self.totals.count(Counted::Migrations, aside.len() as u64);
+        let swapped: BTreeSet<ActorName> = targets.iter().map(|to| to.name.clone()).collect();
         self.totals.count(Counted::Swaps, swapped.len() as u64);
         self.totals.count(Counted::JointSwaps, u64::from(swapped.len() > 1));
+        let before: Vec<_> = targets.iter().map(|to| self.running[&to.name].clone()).collect();
         self.apply(change).await;
-        for (name, digest, before) in swaps {
+        self.system.go_on(halted).await;
+        for (Target { name, digest, spec }, before) in targets.into_iter().zip(before) {
             self.generations.replace(&name, &before);
             self.bans.lift(&name);
-            self.runs(&name, before.spec, digest);
+            self.runs(&name, spec, digest);
+        }
+        for (name, aside) in aside {
+            self.generations.migrated(&name, aside);
         }
         if on_trial {
             self.generations.begin(swapped.clone(), &swapped);
@@ -217,15 +278,51 @@ impl Flow {
         }
     }
 
-    async fn roll_back(&mut self, role: Role) {
-        let name = self.names[&role].clone();
-        let mut back = self.generations.with(&[name.clone()].into());
-        back.insert(name.clone());
-        if self.generations.last(&name).is_none() {
-            return;
+    /// Has the versions that can make their own states of those of actors that are halted.
+    async fn migrate(
+        &mut self,
+        targets: &[Target],
+        change: &mut Change,
+    ) -> Result<BTreeMap<ActorName, PutAside>, MigrateError> {
+        let mut aside = BTreeMap::new();
+        for Target { name, digest, .. } in targets {
+            let program = Version::of(self.role(name), *digest, &self.outside);
+            let before = self.system.actor(name.as_str()).unwrap().epoch_state();
+            if !program.migrates_state() || self.running[name].digest == *digest {
+                continue;
+            }
+            let mut next = before.state.clone();
+            if next != State::default() {
+                let (state, digest) = (next, self.running[name].digest);
+                let left = LeftState { state, digest, version: None, limit: u64::MAX };
+                next = program.migrate_state(left).await?;
+                if next == before.state {
+                    continue;
+                }
+            }
+            change.states.insert(name.clone(), before.followed_by(next, before.turns));
+            let state = PutAsideState::InMemory(before.state);
+            aside.insert(name.clone(), PutAside { state, since: 0, turns: before.turns });
         }
+        // Nothing of it counts before all of it is there.
+        self.disk.extend(change.states.clone());
+        Ok(aside)
+    }
+
+    async fn roll_back(&mut self, role: Role, further: usize) {
+        let name = self.names[&role].clone();
+        let former = self.generations.former(&name);
+        let Some(target) = former.iter().rev().take(further + 1).last().cloned() else { return };
+        let mut back = self.last_of(&self.generations.with(&[name.clone()].into()));
+        back.insert(name, target);
         self.totals.count(Counted::RollbacksByHand, 1);
         self.go_back(back, "by hand").await;
+    }
+
+    /// The last generations of these that have passed.
+    fn last_of(&self, actors: &BTreeSet<ActorName>) -> BTreeMap<ActorName, Former> {
+        let last = |name: &ActorName| Some((name.clone(), self.generations.last(name)?.clone()));
+        actors.iter().filter_map(last).collect()
     }
 
     /// Does what follows from how the trials stand.
@@ -249,41 +346,93 @@ impl Flow {
                     }
                 }
                 Verdict::GoBack { actors, fell: _, fall: _ } => {
-                    self.go_back(actors, "fell").await;
+                    self.go_back(self.last_of(&actors), "fell").await;
                 }
             }
         }
     }
 
     /// Puts former generations back, as one change, and bans what they replace.
-    async fn go_back(&mut self, actors: BTreeSet<ActorName>, why: &str) {
-        let former = |name: &ActorName| Some((name.clone(), self.generations.last(name)?.clone()));
-        let back: Vec<(ActorName, Former)> = actors.iter().filter_map(former).collect();
+    async fn go_back(&mut self, back: BTreeMap<ActorName, Former>, why: &str) {
         let mut change = Change { trialing: Trialing::GoingBack, ..Change::default() };
         for (name, former) in &back {
             let ready = self.ready(self.role(name), former.digest).await;
             change.swap.push((name.clone(), ready));
         }
-        for (name, turns) in self.apply(change).await {
+        let halted = self.system.halt(back.keys()).await;
+        for (name, former) in &back {
+            let Some((state, turns)) = self.given_back(name, former) else { continue };
+            let before = self.system.actor(name.as_str()).unwrap().epoch_state();
+            let next = before.followed_by(state, turns);
+            let lost = turns_in(&before.state) - turns_in(&next.state);
+            *self.lost_turns.entry(self.role(name)).or_default() += lost;
+            change.states.insert(name.clone(), next);
+        }
+        let given = change.states.clone();
+        self.disk.extend(given.clone());
+        let before: BTreeMap<_, _> =
+            back.keys().map(|name| (name.clone(), self.state_of(name))).collect();
+        let told = self.apply(change).await;
+        self.system.go_on(halted).await;
+        for (name, next) in &given {
             self.totals.count(Counted::StatesRestored, 1);
-            let former = back.iter().find(|(of, _)| *of == name).unwrap().1.digest;
-            let state = self.system.actor(name.as_str()).unwrap().state();
-            let breaks = Version::of(self.role(&name), former, &self.outside).breaks_the_state();
-            assert!(breaks || is_sound(&state), "{name} has kept a state that was broken");
-            *self.lost_turns.entry(self.role(&name)).or_default() += turns;
+            let lost = turns_in(&before[name]) - turns_in(&next.state);
+            let told = told.get(name).copied().unwrap_or(0);
+            // Of what an earlier process has done, nobody has counted the turns.
+            assert!(told <= lost && (told == lost || self.restarts > 0), "{name}: {told} {lost}");
+            let breaks =
+                Version::of(self.role(name), back[name].digest, &self.outside).breaks_the_state();
+            assert!(breaks || is_sound(&next.state), "{name} has kept a state that was broken");
         }
         self.totals.count(Counted::Rollbacks, back.len() as u64);
-        self.generations.leave(&actors);
+        self.generations.leave(&back.keys().cloned().collect());
         for (name, former) in back {
+            let version = Version::of(self.role(&name), former.digest, &self.outside);
+            let state = given.get(&name).map_or(&before[&name], |next| &next.state);
+            assert!(
+                form_of(state).is_none_or(|form| form == version.form()),
+                "{name} goes back to a version that does not understand {state:?}"
+            );
             self.generations.went_back(&name, former.generation);
             let left = self.running[&name].clone();
-            if left.digest != former.digest {
+            self.bans.allow(&name, &former.digest, &former.spec.keys);
+            if (left.digest, &left.spec.keys) != (former.digest, &former.spec.keys) {
                 let ban =
                     Ban { digest: left.digest, keys: left.spec.keys.clone(), why: why.into() };
                 self.bans.add(&name, ban);
                 self.totals.count(Counted::Bans, 1);
             }
-            self.runs(&name, left.spec, former.digest);
+            let settings = left.spec.settings;
+            self.runs(&name, ActorSpec { settings, ..former.spec }, former.digest);
+        }
+    }
+
+    /// What an actor needs to go back to a former generation, if not its present state; and
+    /// the turns of this process that are in that.
+    fn given_back(&mut self, name: &ActorName, to: &Former) -> Option<(State, u64)> {
+        let actor = self.system.actor(name.as_str()).unwrap();
+        let fallback = actor.fallback().zip(actor.trial());
+        let fallback = fallback.filter(|(_, trial)| trial.judge == to.generation);
+        if let Some((EpochState { state, turns, .. }, _)) = fallback {
+            return Some((state, turns));
+        }
+        let aside = self.generations.since(name, to.generation).find_map(|former| {
+            let LeftBehind::Migrated(aside) = &former.left else { return None };
+            let PutAsideState::InMemory(state) = &aside.state else { return None };
+            Some((state.clone(), aside.turns))
+        });
+        self.totals.count(Counted::MigrationsTakenBack, u64::from(aside.is_some()));
+        aside
+    }
+
+    fn state_of(&self, name: &ActorName) -> State {
+        self.system.actor(name.as_str()).unwrap().state()
+    }
+
+    /// States are written.
+    fn round(&mut self) {
+        for actor in self.system.actors() {
+            self.disk.insert(actor.name().clone(), actor.epoch_state());
         }
     }
 
@@ -307,6 +456,9 @@ impl Flow {
         self.runs(&name, spec, digest);
         let wires = Some(self.wires());
         self.apply(Change { start, wires, ..Change::default() }).await;
+        self.disk.remove(&was);
+        let state = self.system.actor(name.as_str()).unwrap().epoch_state();
+        self.disk.insert(name, state);
         self.totals.count(Counted::Renames, 1);
     }
 
@@ -338,28 +490,85 @@ impl Flow {
         }
     }
 
-    /// A stop with what it saves, and a start with what it finds.
-    async fn restart(&mut self, drain: Duration) {
-        self.totals.count(Counted::Restarts, 1);
-        let remains = self.stop(drain).await;
+    /// The end of a process, and a start with what it has left.
+    async fn restart(&mut self, ending: Ending) {
+        let remains = match ending {
+            Ending::Stop(drain) => {
+                self.totals.count(Counted::Restarts, 1);
+                let remains = self.stop(drain).await;
+                let states =
+                    remains.iter().filter_map(|(name, of)| Some((name, of.state.clone()?)));
+                self.disk.extend(states.map(|(name, state)| (name.clone(), state)));
+                remains
+            }
+            Ending::Crash => {
+                self.totals.count(Counted::Crashes, 1);
+                let remains = self.stop(Duration::ZERO).await;
+                self.lose(remains);
+                BTreeMap::new()
+            }
+        };
+        self.restarts += 1;
         self.listens = false;
         self.system = System::new(Handle::current());
         self.system.hold_back();
-        // What is on trial begins with its judge, and is swapped in anew.
-        let mut again: Vec<(ActorName, Digest)> = Vec::new();
-        let mut group = BTreeSet::new();
+        let found = |held: &EpochState| EpochState::found(held.state.clone(), held.epoch);
+        let mut states: BTreeMap<ActorName, EpochState> =
+            self.disk.iter().map(|(name, held)| (name.clone(), found(held))).collect();
+        for name in self.names.values() {
+            self.generations.recollect(name.clone(), recalled(self.generations.former(name)));
+        }
+        // What is on trial begins with its judge, and is swapped in anew. What has migrated
+        // its state goes on with its own.
+        let mut change = Change { trialing: Trialing::OnTrial, ..Change::default() };
+        let (mut again, mut unfolded) = (Vec::new(), Vec::new());
+        let mut aside = BTreeMap::new();
         for (name, running) in &mut self.running {
             self.system.follow_on(name.clone(), running.generation);
-            if let Some(judge) = self.generations.judge(name) {
-                again.push((name.clone(), running.digest));
-                group.insert(name.clone());
-                running.digest = judge.digest;
+            let Some(judge) = self.generations.judge(name) else { continue };
+            let Former { generation, digest, spec, left } = judge.clone();
+            let spec = ActorSpec { settings: running.spec.settings.clone(), ..spec };
+            unfolded.push((name.clone(), generation));
+            again.push(Target {
+                name: name.clone(),
+                digest: std::mem::replace(&mut running.digest, digest),
+                spec: std::mem::replace(&mut running.spec, spec),
+            });
+            if let LeftBehind::Migrated(PutAside {
+                state: PutAsideState::InMemory(state), ..
+            }) = left
+            {
+                let present = states.remove(name).unwrap_or_default();
+                let before = present.followed_by(state, 0);
+                let next = before.followed_by(present.state, 0);
+                self.disk.insert(name.clone(), next.clone());
+                change.states.insert(name.clone(), next);
+                let state = PutAsideState::InMemory(before.state.clone());
+                aside.insert(name.clone(), PutAside { state, since: 0, turns: 0 });
+                states.insert(name.clone(), before);
+                self.totals.count(Counted::MigrationsResumed, 1);
             }
         }
+        let group: BTreeSet<ActorName> = again.iter().map(|to| to.name.clone()).collect();
         self.generations.leave(&group);
-        let states =
-            remains.iter().filter_map(|(name, of)| Some((name.clone(), of.state.clone()?)));
-        self.start_all(states.collect()).await;
+        for (name, generation) in unfolded {
+            self.generations.unfold(&name, generation);
+        }
+        self.start_all(states).await;
+        for Target { name, digest, .. } in &again {
+            change.swap.push((name.clone(), self.ready(self.role(name), *digest).await));
+        }
+        for Target { name, .. } in &again {
+            self.generations.replace(name, &self.running[name]);
+        }
+        self.apply(change).await;
+        for Target { name, digest, spec } in again {
+            self.runs(&name, spec, digest);
+        }
+        for (name, aside) in aside {
+            self.generations.migrated(&name, aside);
+        }
+        self.generations.begin(group.clone(), &group);
         let put_back = self.system.put_back(remains);
         self.totals.count(Counted::Saved, put_back.messages);
         self.system.open();
@@ -367,16 +576,29 @@ impl Flow {
         for role in self.paused.clone() {
             self.system.actor(self.names[&role].as_str()).unwrap().pause().await;
         }
-        let mut change = Change { trialing: Trialing::OnTrial, ..Change::default() };
-        for (name, digest) in &again {
-            change.swap.push((name.clone(), self.ready(self.role(name), *digest).await));
+    }
+
+    /// A process was killed that would have left that.
+    fn lose(&mut self, remains: BTreeMap<ActorName, Remains>) {
+        let states: Vec<_> = remains
+            .iter()
+            .map(|(name, of)| (name.clone(), of.state.clone().unwrap_or_default().state))
+            .collect();
+        for (name, state) in states {
+            let on_disk = self.disk.get(&name).map_or(0, |held| turns_in(&held.state));
+            *self.lost_turns.entry(self.role(&name)).or_default() += turns_in(&state) - on_disk;
         }
-        self.apply(change).await;
-        for (name, digest) in again {
-            let spec = self.running[&name].spec.clone();
-            self.runs(&name, spec, digest);
+        let before = self.crashed.len();
+        for envelope in remains.values().flat_map(|of| &of.messages) {
+            let message = value(&envelope.message);
+            if message.get("join").is_some() {
+                self.crashed_pairs += 1;
+                self.crashed.extend(["left", "right"].map(|side| message[side].clone()));
+            } else {
+                self.crashed.push(message);
+            }
         }
-        self.generations.begin(group.clone(), &group);
+        self.totals.count(Counted::LostInCrashes, (self.crashed.len() - before) as u64);
     }
 
     /// Ends the process that runs, and gives what it has saved.
@@ -413,8 +635,7 @@ impl Flow {
         }
         let mut looks = 0;
         while self.moves() {
-            let sent = |sender| self.next.get(&sender).copied().unwrap_or(0);
-            let (left, right) = (sent(LEFT), sent(RIGHT));
+            let (left, right) = (self.halves(LEFT), self.halves(RIGHT));
             // Each half of a join gets its other half.
             if left != right {
                 self.send_half(left < right, left.abs_diff(right));
@@ -447,7 +668,7 @@ impl Flow {
         for stream in [&out, &heard, &lefts, &rights] {
             in_order(stream)?;
         }
-        let ended = [&out, &lefts, &rights, &self.dead, &left];
+        let ended = [&out, &lefts, &rights, &self.dead, &left, &self.crashed];
         let mut times: BTreeMap<(u64, u64), u32> = BTreeMap::new();
         ended.into_iter().flatten().for_each(|m| *times.entry(identity(m)).or_default() += 1);
         let doubled: Vec<_> = times.iter().filter(|(_, times)| **times > 1).collect();
@@ -461,16 +682,21 @@ impl Flow {
             let turns = all.filter(|message| message.get(role.name()).is_some()).count() as u64;
             self.counted(role, turns, &remains)?;
         }
-        self.counted(Role::Join, pairs.len() as u64, &remains)?;
+        self.counted(Role::Join, pairs.len() as u64 + self.crashed_pairs, &remains)?;
         Ok(self.totals)
     }
 
     /// Whether anything is still to be done.
     fn moves(&self) -> bool {
         let books = self.system.books();
-        let halves = |sender| self.next.get(&sender);
         books.deliveries.in_flight + books.wires.pending + books.deliveries.queued > 0
-            || halves(LEFT) != halves(RIGHT)
+            || self.halves(LEFT) != self.halves(RIGHT)
+    }
+
+    /// How many halves of a join there are of a sender that no crash has taken.
+    fn halves(&self, sender: u64) -> u64 {
+        let lost = self.crashed.iter().filter(|message| identity(message).0 == sender).count();
+        self.next.get(&sender).copied().unwrap_or(0) - lost as u64
     }
 
     /// The state has counted the turns that succeeded, and no others.
@@ -480,12 +706,11 @@ impl Flow {
         turns: u64,
         remains: &BTreeMap<ActorName, Remains>,
     ) -> Result<(), TestCaseError> {
-        let state = remains[&self.names[&role]].state.clone().unwrap_or_default();
+        let state = remains[&self.names[&role]].state.clone().unwrap_or_default().state;
         if !is_sound(&state) {
             return Ok(());
         }
-        let state: Value = serde_json::from_slice(state.text()).unwrap();
-        let counted = state["turns"].as_u64().unwrap_or(0);
+        let counted = turns_in(&state);
         let lost = self.lost_turns.get(&role).copied().unwrap_or(0);
         prop_assert_eq!(counted + lost, turns, "the state of {:?}", role);
         Ok(())
@@ -568,10 +793,15 @@ fn spec_of(role: Role) -> ActorSpec {
     }
 }
 
-/// Whether versions understand the state.
-fn is_sound(state: &State) -> bool {
-    let state: Value = serde_json::from_slice(state.text()).unwrap();
-    state.get("broken").is_none()
+/// Former generations as another process knows them, which has taken no turn yet.
+fn recalled(former: &[Former]) -> Vec<Former> {
+    let mut former = former.to_vec();
+    for of in &mut former {
+        if let LeftBehind::Migrated(aside) = &mut of.left {
+            aside.turns = 0;
+        }
+    }
+    former
 }
 
 fn value(message: &Message) -> Value {

@@ -1,14 +1,18 @@
 //! Random histories of a flow against a simple model.
 //!
-//! A history is a list of steps: messages, swaps to good, bad and half-bad versions,
-//! rollbacks, renames, edits, pauses, stops with a start. The versions are fakes that
+//! A history is a list of steps: messages, swaps to good, bad and half-bad versions, some of
+//! which make their own states of those before, rollbacks, renames, edits, pauses, stops and
+//! crashes with a start. The versions are fakes that
 //! fail in every way in which an engine fails; mailboxes, wires, turns, trials, the
 //! groups that go back together and the bans are the real ones, and the clock is
 //! paused, so that a minute of backoff costs nothing.
 //!
 //! Whatever the steps, in the end each message that was accepted has come out once, or
-//! is a dead letter once, or is still the half of a join; what came out is in the order
-//! of its sender; each actor's state has counted exactly its successful turns; the
+//! is a dead letter once, or is still the half of a join, or was queued when the process was
+//! killed; what came out is in the order
+//! of its sender; each actor's state has counted exactly its successful turns, but for those
+//! that a rollback was told to cost; no rollback has left a version with the state of
+//! another form; the
 //! books balance after each step.
 //!
 //! `REFLOWD_CASES=200000` runs more histories, `REFLOWD_SEED` begins at another one. A

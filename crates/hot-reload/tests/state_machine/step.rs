@@ -20,11 +20,19 @@ pub(crate) enum Step {
     },
     /// Other versions take over, together.
     Swap {
-        to: Vec<(Role, u8)>,
+        to: Vec<(Role, Wanted)>,
         on_trial: bool,
     },
-    /// An operator wants the version before.
-    RollBack(Role),
+    /// Keys that need a new engine are edited.
+    Edit {
+        role: Role,
+        memory: u64,
+    },
+    /// An operator wants a version from before, so many further back than the last.
+    RollBack {
+        role: Role,
+        further: usize,
+    },
     /// An actor goes on under another name.
     Rename(Role),
     /// Keys that apply in place.
@@ -42,10 +50,25 @@ pub(crate) enum Step {
     Restart {
         drain: u64,
     },
+    /// States are written, as every few seconds.
+    Round,
+    /// The daemon is killed and starts again: what was queued is lost, and states are what
+    /// was written last.
+    Crash,
     /// Milliseconds pass.
     Wait(u64),
     /// Whoever can do something does so, that often.
     Yield(u32),
+}
+
+/// A version to swap in.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted {
+    /// How it behaves.
+    pub(crate) behaviour: u8,
+    /// The form of its state, unless the actor's is a later one already: nobody goes back
+    /// to an earlier form but by a rollback.
+    pub(crate) form: u8,
 }
 
 /// What a message does to who works on it, whatever the version.
@@ -70,7 +93,8 @@ impl Step {
             1 => Just(Kind::Poison),
             1 => Just(Kind::Hangs),
         ];
-        let version = || 0_u8..9;
+        let form = || prop_oneof![5 => Just(0_u8), 1 => Just(1), 1 => Just(2)];
+        let version = || (0_u8..9, form()).prop_map(|(behaviour, form)| Wanted { behaviour, form });
         let to = prop_oneof![
             3 => (role(), version()).prop_map(|to| vec![to]),
             1 => (version(), version()).prop_map(|(a, b)| vec![(Role::Work, a), (Role::Back, b)]),
@@ -82,7 +106,9 @@ impl Step {
                 .prop_map(|(left, count)| Self::SendHalf { left, count }),
             10 => (to, prop::bool::weighted(0.9))
                 .prop_map(|(to, on_trial)| Self::Swap { to, on_trial }),
-            2 => role().prop_map(Self::RollBack),
+            2 => (role(), 1..3_u64).prop_map(|(role, memory)| Self::Edit { role, memory }),
+            3 => (role(), 0..3_usize)
+                .prop_map(|(role, further)| Self::RollBack { role, further }),
             3 => chain().prop_map(Self::Rename),
             3 => (role(), 1..7_usize, 0..3_u32)
                 .prop_map(|(role, mailbox, retries)| Self::Settings { role, mailbox, retries }),
@@ -91,6 +117,8 @@ impl Step {
             5 => role().prop_map(Self::Resume),
             2 => role().prop_map(Self::Retry),
             2 => (0..200_u64).prop_map(|drain| Self::Restart { drain }),
+            4 => Just(Self::Round),
+            1 => Just(Self::Crash),
             10 => (1..2_000_u64).prop_map(Self::Wait),
             10 => (1..20_u32).prop_map(Self::Yield),
         ]

@@ -24,12 +24,19 @@ pub(crate) enum Counted {
     RetriesThatSucceed,
     Restarts,
     Saved,
+    Edits,
+    Migrations,
+    MigrationsRefused,
+    MigrationsResumed,
+    MigrationsTakenBack,
+    Crashes,
+    LostInCrashes,
 }
 
 use Counted::*;
 
 impl Counted {
-    const ALL: [(Self, &str); 19] = [
+    const ALL: [(Self, &str); 26] = [
         (Steps, "steps"),
         (Messages, "messages accepted"),
         (RefusedFull, "messages refused, mailbox full"),
@@ -49,6 +56,13 @@ impl Counted {
         (RetriesThatSucceed, "messages that succeed when retried"),
         (Restarts, "restarts"),
         (Saved, "messages saved by a stop"),
+        (Edits, "edits that need a new engine"),
+        (Migrations, "states migrated"),
+        (MigrationsRefused, "swaps refused, the state cannot be migrated"),
+        (MigrationsResumed, "trials of a migrated state that outlive the daemon"),
+        (MigrationsTakenBack, "states from before a migration given back"),
+        (Crashes, "crashes"),
+        (LostInCrashes, "messages lost in a crash"),
     ];
 }
 
@@ -77,7 +91,7 @@ impl Totals {
 impl fmt::Display for Totals {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let line = |(what, words): &(Counted, &str)| {
-            writeln!(f, "{words:36} {:>9}", self.0[*what as usize])
+            writeln!(f, "{words:52} {:>9}", self.0[*what as usize])
         };
         Counted::ALL.iter().try_for_each(line)
     }

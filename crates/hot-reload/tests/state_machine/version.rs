@@ -8,8 +8,8 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use reflowd_runtime::{
-    Context, Digest, Effects, Engine, Failure, FailureKind, InstantiateError, Message, Metadata,
-    Port, Program, State, Turn, Type,
+    Context, Digest, Effects, Engine, Failure, FailureKind, InstantiateError, LeftState, Message,
+    Metadata, MigrateError, Port, Program, State, Turn, Type,
 };
 use serde_json::{Value, json};
 use tokio::time::{self, Instant};
@@ -51,6 +51,36 @@ impl Role {
     }
 }
 
+/// The ways in which versions behave.
+const BEHAVIOURS: u8 = 9;
+
+/// What the turns are counted under, by the form of the state. A version understands its
+/// own form and no other; one of a later form makes its own of an earlier one.
+const FORMS: [&str; 3] = ["turns", "ones", "twos"];
+
+/// What the turns are counted under in a state that nobody understands.
+const BROKEN: &str = "broken";
+
+/// The form of a state: nothing where there is no state yet, or it is broken.
+pub(crate) fn form_of(state: &State) -> Option<u8> {
+    let state: Value = serde_json::from_slice(state.text()).unwrap();
+    let form = FORMS.iter().position(|key| state.get(key).is_some())?;
+    Some(u8::try_from(form).unwrap())
+}
+
+/// The turns that a state has counted, broken or not.
+pub(crate) fn turns_in(state: &State) -> u64 {
+    let state: Value = serde_json::from_slice(state.text()).unwrap();
+    let mut keys = FORMS.iter().chain([&BROKEN]);
+    keys.find_map(|key| state.get(key)?.as_u64()).unwrap_or(0)
+}
+
+/// Whether some version understands the state.
+pub(crate) fn is_sound(state: &State) -> bool {
+    let state: Value = serde_json::from_slice(state.text()).unwrap();
+    state.get(BROKEN).is_none()
+}
+
 /// What the versions of a history leave outside of the flow.
 #[derive(Default)]
 pub(crate) struct Outside {
@@ -72,6 +102,7 @@ impl Outside {
 #[derive(Clone)]
 pub(crate) struct Version {
     role: Role,
+    /// How it behaves, and the form of its state.
     number: u8,
     metadata: Metadata,
     outside: Arc<Outside>,
@@ -104,6 +135,20 @@ impl Version {
         Self { role, number, metadata, outside: Arc::clone(outside) }
     }
 
+    /// The one that behaves so, with a state of that form.
+    pub(crate) fn behaving(role: Role, behaviour: u8, form: u8, outside: &Arc<Outside>) -> Self {
+        Self::new(role, form * BEHAVIOURS + behaviour, outside)
+    }
+
+    fn behaviour(&self) -> u8 {
+        self.number % BEHAVIOURS
+    }
+
+    /// The form of the state that it understands.
+    pub(crate) fn form(&self) -> u8 {
+        self.number / BEHAVIOURS
+    }
+
     /// The version of a digest that [`Program::digest`] has given.
     pub(crate) fn of(role: Role, digest: Digest, outside: &Arc<Outside>) -> Self {
         let same = |version: &Self| version.digest() == digest;
@@ -112,12 +157,12 @@ impl Version {
 
     /// Whether its first turn leaves a state that no version understands.
     pub(crate) fn breaks_the_state(&self) -> bool {
-        self.number == 7
+        self.behaviour() == 7
     }
 
     /// How the version fails on a message of that number.
     fn fails(&self, seq: u64) -> Option<Way> {
-        match self.number {
+        match self.behaviour() {
             3 if seq.is_multiple_of(3) => Some(Way::Traps),
             4 if seq.is_multiple_of(4) => Some(Way::Hangs),
             5 if seq % 3 == 1 => Some(Way::AnswersBadly),
@@ -151,11 +196,10 @@ impl Version {
             }
             Role::Front | Role::Work | Role::Back | Role::Join => {}
         }
-        let state: Value = serde_json::from_slice(context.state.text()).unwrap();
-        let count = match (state.get("turns").and_then(Value::as_u64), context.state.text().len()) {
-            (Some(count), _) => count + 1,
-            (None, 2) => 1,
-            (None, _) => return trap("the state has no `turns`"),
+        let count = match form_of(&context.state) {
+            Some(form) if form == self.form() => turns_in(&context.state) + 1,
+            None if context.state == State::default() => 1,
+            Some(_) | None => return trap("a state of another form"),
         };
         let message = &messages[0];
         let (sender, seq) = identity(message);
@@ -183,7 +227,8 @@ impl Version {
             out[self.role.name()] = count.into();
             out
         };
-        let key = if self.breaks_the_state() { "broken" } else { "turns" };
+        let own = FORMS[usize::from(self.form())];
+        let key = if self.breaks_the_state() { BROKEN } else { own };
         Ok(Effects {
             outputs: vec![(
                 "out".parse().unwrap(),
@@ -208,6 +253,22 @@ impl Program for Version {
 
     fn metadata(&self) -> &Metadata {
         &self.metadata
+    }
+
+    fn migrates_state(&self) -> bool {
+        self.form() > 0
+    }
+
+    fn migrate_state(&self, left: LeftState) -> BoxFuture<'_, Result<State, MigrateError>> {
+        let migrated = match form_of(&left.state) {
+            Some(form) if form == self.form() => Ok(left.state),
+            Some(form) if form < self.form() => {
+                let key = FORMS[usize::from(self.form())];
+                Ok(State::new(json!({ key: turns_in(&left.state) }).to_string()).unwrap())
+            }
+            Some(_) | None => Err(MigrateError { why: "does not know that form".into() }),
+        };
+        Box::pin(async { migrated })
     }
 
     fn acts_outside(&self) -> bool {

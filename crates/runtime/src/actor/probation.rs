@@ -1,5 +1,5 @@
-//! A generation on trial, with what the trial needs: its judge, and the state as it
-//! was when the generation was put in place.
+//! A generation on trial, with what the trial needs: its judge, the state as it was when
+//! the generation was put in place, and the one of which it has made its own.
 //!
 //! A judge costs nothing until it is asked. Then it gets an engine for one turn, and
 //! the engine is dropped after.
@@ -10,8 +10,8 @@ use futures_util::FutureExt;
 use tokio::time::Instant;
 
 use crate::{
-    Context, Effects, FailureKind, Generation, InstantiateError, Program, State, TrialOutcome,
-    TrialView,
+    Context, Effects, EpochState, FailureKind, Generation, InstantiateError, Program, State,
+    TrialOutcome, TrialView,
     envelope::unix_millis,
     panic::said,
     trial::{AskedOf, Opinion, SinceSwap, Trial},
@@ -22,7 +22,10 @@ pub(super) struct Probation {
     pub(super) trial: Trial,
     pub(super) judge: Judge,
     /// The state at the swap.
-    state: State,
+    state: EpochState,
+    /// The state of which a generation on trial has made its own, where one has. The judge
+    /// understands no later one.
+    unmigrated: Option<EpochState>,
     since: u64,
 }
 
@@ -43,8 +46,15 @@ pub(super) enum Heard {
 }
 
 impl Probation {
-    pub(super) fn new(judge: Judge, state: State) -> Self {
-        Self { trial: Trial::new(Instant::now()), judge, state, since: unix_millis() }
+    pub(super) fn new(judge: Judge, state: EpochState) -> Self {
+        let (trial, since) = (Trial::new(Instant::now()), unix_millis());
+        Self { trial, judge, state, unmigrated: None, since }
+    }
+
+    /// The generation has made its own state of that one.
+    pub(super) fn migrated(&mut self, before: EpochState) {
+        self.unmigrated.get_or_insert(before);
+        self.trial.migrated();
     }
 
     /// Another generation takes the place of the one on trial. Judge and state stay.
@@ -53,10 +63,13 @@ impl Probation {
         self.since = unix_millis();
     }
 
-    /// An operator has set the state: that is what a rollback restores.
-    pub(super) fn state_given(&mut self, state: State) {
-        self.state = state;
-        self.trial.state_given();
+    /// An operator has set the state: that is what a rollback restores, unless it is one
+    /// that the judge does not understand.
+    pub(super) fn state_given(&mut self, state: EpochState) {
+        if self.unmigrated.is_none() {
+            self.state = state;
+            self.trial.state_given();
+        }
     }
 
     /// How it stands, for the generation that it is about.
@@ -77,8 +90,8 @@ impl Probation {
 
     /// Puts a message to the judge. `context` has the present state.
     pub(super) async fn ask(&self, of: AskedOf, mut context: Context, timeout: Duration) -> Heard {
-        if of == AskedOf::StateAtSwap {
-            context.state = self.state.clone();
+        if let Some(known) = self.put_aside(of) {
+            context.state = known.state.clone();
         }
         let judge = &self.judge.program;
         let panicked =
@@ -96,9 +109,19 @@ impl Probation {
         }
     }
 
-    /// Whether the present state is another than that at the swap.
-    pub(super) fn since_swap(&self, present: &State) -> SinceSwap {
-        if *present == self.state { SinceSwap::Same } else { SinceSwap::Changed }
+    /// Whether the state that was asked of is another than that at the swap.
+    pub(super) fn since_swap(&self, of: AskedOf, present: &State) -> SinceSwap {
+        let asked = self.put_aside(of).map_or(present, |known| &known.state);
+        if *asked == self.state.state { SinceSwap::Same } else { SinceSwap::Changed }
+    }
+
+    /// The state to ask of, where that is not the present one.
+    fn put_aside(&self, of: AskedOf) -> Option<&EpochState> {
+        match of {
+            AskedOf::PresentState => None,
+            AskedOf::BeforeMigration => self.unmigrated.as_ref(),
+            AskedOf::StateAtSwap => Some(&self.state),
+        }
     }
 
     /// Whether the generation is to go back.
@@ -106,12 +129,9 @@ impl Probation {
         self.trial.fell().is_some()
     }
 
-    /// The state that the next generation is to have, where not the present one, and how
-    /// many turns are lost with that.
-    pub(super) fn restored(self) -> Option<(State, u64)> {
-        let fall = self.trial.fell().filter(|fall| fall.restore_state)?;
-        let lost_turns = fall.lost_turns;
-        Some((self.state, lost_turns))
+    /// The state that the generation before is to have again, where not the present one.
+    pub(super) fn fallback(&self) -> Option<&EpochState> {
+        self.put_aside(self.trial.needs()?)
     }
 }
 

@@ -30,7 +30,7 @@ use tracing::{debug, info, warn};
 pub(crate) use self::set_state::NewState;
 
 use self::{
-    on_trial::{Consulted, Unmigrated},
+    on_trial::{Consulted, Replacing},
     undeclared::Undeclared,
 };
 use super::{
@@ -67,8 +67,6 @@ pub(crate) struct ActorTask {
     /// A trial that is passed, while what changed together with it is still on trial:
     /// its judge stays.
     passed: Option<Probation>,
-    /// The state of which the generation that runs has made its own.
-    unmigrated: Option<Unmigrated>,
     /// Wires that the last turn's outputs wait on. No turn starts before it is empty.
     outbox: Vec<Arc<Wire>>,
     /// Until when the actor leaves its mailbox alone, and why.
@@ -128,7 +126,6 @@ impl ActorTask {
             supervisor: Supervisor::default(),
             probation: None,
             passed: None,
-            unmigrated: None,
             outbox,
             rest: None,
             // No turn before the wires are in place: whoever starts it releases it.
@@ -328,11 +325,17 @@ impl ActorTask {
         let component = self.program.metadata().component.clone();
         let identity = Identity { digest: self.program.digest(), version, component, module };
         let generation = self.shared.swapped(identity, queued);
-        let lost_turns = self.begin_trial(trialing, Judge { program, generation: before });
-        self.unmigrated = state.map(|state| Unmigrated {
-            state: mem::replace(&mut *self.shared.state.lock(), state),
-            turns: self.shared.meters.turns_ok.get(),
-        });
+        let judge = Judge { program, generation: before };
+        let mut lost_turns = 0;
+        let replacing = match state {
+            None => Replacing::Nothing,
+            Some(state) => {
+                let before = mem::replace(&mut *self.shared.state.lock(), state.clone());
+                lost_turns = before.turns.saturating_sub(state.turns);
+                Replacing::State(before)
+            }
+        };
+        self.begin_trial(trialing, judge, replacing);
         self.show();
         // The reloader may have stopped waiting; the swap stands all the same.
         _ = done.send(Ok(Replaced { generation, lost_turns, _old: old }));
@@ -534,7 +537,7 @@ impl ActorTask {
             payload,
             message,
             trace,
-            state: self.shared.state.lock().clone(),
+            state: self.shared.state.lock().state.clone(),
             meta: settings.context_meta.then(meta).flatten(),
             state_in_context: settings.context_state,
             limits: TurnLimits { output: settings.output, state: settings.state_size },
@@ -560,7 +563,9 @@ impl ActorTask {
             self.shared.events.record(EventKind::Recovered { actor });
         }
         if let Some(state) = effects.state {
-            *self.shared.state.lock() = state;
+            let mut held = self.shared.state.lock();
+            held.state = state;
+            held.turns += 1;
         }
         for (port, message) in effects.outputs {
             if !origin.judged {

@@ -26,8 +26,8 @@ use tracing::info;
 
 use super::{System, past::Left};
 use crate::{
-    Actor, ActorLog, ActorName, ActorState, Digest, Engine, EventKind, Generation, Mailbox, Meters,
-    Overflow, PortRef, Program, Settings, Source, State, Status, Wire,
+    Actor, ActorLog, ActorName, ActorState, Digest, Engine, EpochState, EventKind, Generation,
+    Mailbox, Meters, Overflow, PortRef, Program, Settings, Source, State, Status, Wire,
     actor::{ActorTask, Command, Kind, MAX_COMMANDS, Shared, bounds_of},
     envelope::unix_millis,
     panic::said,
@@ -80,7 +80,7 @@ pub struct Start {
     /// The keys that apply in place.
     pub settings: Settings,
     /// Its first state, where one is known.
-    pub state: Option<State>,
+    pub state: Option<EpochState>,
     /// The actor whose mailbox and state it takes over, and which ends.
     pub was: Option<ActorName>,
 }
@@ -113,9 +113,10 @@ pub struct Change {
     pub wires: Option<Vec<WireDef>>,
     /// What the swaps have to prove.
     pub trialing: Trialing,
-    /// States that swapped programs have made of the present ones. The actors were
+    /// States that take the places of the present ones with the swaps: what programs have
+    /// made of those, or, going back, what is given back. The actors were
     /// [halted](System::halt) before.
-    pub states: BTreeMap<ActorName, State>,
+    pub states: BTreeMap<ActorName, EpochState>,
 }
 
 /// Actors that take no turn until they are [let go on](System::go_on).
@@ -131,8 +132,7 @@ pub enum Trialing {
     /// That they are no worse than what ran before. Where that was on trial itself, its
     /// judge goes on to judge.
     OnTrial,
-    /// Nothing: they put former generations back. An actor whose trial has found its
-    /// state broken gets the state that it had when the trial began.
+    /// Nothing: they put former generations back.
     GoingBack,
 }
 
@@ -141,7 +141,7 @@ pub enum Trialing {
 pub struct Changed {
     /// The generation that each started or swapped actor runs.
     pub generations: BTreeMap<ActorName, Generation>,
-    /// Turns whose state is lost, of each actor that went back with its state.
+    /// Turns whose state is lost, of each actor that was given an earlier state back.
     pub lost_turns: BTreeMap<ActorName, u64>,
 }
 
@@ -151,7 +151,7 @@ struct Newcomer {
     ready: Ready,
     settings: Settings,
     /// Its state, where nothing newer is known.
-    state: Option<State>,
+    state: Option<EpochState>,
     seat: Seat,
 }
 
@@ -160,7 +160,7 @@ enum Seat {
     /// Nothing.
     Free,
     /// The state of a source that has ended and is gone.
-    Left(State),
+    Left(EpochState),
     /// An actor without a task, still counted, whose mailbox and state it takes over.
     Inherited(Arc<Actor>),
 }
@@ -170,7 +170,7 @@ struct Outfit {
     name: ActorName,
     ready: Ready,
     settings: Settings,
-    state: State,
+    state: EpochState,
     generation: Generation,
     mailbox: Arc<Mailbox>,
     /// Wires that have to be empty before its first turn.
@@ -349,7 +349,7 @@ impl System {
                 actor.drain(Instant::now() + drain).await;
                 actor.stopped().await;
                 if heir {
-                    seat = Seat::Left(actor.state());
+                    seat = Seat::Left(actor.epoch_state());
                     self.bury_leaving(&actor, None);
                 } else {
                     self.bury(&actor);
@@ -395,8 +395,12 @@ impl System {
         let left = past.comes_back(&name);
         let mut generation = left.as_ref().map(|left| left.generation.next());
         // What a removed actor left in memory is newer than anything on disk.
+        let found = state.as_ref().map(|state| state.epoch);
         let mut state = match left {
-            Some(Left { moved: true, .. }) => None,
+            // An heir has it, and what lies on disk under that name is not its own.
+            Some(Left { moved: true, .. }) => {
+                state.map(|on_disk| on_disk.followed_by(State::default(), 0))
+            }
             left => left.and_then(|left| left.state).or(state),
         };
         if let Seat::Left(taken) = &seat {
@@ -407,7 +411,12 @@ impl System {
             Seat::Free | Seat::Left(_) => Arc::new(Mailbox::new(bounds).within(self.budget())),
             Seat::Inherited(from) => {
                 from.mailbox().set_bounds(bounds);
-                state = Some(from.state());
+                let mut taken = from.epoch_state();
+                // What lies on disk under the new name is from another actor.
+                if let Some(found) = found.filter(|_| *from.name() != name) {
+                    taken.epoch = taken.epoch.max(found.next());
+                }
+                state = Some(taken);
                 // Numbers grow along the way of the mailbox as under a name.
                 generation = generation.max(Some(from.status().generation.next()));
                 Arc::clone(from.mailbox())
@@ -464,8 +473,9 @@ impl System {
         };
         let onlookers = self.0.gallery.of(&name);
         let is_source = matches!(ready, Ready::Source(_));
-        let progress = is_source.then(|| Progress::of_state(&state)).flatten();
-        let state = if progress.is_some() { State::default() } else { state };
+        let progress = is_source.then(|| Progress::of_state(&state.state)).flatten();
+        let text = if progress.is_some() { State::default() } else { state.state };
+        let state = EpochState { state: text, ..state };
         let shared = Arc::new(Shared {
             name,
             onlookers,
@@ -479,6 +489,7 @@ impl System {
             progress: Mutex::new(progress.unwrap_or_default()),
             down_since: Mutex::default(),
             sealed: Mutex::new(false),
+            fallback: Mutex::new(None),
             trial: Mutex::new(None),
             trials: Arc::clone(&self.0.trials),
             meters: Meters::default(),
@@ -557,11 +568,11 @@ impl System {
 
     /// Takes a stopped actor off the registry and keeps its books and state.
     fn bury(&self, actor: &Arc<Actor>) {
-        self.bury_leaving(actor, Some(actor.state()));
+        self.bury_leaving(actor, Some(actor.epoch_state()));
     }
 
     /// The same, leaving that state; none, where an heir has it.
-    fn bury_leaving(&self, actor: &Arc<Actor>, state: Option<State>) {
+    fn bury_leaving(&self, actor: &Arc<Actor>, state: Option<EpochState>) {
         let mut past = self.0.past.lock();
         let same = |_: &ActorName, a: &Arc<Actor>| Arc::ptr_eq(a, actor);
         if self.0.kill.is_cancelled() || self.0.actors.remove_if(actor.name(), same).is_none() {

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 use super::Books;
-use crate::{Actor, ActorName, Generation, Meters, Persistence, State, Wire};
+use crate::{Actor, ActorName, EpochState, Generation, Meters, Persistence, Wire};
 
 /// How long it is known what a removed actor has left.
 const KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -28,7 +28,7 @@ pub(super) struct Past {
 /// What comes back with an actor's name.
 pub(super) struct Left {
     /// Its state, where no heir has it.
-    pub(super) state: Option<State>,
+    pub(super) state: Option<EpochState>,
     /// Whether an heir has it: then it is not to be had from disk either.
     pub(super) moved: bool,
     /// Whether its state is to be had from disk after this process.
@@ -48,7 +48,7 @@ impl Past {
     }
 
     /// Keeps what an actor leaves that is gone, at that time.
-    pub(super) fn leave(&mut self, actor: &Actor, state: Option<State>, now: Instant) {
+    pub(super) fn leave(&mut self, actor: &Actor, state: Option<EpochState>, now: Instant) {
         self.left.retain(|_, left| now.duration_since(left.since) < KEPT);
         let generation = actor.status().generation;
         let persists = actor.settings().state == Persistence::Snapshot;
@@ -63,7 +63,7 @@ impl Past {
     }
 
     /// The states that are to be had from disk after this process; none, where an heir has it.
-    pub(super) fn left(&self) -> Vec<(ActorName, Option<State>)> {
+    pub(super) fn left(&self) -> Vec<(ActorName, Option<EpochState>)> {
         let persist = self.left.iter().filter(|(_, left)| left.persists);
         persist.map(|(name, left)| (name.clone(), left.state.clone())).collect()
     }

@@ -10,13 +10,13 @@ use std::{collections::BTreeMap, sync::Arc};
 use tokio::time::Instant;
 
 use super::{System, past::Past};
-use crate::{Actor, ActorName, Envelope, State, Wire, actor::Command, dead_letter::Reason};
+use crate::{Actor, ActorName, Envelope, EpochState, Wire, actor::Command, dead_letter::Reason};
 
 /// What is left of one actor, or for it.
 #[derive(Clone, Debug, Default)]
 pub struct Remains {
     /// Its state.
-    pub state: Option<State>,
+    pub state: Option<EpochState>,
     /// What its mailbox held, in order, and then what waited on the wires to it.
     pub messages: Vec<Envelope>,
 }
@@ -44,7 +44,7 @@ impl System {
         }
         for actor in &actors {
             let of = remains.entry(actor.name().clone()).or_default();
-            of.state = Some(actor.state());
+            of.state = Some(actor.epoch_state());
             of.messages = actor.mailbox().seal();
         }
         for wire in self.laid_wires(&past) {

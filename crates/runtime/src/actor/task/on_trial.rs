@@ -7,18 +7,17 @@ use tracing::{info, warn};
 
 use super::{About, ActorTask};
 use crate::{
-    Effects, EventKind, FailureKind, Routes, Settings, State, TrialOutcome, TrialRules, TrialView,
-    Trialing, TurnTrace,
+    Effects, EpochState, EventKind, FailureKind, Routes, Settings, TrialOutcome, TrialRules,
+    TrialView, Trialing, TurnTrace,
     actor::probation::{Heard, Judge, Probation},
     envelope::Origin,
     trial::{AskedOf, Step, Trial},
 };
 
-/// The state of which a generation has made its own.
-pub(super) struct Unmigrated {
-    pub(super) state: State,
-    /// Turns of the actor before.
-    pub(super) turns: u64,
+/// What a swap has put another state in place of.
+pub(super) enum Replacing {
+    Nothing,
+    State(EpochState),
 }
 
 /// What came of asking a judge.
@@ -65,7 +64,7 @@ impl ActorTask {
             self.shared.meters.opinions.add(1);
             step = match heard.opinion() {
                 Some(opinion) => {
-                    let state = probation.since_swap(&present);
+                    let state = probation.since_swap(of, &present);
                     probation.trial.answered(opinion, state, &rules)
                 }
                 None => probation.trial.unanswered(),
@@ -101,6 +100,7 @@ impl ActorTask {
         let judge = probation.judge.generation.number();
         let state = match of {
             AskedOf::PresentState => "present",
+            AskedOf::BeforeMigration => "before-migration",
             AskedOf::StateAtSwap => "at-swap",
         };
         warn!(%actor, error = %kind, %judge, stands, state, "a generation on trial failed, and its judge was asked");
@@ -116,10 +116,9 @@ impl ActorTask {
         });
     }
 
-    /// A swap has been made, over the generation that would be its judge. Returns how many
-    /// turns are lost with their state.
-    pub(super) fn begin_trial(&mut self, trialing: Trialing, before: Judge) -> u64 {
-        let mut lost_turns = 0;
+    /// A swap has been made, over the generation that would be its judge.
+    pub(super) fn begin_trial(&mut self, trialing: Trialing, before: Judge, over: Replacing) {
+        *self.shared.fallback.lock() = None;
         let rules = self.shared.settings.load().trial;
         let passed = self.passed.take();
         if trialing == Trialing::OnTrial && self.probation.is_none() {
@@ -128,26 +127,24 @@ impl ActorTask {
         match (trialing, rules, &mut self.probation) {
             (Trialing::OnTrial, Some(_), Some(probation)) => probation.replaced(),
             (Trialing::OnTrial, Some(_), none) => {
-                let state = self.shared.state.lock().clone();
+                let state = match &over {
+                    Replacing::Nothing => self.shared.state.lock().clone(),
+                    Replacing::State(state) => state.clone(),
+                };
                 *none = Some(Probation::new(before, state));
             }
             (Trialing::OnTrial, None, probation) | (Trialing::NoTrial, _, probation) => {
                 *probation = None;
             }
             (Trialing::GoingBack, _, probation) => {
-                let turns_ok = self.shared.meters.turns_ok.get();
-                let unmigrated = self.unmigrated.take();
-                let unmigrated = unmigrated.map(|of| (of.state, turns_ok - of.turns));
-                let restored = probation.take().and_then(Probation::restored).or(unmigrated);
-                if let Some((state, turns)) = restored {
-                    *self.shared.state.lock() = state;
-                    lost_turns = turns;
-                }
+                *probation = None;
                 self.shared.meters.rollbacks.add(1);
             }
         }
+        if let (Some(probation), Replacing::State(before)) = (&mut self.probation, over) {
+            probation.migrated(before);
+        }
         self.show_trial();
-        lost_turns
     }
 
     /// Lets something that happened count in the trial.
@@ -172,6 +169,8 @@ impl ActorTask {
 
     /// The generation is to go back: no turn before that.
     fn fall(&mut self) {
+        let fallback = self.probation.as_ref().and_then(Probation::fallback);
+        *self.shared.fallback.lock() = fallback.cloned();
         self.show_trial();
         self.show();
         let actor = &self.shared.name;

@@ -36,11 +36,15 @@ impl ActorTask {
             _ = done.send(Err(SetStateError::Stopped));
             return;
         }
-        let before = std::mem::replace(&mut *shared.state.lock(), state.clone());
+        let (before, now) = {
+            let mut held = shared.state.lock();
+            let before = std::mem::replace(&mut held.state, state.clone());
+            (before, held.clone())
+        };
         drop(sealed);
         let on_trial = self.probation.is_some();
         for probation in [&mut self.probation, &mut self.passed].into_iter().flatten() {
-            probation.state_given(state.clone());
+            probation.state_given(now.clone());
         }
         let set = shared.state_was_set(&before, &state, on_trial);
         // The state is set whether or not anybody still waits to hear of it.

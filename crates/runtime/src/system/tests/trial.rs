@@ -1,5 +1,5 @@
 use super::*;
-use crate::{Fall, GuestErrors, TrialOutcome, TrialRules, TrialView, Trialing};
+use crate::{Fall, GuestErrors, Precondition, TrialOutcome, TrialRules, TrialView, Trialing};
 
 /// Three failures are too many, five successes enough.
 const RULES: TrialRules = TrialRules {
@@ -47,6 +47,27 @@ impl Rig {
             swap.push((name.parse().unwrap(), Self::ready(program).await));
         }
         soon(self.system.apply(Change { swap, trialing, ..Change::default() })).await;
+    }
+
+    /// Puts a former generation back, with the state that the trial has put aside for it.
+    async fn go_back(&self, name: &str, program: Fake) -> Changed {
+        let states = self.actor(name).fallback().map(|state| (name.parse().unwrap(), state));
+        let swap = vec![(name.parse().unwrap(), Self::ready(program).await)];
+        let trialing = Trialing::GoingBack;
+        let states = states.into_iter().collect();
+        soon(self.system.apply(Change { swap, trialing, states, ..Change::default() })).await
+    }
+
+    /// Swaps in a generation that makes `state` of the present one.
+    async fn migrate(&self, name: &str, program: Fake, state: &'static str) {
+        let halted = self.system.halt([&name.parse().unwrap()].into_iter()).await;
+        let before = self.actor(name).epoch_state();
+        let after = before.followed_by(State::new(state).unwrap(), before.turns);
+        let swap = vec![(name.parse().unwrap(), Self::ready(program).await)];
+        let states = [(name.parse().unwrap(), after)].into();
+        let trialing = Trialing::OnTrial;
+        soon(self.system.apply(Change { swap, trialing, states, ..Change::default() })).await;
+        self.system.go_on(halted).await;
     }
 
     async fn try_out(&self, name: &str, program: Fake) {
@@ -161,7 +182,8 @@ async fn a_state_that_a_new_generation_has_broken_is_restored_and_its_turns_are_
     // Nothing of the second opinion has happened, and the message is still there.
     assert_eq!(rig.seen(3).await, ["a", "new", "new"]);
     assert_eq!(rig.actor("a").mailbox().counts().in_flight, 1);
-    rig.exchange(vec![("a", letters(1, "a", false))], Trialing::GoingBack).await;
+    let changed = rig.go_back("a", letters(1, "a", false)).await;
+    assert_eq!(changed.lost_turns["a"], 2);
     assert_eq!(rig.seen(5).await[3..], ["aa", "aaa"]);
     rig.quiet().await;
     assert!(rig.reasons().is_empty());
@@ -231,7 +253,7 @@ async fn a_swap_during_a_trial_keeps_the_judge_and_the_state_before_both() {
     rig.send("a.in", "2");
     let TrialOutcome::Fell(fall) = rig.verdict("a").await.outcome else { panic!("no fall") };
     assert_eq!((fall.restore_state, fall.lost_turns), (true, 1));
-    rig.exchange(vec![("a", letters(1, "a", false))], Trialing::GoingBack).await;
+    rig.go_back("a", letters(1, "a", false)).await;
     assert_eq!(rig.seen(2).await, ["x", "a"]);
 }
 
@@ -358,27 +380,101 @@ async fn a_judge_stays_until_all_that_changed_with_its_actor_has_passed() {
     assert_eq!(rig.actor("a").trial().unwrap().judge.number(), 3);
 }
 
+/// Adds a letter to a state of another form, and bears no other.
+fn words(digest: u8, bears: fn(&str) -> bool) -> Fake {
+    fake(digest, move |context| {
+        let state = std::str::from_utf8(context.state.text()).unwrap();
+        if !state.contains("words") || !bears(&text(&context.payload[0].1)) {
+            return Err(FailureKind::Trap("no words".into()));
+        }
+        let state = State::new(state.replace("\"}", "w\"}")).unwrap();
+        let shown = std::str::from_utf8(state.text()).unwrap().to_owned();
+        Ok(Effects { state: Some(state), ..out(&shown) })
+    })
+}
+
+/// Bears no state but one of letters.
+fn only_letters(digest: u8) -> Fake {
+    fake(digest, |context| {
+        let state = std::str::from_utf8(context.state.text()).unwrap();
+        if state.contains("words") || text(&context.payload[0].1) == "poison" {
+            return Err(FailureKind::Trap("no letters".into()));
+        }
+        let letters = state.trim_start_matches("{\"s\":\"").trim_end_matches(['{', '}', '"']);
+        let state = State::new(format!("{{\"s\":\"{letters}a\"}}")).unwrap();
+        Ok(Effects { state: Some(state), ..out(&format!("{letters}a")) })
+    })
+}
+
 #[tokio::test(start_paused = true)]
-async fn who_goes_back_from_a_state_made_anew_has_the_one_from_before() {
+async fn a_generation_that_migrated_the_state_is_judged_with_the_one_from_before() {
     let mut rig = Rig::new().await;
-    rig.start("a", letters(1, "a", true), settings(), &["sink"]).await;
+    rig.start("a", only_letters(1), settings(), &["sink"]).await;
     rig.send("a.in", "1");
     assert_eq!(rig.seen(1).await, ["a"]);
-    let name: ActorName = "a".parse().unwrap();
-    let halted = rig.system.halt([&name].into_iter()).await;
-    let mut change = Change {
-        swap: vec![(name.clone(), Rig::ready(letters(2, "b", true)).await)],
-        ..Change::default()
-    };
-    change.states.insert(name.clone(), State::new(r#"{"s":"new"}"#).unwrap());
-    rig.apply(change).await;
-    rig.system.go_on(halted).await;
+    rig.migrate("a", words(2, |text| text != "bad"), r#"{"words":""}"#).await;
+    for message in ["2", "3", "poison", "bad", "4"] {
+        rig.send("a.in", message);
+    }
+    let fall = Fall { why: "trapped: no words".into(), restore_state: true, lost_turns: 3 };
+    assert_eq!(rig.verdict("a").await.outcome, TrialOutcome::Fell(fall));
+    let before = "before-migration";
+    assert_eq!(rig.opinions(), [(true, before, 1)]);
+    // The poison was none for it, and what it failed on is still first.
+    let seen = [r#"{"words":"w"}"#, r#"{"words":"ww"}"#, r#"{"words":"www"}"#];
+    assert_eq!(rig.seen(4).await[1..], seen);
+    let changed = rig.go_back("a", only_letters(1)).await;
+    assert_eq!(changed.lost_turns["a"], 3);
+    assert_eq!(rig.seen(6).await[4..], ["aa", "aaa"]);
+    rig.quiet().await;
+    assert!(rig.reasons().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_that_no_generation_can_process_sends_no_migration_back() {
+    let mut rig = Rig::new().await;
+    rig.start("a", only_letters(1), settings(), &["sink"]).await;
+    rig.send("a.in", "1");
+    rig.seen(1).await;
+    rig.migrate("a", words(2, |text| text != "poison"), r#"{"words":""}"#).await;
+    for message in ["poison", "2", "3", "4", "5", "6"] {
+        rig.send("a.in", message);
+    }
+    assert_eq!(rig.verdict("a").await.outcome, TrialOutcome::Passed);
+    rig.quiet().await;
+    assert_eq!(
+        (rig.reasons(), rig.opinions()),
+        (vec!["trap"], vec![(false, "before-migration", 0)])
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_operator_sets_after_a_migration_is_not_what_the_judge_is_asked_with() {
+    let mut rig = Rig::new().await;
+    rig.start("a", only_letters(1), settings(), &["sink"]).await;
+    rig.send("a.in", "1");
+    rig.seen(1).await;
+    rig.migrate("a", words(2, |text| text != "bad"), r#"{"words":""}"#).await;
+    let set = State::new(r#"{"words":"set"}"#).unwrap();
+    rig.actor("a").set_state(set, Precondition::default()).await.unwrap();
+    rig.send("a.in", "bad");
+    let TrialOutcome::Fell(fall) = rig.verdict("a").await.outcome else { panic!("no fall") };
+    assert_eq!((fall.restore_state, fall.lost_turns), (true, 0));
+    rig.go_back("a", only_letters(1)).await;
+    assert_eq!(rig.seen(2).await[1], "aa");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_epoch_goes_with_the_state_and_counts_its_turns() {
+    let mut rig = Rig::new().await;
+    rig.start("a", only_letters(1), settings(), &["sink"]).await;
+    rig.send("a.in", "1");
+    rig.seen(1).await;
+    rig.migrate("a", words(2, |_| true), r#"{"words":""}"#).await;
     rig.send("a.in", "2");
-    rig.send("a.in", "3");
-    assert_eq!(rig.seen(3).await[1..], ["newb", "newbb"]);
-    let swap = vec![(name.clone(), Rig::ready(letters(1, "a", true)).await)];
-    let back = Change { swap, trialing: Trialing::GoingBack, ..Change::default() };
-    assert_eq!(rig.apply(back).await.lost_turns[&name], 2);
-    rig.send("a.in", "4");
-    assert_eq!(rig.seen(4).await[3], "aa");
+    rig.seen(2).await;
+    let held = rig.actor("a").epoch_state();
+    assert_eq!((held.epoch.number(), held.turns), (1, 2));
+    let remains = rig.system.remains();
+    assert_eq!(remains[&"a".parse::<ActorName>().unwrap()].state, Some(held));
 }
