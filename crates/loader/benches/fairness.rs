@@ -6,6 +6,10 @@
 //! next actor; so it holds the wait in the mailbox, the turn, its commit and the
 //! way over a wire. How late the sender's own timer wakes is no part of it.
 //!
+//! Beside them work, in further rows, actors that have the host work: they ask for one
+//! key of a large state, are given all of it with each message, or log more than anybody
+//! reads, turn after turn.
+//!
 //! What the quick ones get done where work always waits is measured too: each has
 //! a wire to itself on which messages go round.
 
@@ -49,6 +53,11 @@ const SHARES: usize = 5;
 /// Messages that go round at each quick actor.
 const ROUND: usize = 64;
 
+/// Actors that have the host work, and bytes of their state and of what they log.
+const BUSY: usize = 6;
+const STATE: usize = 16_000_000;
+const LOGGED: usize = 90_000_000;
+
 /// What a turn may take.
 const DEADLINE: Duration = Duration::from_secs(1);
 
@@ -70,8 +79,8 @@ fn main() {
     print(&modules, watched);
     let mut ratios: Vec<f64> = (0..rounds)
         .map(|_| {
-            let alone = Rig::new(&modules, 0, true).throughput(saturated);
-            Rig::new(&modules, 2, true).throughput(saturated) / alone
+            let alone = Rig::new(&modules, Beside::Spinners(0), true).throughput(saturated);
+            Rig::new(&modules, Beside::Spinners(2), true).throughput(saturated) / alone
         })
         .collect();
     ratios.sort_by(f64::total_cmp);
@@ -83,11 +92,18 @@ fn main() {
 fn print(modules: &Modules, watched: Duration) {
     println!(
         "\n{:20} {:>10} {:>10} {:>10} {:>10}",
-        "spinners", "turns", "p50 µs", "p99 µs", "max µs"
+        "beside", "turns", "p50 µs", "p99 µs", "max µs"
     );
     let mut p99 = Vec::new();
-    for spinners in [0, 2, 20] {
-        let mut waits = Rig::new(modules, spinners, false).waits(watched);
+    for beside in [
+        Beside::Spinners(0),
+        Beside::Spinners(2),
+        Beside::Spinners(20),
+        Beside::Readers,
+        Beside::Given,
+        Beside::Loggers,
+    ] {
+        let mut waits = Rig::new(modules, beside, false).waits(watched);
         waits.sort();
         let micros = |percent: usize| {
             let at = (waits.len() * percent).div_ceil(100).max(1) - 1;
@@ -95,11 +111,65 @@ fn print(modules: &Modules, watched: Duration) {
         };
         p99.push(micros(99));
         let (half, most, all) = (micros(50), micros(99), micros(100));
-        println!("{spinners:<20} {:>10} {half:>10.0} {most:>10.0} {all:>10.0}", waits.len());
+        println!("{:<20} {:>10} {half:>10.0} {most:>10.0} {all:>10.0}", beside.name(), waits.len());
     }
-    for (spinners, p99, bound) in [(2, p99[1], 1.0), (20, p99[2], 10.0)] {
-        let what = format!("beside {spinners} spinners: p99 of the other actors' turns");
+    for (who, p99, bound) in [
+        ("2 spinners", p99[1], 1.0),
+        ("20 spinners", p99[2], 10.0),
+        ("6 that read a key of 16 MB of state", p99[3], 2.0),
+        ("6 that are given 16 MB of state", p99[4], 2.0),
+        ("6 that log 90 MB", p99[5], 2.0),
+    ] {
+        let what = format!("beside {who}: p99 of the other actors' turns");
         Goal::Below(bound).hold(&what, p99 / 1e3, " ms");
+    }
+}
+
+/// Who works beside the quick actors.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Beside {
+    /// So many that come to their deadline at every turn.
+    Spinners(usize),
+    /// Those that ask for one key of a large state.
+    Readers,
+    /// Those that are given a large state with each message.
+    Given,
+    /// Those that log more than anybody reads.
+    Loggers,
+}
+
+impl Beside {
+    fn name(self) -> String {
+        match self {
+            Self::Spinners(count) => format!("{count} spinners"),
+            Self::Readers => format!("{BUSY} readers"),
+            Self::Given => format!("{BUSY} given state"),
+            Self::Loggers => format!("{BUSY} loggers"),
+        }
+    }
+
+    fn count(self) -> usize {
+        match self {
+            Self::Spinners(count) => count,
+            _ => BUSY,
+        }
+    }
+
+    /// Whether its actors put out what starts their next turn.
+    fn goes_round(self) -> bool {
+        !matches!(self, Self::Spinners(_))
+    }
+
+    fn state(self) -> State {
+        let text = match self {
+            Self::Readers | Self::Given => {
+                let entry = |n: usize| format!(r#""key-{n:06}":"{}""#, "x".repeat(80));
+                let entries: Vec<_> = (0..STATE / 96).map(entry).collect();
+                format!(r#"{{"k":1,{}}}"#, entries.join(","))
+            }
+            _ => r#"{"turns":1}"#.into(),
+        };
+        State::new(text).expect("it is an object")
     }
 }
 
@@ -107,6 +177,9 @@ struct Modules {
     control: Runtime,
     quick: Arc<LoadedModule>,
     spinner: Arc<LoadedModule>,
+    reader: Arc<LoadedModule>,
+    given: Arc<LoadedModule>,
+    logger: Arc<LoadedModule>,
 }
 
 impl Modules {
@@ -115,11 +188,27 @@ impl Modules {
         let control = control.expect("a runtime can be started");
         let loader = Loader::new(Limits::default()).with_engine(EngineKind::Direct);
         let spins = written::written("(loop $again (br $again)) (i32.const 0)");
-        let [quick, spinner] =
-            [("quick", file("tests/guests/json.wasm")), ("spinner", spins)].map(|(name, bytes)| {
-                control.block_on(loader.load_bytes(name, bytes)).expect("the guest loads")
-            });
-        Self { control, quick, spinner }
+        let again = "(call $answer (i32.const 512) (i32.const 38)) (i32.const 0)";
+        let given = written::written(again);
+        let reads = written::written(&format!(
+            r#"(local $key i64)
+            (local.set $key (call $alloc (i64.const 1)))
+            (call $store (local.get $key) (i64.const 107))
+            (drop (call $get_state (local.get $key))) {again}"#
+        ));
+        let logs =
+            written::written(&format!("(call $log (call $alloc (i64.const {LOGGED}))) {again}"));
+        let guests = [
+            ("quick", file("tests/guests/json.wasm")),
+            ("spinner", spins),
+            ("reader", reads),
+            ("given", given),
+            ("logger", logs),
+        ];
+        let [quick, spinner, reader, given, logger] = guests.map(|(name, bytes)| {
+            control.block_on(loader.load_bytes(name, bytes)).expect("the guest loads")
+        });
+        Self { control, quick, spinner, reader, given, logger }
     }
 }
 
@@ -135,9 +224,9 @@ struct Rig<'a> {
 }
 
 impl<'a> Rig<'a> {
-    /// A system whose spinners spin. `round` gives quick actors wires to themselves,
+    /// A system beside whose quick actors those work. `round` gives quick actors wires to themselves,
     /// and work.
-    fn new(modules: &'a Modules, spinners: usize, round: bool) -> Self {
+    fn new(modules: &'a Modules, beside: Beside, round: bool) -> Self {
         let workers = available_parallelism().map_or(2, |cores| cores.get() + 1);
         let turns = Builder::new_multi_thread().worker_threads(workers).enable_all().build();
         let turns = turns.expect("a runtime can be started");
@@ -153,18 +242,31 @@ impl<'a> Rig<'a> {
         });
         let control = &modules.control;
         let quick_names: Vec<String> = (0..QUICK).map(|n| format!("quick-{n}")).collect();
-        let spinner_names: Vec<String> = (0..spinners).map(|n| format!("spinner-{n}")).collect();
+        let spinner_names: Vec<String> =
+            (0..beside.count()).map(|n| format!("spinner-{n}")).collect();
+        let spinner = match beside {
+            Beside::Spinners(_) => &modules.spinner,
+            Beside::Readers => &modules.reader,
+            Beside::Given => &modules.given,
+            Beside::Loggers => &modules.logger,
+        };
+        let large = beside.state();
         control.block_on(async {
             let mut start = vec![guest::start(actor("sink"), sink, Settings::default()).await];
-            let all = quick_names.iter().map(|name| (name, &modules.quick));
-            let all = all.chain(spinner_names.iter().map(|name| (name, &modules.spinner)));
-            for (name, module) in all {
+            let small = State::new(r#"{"turns":1}"#).expect("it is an object");
+            let all = quick_names.iter().map(|name| (name, &modules.quick, &small));
+            let all = all.chain(spinner_names.iter().map(|name| (name, spinner, &large)));
+            for (name, module, state) in all {
                 let name = actor(name);
                 let program = prepare(&**module, &name, EnginePer::Actor).await;
-                let settings =
-                    Settings { timeout: DEADLINE, max_hops: u32::MAX, ..Settings::default() };
+                let settings = Settings {
+                    timeout: DEADLINE,
+                    max_hops: u32::MAX,
+                    context_state: beside != Beside::Readers,
+                    ..Settings::default()
+                };
                 let mut actor = guest::start(name, program, settings).await;
-                actor.state = Some(State::new(r#"{"turns":1}"#).expect("it is an object").into());
+                actor.state = Some(state.clone().into());
                 start.push(actor);
             }
             let wires = quick_names.iter().map(|name| WireDef {
@@ -174,7 +276,12 @@ impl<'a> Rig<'a> {
                     .expect("an actor and its port"),
                 overflow: None,
             });
-            let wires = Some(wires.collect());
+            let busy = spinner_names.iter().filter(|_| beside.goes_round()).map(|name| WireDef {
+                from: format!("{name}.value").parse().expect("an actor and its port"),
+                to: format!("{name}.value").parse().expect("an actor and its port"),
+                overflow: None,
+            });
+            let wires = Some(wires.chain(busy).collect());
             system.apply(Change { start, wires, ..Change::default() }).await;
         });
         let actors = |names: &[String]| {
@@ -183,7 +290,7 @@ impl<'a> Rig<'a> {
         let (quick, spinners): (Vec<_>, Vec<_>) = (actors(&quick_names), actors(&spinner_names));
         let rig = Self { system, control, quick, spinners, waits, origin, turns: Some(turns) };
         for spinner in &rig.spinners {
-            for _ in 0..100 {
+            for _ in 0..if beside.goes_round() { 1 } else { 100 } {
                 rig.send(spinner, 0);
             }
         }

@@ -377,7 +377,7 @@ impl Alone {
             trace: None,
             meta: None,
             state_in_context: true,
-            limits: TurnLimits { output: 16 << 20, state: 16 << 20 },
+            limits: TurnLimits::default(),
             now: None,
         };
         Self { engine: Some(engine), contexts: messages.iter().map(context).collect(), runtime }

@@ -19,18 +19,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use reflowd_runtime::{
-    Context, Digest, Effects, Engine, EnginePer, Failure, FailureKind, InstantiateError, LeftState,
-    Metadata, MigrateError, Program, State, Turn,
+    Context, Digest, Effects, Engine, EnginePer, Failure, FailureKind, HOST_MEMORY,
+    InstantiateError, LeftState, Metadata, MigrateError, Program, State, Turn,
 };
 use tokio::runtime::Handle;
 use tracing::warn;
 use wasmtime::{InstancePre, Linker, Module, Store, Trap, TypedFunc, Val};
 
 use self::{
+    abi::AT_ONCE,
     blocks::Blocks,
     compiler::Running,
     gate::{Gate, Place},
@@ -38,6 +38,7 @@ use self::{
     wasi::{Exit, Wasi},
 };
 use crate::{
+    account::{Account, OverHostMemory},
     binary::Binary,
     code::{self, Ended, Parts, Uncompiled, Unstarted},
     code_cache::CodeCache,
@@ -123,11 +124,11 @@ impl Code {
         };
         let instance = match started.await {
             Ok(instance) => instance,
-            Err(error) => return Err(unstarted(error, &store.data().blocks)),
+            Err(error) => return Err(unstarted(error, store.data_mut())),
         };
         let guest = store.data_mut();
         Wasi::flush(guest);
-        guest.blocks.end();
+        guest.blocks.end(&mut guest.host.account);
         Ok(Instance { store, instance })
     }
 }
@@ -186,8 +187,13 @@ impl Instance {
             Err(ended) => return ended,
         };
         let guest = self.store.data_mut();
-        guest.host.deadline = deadline;
-        guest.blocks.begin(input.len(), |arena| arena.extend_from_slice(input));
+        let Guest { host, blocks, .. } = guest;
+        host.deadline = deadline;
+        host.begin(HOST_MEMORY, 0);
+        let given = |arena: &mut Vec<u8>| arena.extend_from_slice(input);
+        if let Err(over) = blocks.begin(input.len(), &mut host.account, given) {
+            return Ended::Bad(format!("no answer; with its input {over}"));
+        }
         call(&mut self.store, &function).await
     }
 
@@ -205,38 +211,35 @@ async fn call(store: &mut Store<Guest>, function: &TypedFunc<(), i32>) -> Ended 
     drop(running);
     let guest = store.data_mut();
     Wasi::flush(guest);
-    let ended = ended(code, &guest.blocks);
-    guest.blocks.end();
+    let ended = ended(code, &mut guest.blocks, &mut guest.host.account);
+    guest.blocks.end(&mut guest.host.account);
     ended
 }
 
 /// What it means that a guest ended with that code, or did not end by itself.
-fn ended(code: wasmtime::Result<i32>, blocks: &Blocks) -> Ended {
-    let said = || blocks.error().map(code::error_text);
+fn ended(code: wasmtime::Result<i32>, blocks: &mut Blocks, account: &mut Account) -> Ended {
+    let said = blocks.error().map(code::error_text);
     let code = match code {
         Err(error) if error.downcast_ref() == Some(&Exit(0)) => Ok(0),
         code => code,
     };
     match code {
-        Ok(code) => match (said(), code, blocks.output()) {
-            (Some(error), ..) => Ended::guest(error),
-            (None, 0, Ok(output)) => Ended::Answer(Bytes::copy_from_slice(output)),
-            (None, 0, Err(size)) => {
-                Ended::Bad(format!("an output of {size} bytes, where it has none"))
-            }
-            (None, code, _) => Ended::Guest(format!("exit code {code}, and no text")),
+        Ok(code) => match (said, code) {
+            (Some(error), _) => Ended::guest(error),
+            (None, 0) => blocks.take_output(account).map_or_else(Ended::Bad, Ended::Answer),
+            (None, code) => Ended::Guest(format!("exit code {code}, and no text")),
         },
         Err(error) if error.downcast_ref() == Some(&Trap::Interrupt) => Ended::Timeout,
-        Err(error) => Ended::trap(said().unwrap_or_else(|| error.root_cause().to_string())),
+        Err(error) => Ended::trap(said.unwrap_or_else(|| error.root_cause().to_string())),
     }
 }
 
 /// Why it did not come to an instance.
-fn unstarted(error: wasmtime::Error, blocks: &Blocks) -> Unstarted {
+fn unstarted(error: wasmtime::Error, guest: &mut Guest) -> Unstarted {
     if let Some(why) = mappings::refusal(&error) {
         return Unstarted::NoRoom(why);
     }
-    match ended(Err(error), blocks) {
+    match ended(Err(error), &mut guest.blocks, &mut guest.host.account) {
         Ended::Timeout => Unstarted::Late,
         Ended::Trap(why) | Ended::Bad(why) | Ended::Guest(why) => Unstarted::Broke(why),
         Ended::Answer(_) => Unstarted::Broke("it exits while it is initialised".into()),
@@ -385,26 +388,76 @@ impl DirectEngine {
             }
         };
         let store = &mut ready.instance.store;
-        let Guest { host, blocks, .. } = store.data_mut();
-        let config = &parts.around.context_config;
-        let hint = encoded_len(&context, config);
-        blocks.begin(hint, |arena| encode_to(arena, &context, config));
-        host.deadline = deadline;
-        host.side = Some(Side::new(context));
+        let limit = context.limits.host_memory;
+        let held = context.state.held_bytes();
+        let guest = store.data_mut();
+        guest.host.begin(limit, held);
+        guest.host.deadline = deadline;
+        let begun_with = begin(guest, context, &parts.around).await;
+        begun_with
+            .map_err(|over| FailureKind::Turn(format!("the turn's input has no room: {over}")))?;
         let ended = call(store, &ready.entry).await;
-        let side = store.data_mut().host.side.take();
+        let guest = store.data_mut();
+        let (side, mut account) = (guest.host.side.take(), guest.host.account);
+        let deadline = guest.deadline();
         let side = side.expect("it is put there before each call");
         if parts.engine_per == EnginePer::Message {
             self.ready = None;
         }
+        let work = match &ended {
+            Ended::Answer(result) => side.finishing(result.len()),
+            _ => 0,
+        };
         match ended {
-            Ended::Answer(result) => side.finish(result).map_err(FailureKind::Turn),
+            Ended::Answer(result) => {
+                let finish = move || side.finish(result, &mut account);
+                let finished = if work <= AT_ONCE {
+                    finish()
+                } else {
+                    let finished = place.aside(finish).await;
+                    if Instant::now() >= deadline {
+                        return Err(FailureKind::Timeout(begun.elapsed()));
+                    }
+                    finished
+                };
+                finished.map_err(FailureKind::Turn)
+            }
             Ended::Bad(why) => Err(FailureKind::Turn(format!("the guest gave {why}"))),
             Ended::Guest(error) => Err(FailureKind::Guest(error)),
             Ended::Trap(why) => Err(FailureKind::Trap(why)),
             Ended::Timeout => Err(FailureKind::Timeout(begun.elapsed())),
         }
     }
+}
+
+/// Gives a turn its input: at once, or aside where others would have to wait for it.
+async fn begin(
+    guest: &mut Guest,
+    context: Context,
+    around: &Arc<Surroundings>,
+) -> Result<(), OverHostMemory> {
+    let config = &around.context_config;
+    let hint = encoded_len(&context, config);
+    let encode =
+        move |context: &Context, config: &[u8], blocks: &mut Blocks, account: &mut Account| {
+            blocks.begin(hint, account, |arena| encode_to(arena, context, config))
+        };
+    if hint as u64 <= AT_ONCE {
+        encode(&context, config, &mut guest.blocks, &mut guest.host.account)?;
+        guest.host.side = Some(Side::new(context));
+        return Ok(());
+    }
+    let side = Side::new(context.clone());
+    guest.host.side = Some(side);
+    let mut desk = guest.lend().expect("its side was just put there");
+    let (config, place) = (config.clone(), guest.place.clone());
+    let encoding = place.aside(move || {
+        let encoded = encode(&context, &config, &mut desk.blocks, &mut desk.account);
+        (desk, encoded)
+    });
+    let (desk, encoded) = encoding.await;
+    guest.take_back(desk);
+    encoded
 }
 
 #[cfg(test)]
@@ -478,7 +531,7 @@ mod tests {
             trace: None,
             meta: None,
             state_in_context: true,
-            limits: TurnLimits { output: 1 << 20, state: 1 << 20 },
+            limits: TurnLimits::default(),
             now: None,
         };
         let time = Duration::from_secs(1);

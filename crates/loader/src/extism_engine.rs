@@ -37,13 +37,14 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 use tracing::Level;
 
 use crate::{
+    account::Account,
     binary::{Binary, PAGE},
     code::{self, Ended, Parts},
     deadline,
     host::{self, Host, Surroundings},
     migration,
     signature::{ENV, USER},
-    turn::{Side, encode},
+    turn::{Side, encode, encoded_len},
 };
 
 /// Instructions that initialisers may take when a module is loaded: some seconds.
@@ -283,7 +284,8 @@ fn send_output(
     host: &mut Host,
     args: &[Val],
 ) -> Result<Option<Val>, Error> {
-    side(host)?.send_output(taken(plugin, args, 0)?);
+    let (side, account) = side(host)?;
+    side.send_output(taken(plugin, args, 0)?, account);
     Ok(None)
 }
 
@@ -292,7 +294,8 @@ fn get_state(
     host: &mut Host,
     args: &[Val],
 ) -> Result<Option<Val>, Error> {
-    let value = side(host)?.get_state(taken(plugin, args, 0)?);
+    let (side, account) = side(host)?;
+    let value = side.get_state(taken(plugin, args, 0)?, account);
     give(plugin, Some(&value))
 }
 
@@ -301,8 +304,10 @@ fn set_state(
     host: &mut Host,
     args: &[Val],
 ) -> Result<Option<Val>, Error> {
-    let key = taken(plugin, args, 0)?.to_vec();
-    side(host)?.set_state(&key, taken(plugin, args, 1)?);
+    let (side, account) = side(host)?;
+    let key = copied(plugin, args, account)?;
+    side.set_state(&key, taken(plugin, args, 1)?, account);
+    account.give_back(key.len() as u64);
     Ok(None)
 }
 
@@ -331,9 +336,10 @@ fn var_set(
     host: &mut Host,
     args: &[Val],
 ) -> Result<Option<Val>, Error> {
-    let key = taken(plugin, args, 0)?.to_vec();
+    let key = copied(plugin, args, &mut host.account)?;
     let removes = args.get(1).and_then(Val::i64) == Some(0);
     let value = if removes { None } else { Some(taken(plugin, args, 1)?) };
+    host.account.give_back(key.len() as u64);
     if !host.set_var(&key, value) {
         return Err(Error::msg(host::TOO_MANY_VARS));
     }
@@ -346,10 +352,11 @@ fn http_request(
     host: &mut Host,
     args: &[Val],
 ) -> Result<Option<Val>, Error> {
-    let request = taken(plugin, args, 0)?.to_vec();
-    let body = taken(plugin, args, 1)?.to_vec();
+    let request = copied(plugin, args, &mut host.account)?;
+    let body = taken(plugin, args, 1)?;
+    let answer = host.http(&request, body);
+    host.account.give_back(request.len() as u64);
     free(plugin, args);
-    let answer = host.http(&request, &body);
     give(plugin, Some(&answer))
 }
 
@@ -364,8 +371,21 @@ fn log(
     Ok(None)
 }
 
-fn side(host: &mut Host) -> Result<&mut Side, Error> {
-    host.side.as_mut().ok_or_else(|| Error::msg(host::NO_TURN))
+fn side(host: &mut Host) -> Result<(&mut Side, &mut Account), Error> {
+    let Host { side, account, .. } = host;
+    let side = side.as_mut().ok_or_else(|| Error::msg(host::NO_TURN))?;
+    Ok((side, account))
+}
+
+/// A copy of the bytes of the first argument's block, so that another can be looked at.
+fn copied(
+    plugin: &mut CurrentPlugin,
+    args: &[Val],
+    account: &mut Account,
+) -> Result<Vec<u8>, Error> {
+    let bytes = taken(plugin, args, 0)?;
+    account.take(bytes.len() as u64).map_err(Error::new)?;
+    Ok(bytes.to_vec())
 }
 
 /// The bytes of the block that argument `index` is the handle of.
@@ -500,22 +520,36 @@ impl ExtismEngine {
         deadline: Instant,
     ) -> Result<reflowd_runtime::Effects, FailureKind> {
         let begun = Instant::now();
-        let input = encode(&context, &self.made.parts.around.context_config);
+        let config = self.made.parts.around.context_config.clone();
         let mut instance = match self.instance.take() {
             Some(instance) => instance,
             None => {
                 self.made.code.instantiate(&self.made.parts.around).map_err(FailureKind::Trap)?
             }
         };
+        let host = instance.host.as_mut().expect("nobody sits there between two calls");
+        host.begin(context.limits.host_memory, context.state.held_bytes());
+        if let Err(over) = host.account.take(encoded_len(&context, &config) as u64) {
+            self.instance = Some(instance);
+            return Err(FailureKind::Turn(format!("the turn's input has no room: {over}")));
+        }
+        let input = encode(&context, &config);
         let side = Side::new(context);
         let (side, ended) =
             instance.call(&self.made.parts.entry_point, &input, Some(side), deadline);
+        drop(input);
+        let host = instance.host.as_ref().expect("the host comes back from every call");
+        let mut account = host.account;
         if self.made.parts.engine_per == EnginePer::Actor {
             self.instance = Some(instance);
         }
         let side = side.expect("a turn's side comes back from the call");
         match ended {
-            Ended::Answer(result) => side.finish(result).map_err(FailureKind::Turn),
+            Ended::Answer(result) => account
+                .take(result.len() as u64)
+                .map_err(|over| over.to_string())
+                .and_then(|()| side.finish(result, &mut account))
+                .map_err(FailureKind::Turn),
             Ended::Bad(why) => Err(FailureKind::Turn(format!("the guest gave {why}"))),
             Ended::Guest(error) => Err(FailureKind::Guest(error)),
             Ended::Trap(why) => Err(FailureKind::Trap(why)),

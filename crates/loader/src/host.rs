@@ -6,17 +6,21 @@
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use bytes::Bytes;
-use reflowd_runtime::{ActorLog, ProgramSpec, TurnTrace};
+use reflowd_runtime::{ActorLog, HOST_MEMORY, ProgramSpec, TurnTrace};
 use serde_json::Value;
 use tracing::{Level, level_filters::LevelFilter};
 
 use crate::{
+    account::Account,
     http::{self, Answer, HttpError},
     turn::Side,
 };
 
 /// Bytes that one engine's variables may take, names included.
 const MAX_VARS: usize = 1 << 20;
+
+/// Bytes that a variable takes beside its name and its value.
+const VAR: usize = 128;
 
 /// What a guest breaks with whose variables would go over that.
 pub(crate) const TOO_MANY_VARS: &str = "var_set: the variables are over 1 MiB";
@@ -66,6 +70,11 @@ impl Surroundings {
         }
     }
 
+    /// What the actor's configuration says of a key.
+    pub(crate) fn config(&self, key: &[u8]) -> Option<&str> {
+        self.config.get(std::str::from_utf8(key).ok()?).map(String::as_str)
+    }
+
     /// Makes an HTTP request where the operator allows it. Blocks.
     pub(crate) fn http(
         &self,
@@ -81,6 +90,8 @@ impl Surroundings {
 /// The host of one engine.
 pub(crate) struct Host {
     pub(crate) around: Arc<Surroundings>,
+    /// All that is held for the actor while a call goes on.
+    pub(crate) account: Account,
     vars: BTreeMap<Vec<u8>, Bytes>,
     vars_size: usize,
     /// What the last HTTP request brought.
@@ -96,6 +107,7 @@ impl Host {
     pub(crate) fn new(around: Arc<Surroundings>) -> Self {
         Self {
             around,
+            account: Account::new(HOST_MEMORY),
             vars: BTreeMap::new(),
             vars_size: 0,
             http_status: 0,
@@ -105,8 +117,14 @@ impl Host {
         }
     }
 
+    /// Begins a call in which so many bytes may be held, of which `given` are there.
+    pub(crate) fn begin(&mut self, limit: u64, given: u64) {
+        let lasting = (self.vars_size + self.vars.len() * VAR + self.http_headers.len()) as u64;
+        self.account.begin(limit, lasting + given);
+    }
+
     pub(crate) fn config(&self, key: &[u8]) -> Option<&str> {
-        self.around.config.get(std::str::from_utf8(key).ok()?).map(String::as_str)
+        self.around.config(key)
     }
 
     pub(crate) fn var(&self, key: &[u8]) -> Option<Bytes> {
@@ -119,8 +137,12 @@ impl Host {
         let old = self.vars.get(key).map_or(0, |old| old.len() + key.len());
         let new = value.map_or(0, |new| new.len() + key.len());
         let size = self.vars_size - old + new;
-        if size > MAX_VARS {
+        if size > MAX_VARS || self.account.take((new + VAR) as u64).is_err() {
             return false;
+        }
+        self.account.give_back(if old > 0 { old + VAR } else { 0 } as u64);
+        if value.is_none() {
+            self.account.give_back(VAR as u64);
         }
         self.vars_size = size;
         match value {
@@ -140,8 +162,16 @@ impl Host {
     /// fails is told to the guest as status 0 and an empty body, and logged.
     pub(crate) fn http(&mut self, request: &[u8], body: &[u8]) -> Bytes {
         let trace = self.trace();
-        let answer = self.around.http(request, body, trace.as_ref(), self.deadline);
+        let answer = self
+            .make_room_for_answer(request)
+            .and_then(|()| self.around.http(request, body, trace.as_ref(), self.deadline));
         self.answered(answer)
+    }
+
+    /// Sees to it that the largest answer there can be could be held.
+    pub(crate) fn make_room_for_answer(&mut self, request: &[u8]) -> Result<(), HttpError> {
+        http::check_size(request)?;
+        self.account.take(http::MAX_ANSWER).map_err(|over| HttpError::NoRoom(over.to_string()))
     }
 
     /// The trace that the turn's requests belong to.
@@ -153,11 +183,15 @@ impl Host {
     pub(crate) fn answered(&mut self, answer: Result<Answer, HttpError>) -> Bytes {
         match answer {
             Ok(answer) => {
+                self.account.give_back(http::MAX_ANSWER);
                 self.http_status = answer.status;
                 self.http_headers = answer.headers;
                 answer.body
             }
             Err(error) => {
+                if !matches!(error, HttpError::NoRoom(_) | HttpError::TooLong) {
+                    self.account.give_back(http::MAX_ANSWER);
+                }
                 self.http_status = 0;
                 self.http_headers = Bytes::from_static(b"{}");
                 self.log(Level::WARN, format!("http_request: {error}").as_bytes());

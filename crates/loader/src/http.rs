@@ -32,6 +32,13 @@ use ureq::{
 /// Bytes of a response's body; what is longer is refused.
 const MAX_BODY: u64 = 16 << 20;
 
+/// Bytes of a request's JSON: its address and headers, of which servers take less.
+const MAX_REQUEST: usize = 256 << 10;
+
+/// Bytes that the host holds at most while a guest asks: what the request's JSON is taken
+/// apart into, and the answer with its headers.
+pub(crate) const MAX_ANSWER: u64 = MAX_BODY + 16 * MAX_REQUEST as u64;
+
 /// The methods that a guest may use. `CONNECT` would make a tunnel to anywhere, and the
 /// answer to `TRACE` shows a proxy's credentials.
 const METHODS: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
@@ -93,8 +100,20 @@ pub(crate) enum HttpError {
     NoTime,
     #[error("the answer has more than {MAX_BODY} bytes")]
     TooLarge,
+    #[error("the request's JSON has more than {MAX_REQUEST} bytes")]
+    TooLong,
+    #[error("{0}")]
+    NoRoom(String),
     #[error("{0}")]
     Failed(String),
+}
+
+/// Whether a request's JSON is as short as it must be.
+///
+/// # Errors
+/// It is longer.
+pub(crate) fn check_size(written: &[u8]) -> Result<(), HttpError> {
+    if written.len() > MAX_REQUEST { Err(HttpError::TooLong) } else { Ok(()) }
 }
 
 /// A request as guests write it.

@@ -77,7 +77,7 @@
 //!     trace: None,
 //!     meta: None,
 //!     state_in_context: true,
-//!     limits: TurnLimits { output: 1 << 20, state: 1 << 20 },
+//!     limits: TurnLimits::default(),
 //!     now: None,
 //! };
 //! let deadline = Instant::now() + Duration::from_secs(30);
@@ -99,6 +99,7 @@ mod config_schema;
 mod migration;
 mod turn;
 mod host;
+mod account;
 mod http;
 mod url;
 mod download;

@@ -106,7 +106,11 @@ fn types() -> String {
 /// What is wrong with it.
 pub(crate) fn read(answer: &[u8]) -> Result<Metadata, InvalidMetadata> {
     ANSWER.check("its JSON", answer.len())?;
-    let shape = |why: String| InvalidMetadata::Shape { why, answer: excerpt(answer) };
+    // An error of the parser shows a whole string that stands in another thing's place.
+    let shape = |why: String| {
+        let why = excerpt(why.as_bytes());
+        InvalidMetadata::Shape { why, answer: excerpt(answer) }
+    };
     let text = unwrap_base64(answer);
     let written: Written = serde_json::from_slice(&text).map_err(|e| shape(e.to_string()))?;
     if written.component.trim().is_empty() {
@@ -159,6 +163,11 @@ fn ports(direction: &'static str, written: Vec<WrittenPort>) -> Result<Vec<Port>
     written.into_iter().map(port).collect()
 }
 
+/// Whether an answer is a JSON string, and not the JSON itself.
+pub(crate) fn is_wrapped(answer: &[u8]) -> bool {
+    answer.trim_ascii_start().first() == Some(&b'"')
+}
+
 /// Some builds of the Go SDK answer with a JSON string that holds base64 of the
 /// JSON. Anything else is handed back as it is, for its reader to judge.
 pub(crate) fn unwrap_base64(answer: &[u8]) -> Cow<'_, [u8]> {
@@ -166,7 +175,7 @@ pub(crate) fn unwrap_base64(answer: &[u8]) -> Cow<'_, [u8]> {
         let text: Cow<'_, str> = serde_json::from_slice(answer).ok()?;
         STANDARD.decode(text.as_bytes()).ok()
     };
-    if answer.trim_ascii_start().first() != Some(&b'"') {
+    if !is_wrapped(answer) {
         return Cow::Borrowed(answer);
     }
     decode().map_or(Cow::Borrowed(answer), Cow::Owned)

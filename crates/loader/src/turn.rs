@@ -5,7 +5,9 @@
 //! not stop it; the first is remembered, and the turn fails when it ends, with
 //! the engine intact.
 
-use std::{borrow::Cow, collections::HashMap, fmt, marker::PhantomData, sync::Arc};
+use std::{
+    borrow::Cow, collections::HashMap, fmt, marker::PhantomData, ops::ControlFlow, sync::Arc,
+};
 
 use bytes::Bytes;
 use reflowd_runtime::{
@@ -14,11 +16,14 @@ use reflowd_runtime::{
 };
 use serde::{
     Deserialize, Deserializer,
-    de::{MapAccess, Visitor},
+    de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, Visitor},
 };
 use serde_json::value::RawValue;
 
-use crate::metadata::unwrap_base64;
+use crate::{
+    account::{Account, OverHostMemory},
+    metadata::{is_wrapped, unwrap_base64},
+};
 
 /// What every result must look like, for the error when one does not.
 const EXPECTED: &str =
@@ -93,47 +98,55 @@ impl Side {
     }
 
     /// `__send_output`: a JSON object from ports to plain values.
-    pub(crate) fn send_output(&mut self, text: &[u8]) {
+    pub(crate) fn send_output(&mut self, text: &[u8], account: &mut Account) {
         if self.fault.is_some() {
             return;
         }
-        let whole = Bytes::copy_from_slice(text);
-        let sent: Result<Entries<'_, &RawValue>, _> = serde_json::from_slice(&whole);
-        let sent = match sent {
-            Ok(Entries(sent)) => sent,
-            Err(error) => {
-                let shown = excerpt(text);
-                return self.blame(format!(
-                    "__send_output: expected a JSON object from ports to values: {error}; it gave {shown}"
-                ));
-            }
-        };
-        for (port, value) in sent {
-            let message = Message::from_plain(&whole, value.get().as_bytes());
-            let message = message.map_err(|e| e.to_string());
-            let put = self.put(&port, message, |side, port, message| match &side.now {
+        // What leaves at once cannot be taken back when the text turns out to be none.
+        let checked = if self.now.is_some() { read_through(text) } else { Ok(()) };
+        let sent = checked.and_then(|()| {
+            for_each_entry(text, |port, value| self.send(port, value.get().as_bytes(), account))
+        });
+        if let Err(error) = sent {
+            let shown = excerpt(text);
+            self.blame(format!(
+                "__send_output: expected a JSON object from ports to values: {error}; it gave {shown}"
+            ));
+        }
+    }
+
+    /// One plain value for a port.
+    fn send(&mut self, port: &str, value: &[u8], account: &mut Account) -> Flow {
+        let put = account.take(value.len() as u64).map_err(|e| e.to_string()).and_then(|()| {
+            let own = Bytes::copy_from_slice(value);
+            let message = Message::from_plain(&own, &own).map_err(|e| e.to_string());
+            self.put(port, message, account, |side, port, message| match &side.now {
                 Some(now) => now.send(port, message),
                 None => side.outputs.push((port, message)),
-            });
-            if let Err(why) = put {
-                return self.blame(format!("__send_output: {why}"));
-            }
-        }
+            })
+        });
+        self.flow(put.map_err(|why| format!("__send_output: {why}")))
     }
 
     /// `__get_state`: the JSON value of a key, as this turn has left it.
-    pub(crate) fn get_state(&mut self, key: &[u8]) -> Bytes {
-        match std::str::from_utf8(key) {
-            Ok(key) => self.edits().get(key).unwrap_or(Bytes::from_static(b"null")),
-            Err(_) => {
-                self.blame("__get_state: the key is not UTF-8".into());
-                Bytes::from_static(b"null")
-            }
+    pub(crate) fn get_state(&mut self, key: &[u8], account: &mut Account) -> Bytes {
+        let null = || Bytes::from_static(b"null");
+        let Ok(key) = std::str::from_utf8(key) else {
+            self.blame("__get_state: the key is not UTF-8".into());
+            return null();
+        };
+        if let Some(set) = self.edits.as_ref().and_then(|edits| edits.get(key)) {
+            return set.clone();
         }
+        if let Err(why) = self.index_state(account) {
+            self.blame(format!("__get_state: {why}"));
+            return null();
+        }
+        self.state.find(key).map_or_else(null, |place| self.state.text().slice(place))
     }
 
     /// `__set_state`: sets a key of this turn's copy of the state.
-    pub(crate) fn set_state(&mut self, key: &[u8], value: &[u8]) {
+    pub(crate) fn set_state(&mut self, key: &[u8], value: &[u8], account: &mut Account) {
         if self.fault.is_some() {
             return;
         }
@@ -142,85 +155,141 @@ impl Side {
         };
         let raw: Result<&RawValue, _> = serde_json::from_slice(value);
         let Ok(raw) = raw else {
-            let shown = excerpt(value);
+            let (key, shown) = (excerpt(key.as_bytes()), excerpt(value));
             return self.blame(format!("__set_state: `{key}` is not set to JSON: {shown}"));
         };
         if let Err(fault) = check_json(raw.get().as_bytes()) {
-            return self.blame(format!("__set_state: `{key}`: {fault}"));
+            return self.blame(format!("__set_state: `{}`: {fault}", excerpt(key.as_bytes())));
         }
-        self.edits().set(key, Bytes::copy_from_slice(raw.get().as_bytes()));
-        let (size, max) = (self.edits().size(), self.limits.state);
+        if let Err(why) = self.edit(key, raw.get(), account) {
+            self.blame(format!("__set_state: {why}"));
+        }
+    }
+
+    fn edit(&mut self, key: &str, value: &str, account: &mut Account) -> Result<(), String> {
+        let over = |error: OverHostMemory| error.to_string();
+        self.index_state(account).map_err(over)?;
+        let before = self.state.text().len() as u64;
+        let edits = self.edits.get_or_insert_with(|| Edits::new(before));
+        let was = match edits.get(key) {
+            Some(value) => Some(value.len()),
+            None => self.state.find(key).map(|place| place.len()),
+        };
+        let size = edits.size_with(key, value, was);
+        let max = self.limits.state;
         if size > max {
-            self.blame(format!("the state is over `state_size`: {size} bytes of {max}"));
+            return Err(format!("the state is over `state_size`: {size} bytes of {max}"));
         }
+        account.take(edits.cost(key, value)).map_err(over)?;
+        edits.set(key, Bytes::copy_from_slice(value.as_bytes()), size);
+        Ok(())
+    }
+
+    /// Bytes that have to be gone through before a key of the state is found.
+    pub(crate) fn reading_state(&self) -> u64 {
+        if self.state.is_indexed() { 0 } else { self.state.text().len() as u64 }
+    }
+
+    /// Bytes that are gone through when the turn ends with a result of so many.
+    pub(crate) fn finishing(&self, result: usize) -> u64 {
+        result as u64 + self.edits.as_ref().map_or(0, |edits| edits.size)
+    }
+
+    /// Sees to it that looking for a key takes no time that grows with the state.
+    fn index_state(&self, account: &mut Account) -> Result<(), OverHostMemory> {
+        if let Some(cost) = self.state.missing_index() {
+            account.take(cost)?;
+            self.state.index();
+        }
+        Ok(())
     }
 
     /// The effects, from what was asked meanwhile and the guest's result.
     ///
     /// # Errors
     /// The first thing that was wrong, in words for whoever wrote the guest.
-    pub(crate) fn finish(mut self, result: Bytes) -> Result<Effects, String> {
+    pub(crate) fn finish(
+        mut self,
+        result: Bytes,
+        account: &mut Account,
+    ) -> Result<Effects, String> {
+        if let Some(fault) = self.fault.take() {
+            return Err(fault);
+        }
+        let over = |error: OverHostMemory| error.to_string();
+        if is_wrapped(&result) {
+            // Without escapes, and with them.
+            account.take(2 * result.len() as u64).map_err(over)?;
+        }
         let whole = match unwrap_base64(&result) {
             Cow::Borrowed(_) => result,
             Cow::Owned(inner) => inner.into(),
         };
-        if let Some(fault) = self.fault {
+        let (sent, put_out) = (self.outputs.len(), self.put_out);
+        let mut read = Written::<WrittenMessage<'_>>::new(&mut self, &whole, account).read();
+        if read.is_err() && self.fault.is_none() {
+            // Read again for which of them is wrong.
+            self.outputs.truncate(sent);
+            self.put_out = put_out;
+            read = Written::<&RawValue>::new(&mut self, &whole, account).read();
+        }
+        if let Some(fault) = self.fault.take() {
             return Err(fault);
         }
-        let state = match serde_json::from_slice::<Written<'_, WrittenMessage<'_>>>(&whole) {
-            Ok(written) => {
-                for (port, message) in written.outputs.0 {
-                    self.put_out(&port, Message::from_written(&whole, message))?;
-                }
-                written.state
-            }
-            // Read again for which of them is wrong.
-            Err(_) => self.finish_by_part(&whole)?,
-        };
-        let state = match state {
+        let written = read.map_err(|error| {
+            let came = if whole.is_empty() { "nothing".into() } else { excerpt(&whole) };
+            format!("{EXPECTED}: {error}; got {came}")
+        })?;
+        let max = self.limits.state;
+        let state = match written {
             Some(state) => {
+                let size = state.get().len() as u64;
+                if size > max {
+                    return Err(format!("the state is over `state_size`: {size} bytes of {max}"));
+                }
+                account.take(size).map_err(over)?;
                 let state = State::from_slice_of(&whole, state.get().as_bytes());
                 Some(state.map_err(|e| format!("`state` in the result: {e}"))?)
             }
-            None => self.edits.filter(|edits| edits.changed).map(Edits::into_state),
+            None => match self.edits {
+                Some(edits) => {
+                    account.take(edits.size).map_err(over)?;
+                    Some(edits.apply(&self.state))
+                }
+                None => None,
+            },
         };
-        let max = self.limits.state;
-        match &state {
-            Some(state) if state.text().len() as u64 > max => {
-                let size = state.text().len();
-                Err(format!("the state is over `state_size`: {size} bytes of {max}"))
-            }
-            _ => Ok(Effects { outputs: self.outputs, state }),
-        }
+        Ok(Effects { outputs: self.outputs, state })
     }
 
-    /// Puts out what a result gives until something in it is wrong. Returns its state.
-    #[cold]
-    fn finish_by_part<'w>(&mut self, whole: &'w Bytes) -> Result<Option<&'w RawValue>, String> {
-        let written: Written<'_, &RawValue> = serde_json::from_slice(whole).map_err(|error| {
-            let came = if whole.is_empty() { "nothing".into() } else { excerpt(whole) };
-            format!("{EXPECTED}: {error}; got {came}")
-        })?;
-        for (port, value) in written.outputs.0 {
-            self.put_out(&port, Message::from_slice_of(whole, value.get().as_bytes()))?;
-        }
-        Ok(written.state)
-    }
-
-    fn put_out(
+    /// A message of the result, which lies within `whole`.
+    fn put_result(
         &mut self,
         port: &str,
         message: Result<Message, MessageError>,
-    ) -> Result<(), String> {
-        let message = message.map_err(|error| error.to_string());
-        self.put(port, message, |side, port, message| side.outputs.push((port, message)))
+        whole: &Bytes,
+        account: &mut Account,
+    ) -> Flow {
+        let copied = |message: &Message| {
+            let shared = whole.as_ptr_range().contains(&message.data().as_ptr());
+            if shared { 0 } else { message.data().len() as u64 }
+        };
+        let room = account.take(message.as_ref().map_or(0, copied));
+        let put = room.map_err(|e| e.to_string()).and_then(|()| {
+            let message = message.map_err(|error| error.to_string());
+            self.put(port, message, account, |side, port, message| {
+                side.outputs.push((port, message));
+            })
+        });
+        self.flow(put)
     }
 
-    /// Names the port of a message, counts it against the limit, and passes it on.
+    /// Names the port of a message, counts it against the limits, and passes it on.
     fn put(
         &mut self,
         port: &str,
         message: Result<Message, String>,
+        account: &mut Account,
         pass: impl FnOnce(&mut Self, PortName, Message),
     ) -> Result<(), String> {
         let name = port.parse::<PortName>().map_err(|e| e.to_string())?;
@@ -230,112 +299,234 @@ impl Side {
         if size > max {
             return Err(format!("the outputs are over `output`: {size} bytes of {max}"));
         }
+        account.take(OUTPUT + port.len() as u64).map_err(|e| e.to_string())?;
         pass(self, name, message);
         Ok(())
+    }
+
+    /// Whether reading goes on after that.
+    fn flow(&mut self, put: Result<(), String>) -> Flow {
+        match put {
+            Ok(()) => Flow::Continue(()),
+            Err(why) => {
+                self.blame(why);
+                Flow::Break(())
+            }
+        }
     }
 
     fn blame(&mut self, fault: String) {
         self.fault.get_or_insert(fault);
     }
-
-    fn edits(&mut self) -> &mut Edits {
-        self.edits.get_or_insert_with(|| Edits::of(&self.state))
-    }
 }
 
-/// A state taken apart by its keys, in their order.
+/// Bytes that an output takes beside its data and the name of its port: its places in the
+/// turn's effects and, later, in a wire's queue.
+const OUTPUT: u64 = 256;
+
+/// Bytes that a key takes which a turn has set, beside itself and its value.
+const EDIT: u64 = 320;
+
+/// Whether the next entry is looked at.
+type Flow = ControlFlow<()>;
+
+/// What a turn has set in the state.
 struct Edits {
-    entries: Vec<(String, Bytes)>,
-    index: HashMap<String, usize>,
-    bytes: u64,
-    changed: bool,
+    entries: Vec<(Arc<str>, Bytes)>,
+    index: HashMap<Arc<str>, usize>,
+    /// Bytes of the state with all of them.
+    size: u64,
 }
 
 impl Edits {
-    fn of(state: &State) -> Self {
-        let mut edits =
-            Self { entries: Vec::new(), index: HashMap::new(), bytes: 0, changed: false };
-        let Entries::<'_, &RawValue>(entries) =
-            serde_json::from_slice(state.text()).expect("a state is a JSON object");
-        for (key, value) in entries {
-            edits.set(&key, state.text().slice_ref(value.get().as_bytes()));
+    /// None yet, in a state of so many bytes.
+    fn new(size: u64) -> Self {
+        Self { entries: Vec::new(), index: HashMap::new(), size }
+    }
+
+    fn get(&self, key: &str) -> Option<&Bytes> {
+        self.index.get(key).map(|i| &self.entries[*i].1)
+    }
+
+    /// Bytes of the state if a key is set whose value had `was` bytes, if there was one.
+    fn size_with(&self, key: &str, value: &str, was: Option<usize>) -> u64 {
+        let value = value.len() as u64;
+        match was {
+            Some(was) => (self.size + value).saturating_sub(was as u64),
+            // With its quotes, a colon and a comma.
+            None => self.size + key.len() as u64 + value + 4,
         }
-        edits.changed = false;
-        edits
     }
 
-    fn get(&self, key: &str) -> Option<Bytes> {
-        self.index.get(key).map(|i| self.entries[*i].1.clone())
+    /// Bytes that it takes to remember that.
+    fn cost(&self, key: &str, value: &str) -> u64 {
+        let (key_len, value) = (key.len() as u64, value.len() as u64);
+        if self.index.contains_key(key) { value } else { EDIT + key_len + value }
     }
 
-    fn set(&mut self, key: &str, value: Bytes) {
-        self.changed = true;
-        self.bytes += value.len() as u64;
+    fn set(&mut self, key: &str, value: Bytes, size: u64) {
+        self.size = size;
         if let Some(i) = self.index.get(key) {
-            let old = std::mem::replace(&mut self.entries[*i].1, value);
-            self.bytes -= old.len() as u64;
+            self.entries[*i].1 = value;
         } else {
-            self.bytes += key.len() as u64;
-            self.index.insert(key.into(), self.entries.len());
-            self.entries.push((key.into(), value));
+            let key: Arc<str> = key.into();
+            self.index.insert(key.clone(), self.entries.len());
+            self.entries.push((key, value));
         }
     }
 
-    /// About what the state takes, without quotes and commas.
-    fn size(&self) -> u64 {
-        self.bytes
-    }
-
-    fn into_state(self) -> State {
-        let mut out = vec![b'{'];
-        for (index, (key, value)) in self.entries.iter().enumerate() {
-            if index > 0 {
-                out.push(b',');
+    /// The state with what was set in it: known keys where they stood, others behind them.
+    fn apply(self, state: &State) -> State {
+        let (mut known, mut added) = (Vec::new(), Vec::new());
+        for (key, value) in &self.entries {
+            match state.find(key) {
+                Some(place) => known.push((place, &value[..])),
+                None => added.push((&**key, &value[..])),
             }
-            serde_json::to_writer(&mut out, key).expect("a vector takes every string");
-            out.push(b':');
-            out.extend_from_slice(value);
         }
-        out.push(b'}');
-        State::kept(out).expect("keys and values that were JSON make a JSON object")
+        known.sort_unstable_by_key(|(place, _)| place.start);
+        state.edited(&known, added, usize::try_from(self.size).unwrap_or(0))
     }
 }
 
-/// A result as guests write it.
-#[derive(Deserialize)]
-struct Written<'a, V> {
-    #[serde(borrow, bound(deserialize = "V: Deserialize<'de>"))]
-    outputs: Entries<'a, V>,
-    #[serde(borrow)]
-    state: Option<&'a RawValue>,
+/// Goes through the entries of a JSON object, in their order and with values as they are
+/// written, for as long as `each` wants to go on. Nothing is kept of them.
+fn for_each_entry(
+    text: &[u8],
+    each: impl FnMut(&str, &RawValue) -> Flow,
+) -> Result<(), serde_json::Error> {
+    let mut deserializer = serde_json::Deserializer::from_slice(text);
+    match (&mut deserializer).deserialize_map(ForEach::new(each))? {
+        Flow::Continue(()) => deserializer.end(),
+        Flow::Break(()) => Ok(()),
+    }
 }
 
-/// The entries of a JSON object, in their order.
-struct Entries<'a, V>(Vec<(Cow<'a, str>, V)>);
+/// Whether that is a JSON object.
+fn read_through(text: &[u8]) -> Result<(), serde_json::Error> {
+    for_each_entry(text, |_, _| Flow::Continue(()))
+}
+
+/// Reads an object's entries, each as a `V`.
+struct ForEach<V, F> {
+    each: F,
+    value: PhantomData<V>,
+}
+
+impl<V, F: FnMut(&str, V) -> Flow> ForEach<V, F> {
+    fn new(each: F) -> Self {
+        Self { each, value: PhantomData }
+    }
+}
+
+impl<'de, V: Deserialize<'de>, F: FnMut(&str, V) -> Flow> Visitor<'de> for ForEach<V, F> {
+    type Value = Flow;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Flow, E> {
+        Err(not_an_object(text))
+    }
+
+    fn visit_map<M: MapAccess<'de>>(mut self, mut map: M) -> Result<Flow, M::Error> {
+        while let Some((Key(key), value)) = map.next_entry::<Key<'de>, V>()? {
+            if (self.each)(&key, value).is_break() {
+                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+                return Ok(Flow::Break(()));
+            }
+        }
+        Ok(Flow::Continue(()))
+    }
+}
+
+impl<'de, V: Deserialize<'de>, F: FnMut(&str, V) -> Flow> DeserializeSeed<'de> for ForEach<V, F> {
+    type Value = Flow;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Flow, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+/// A string is no object. Without this, the error would show all of it.
+fn not_an_object<E: serde::de::Error>(text: &str) -> E {
+    E::custom(format_args!("the string {:?}, expected a JSON object", excerpt(text.as_bytes())))
+}
 
 /// A key, borrowed where it is written without escapes.
 #[derive(Deserialize)]
 struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
 
-impl<'de: 'a, 'a, V: Deserialize<'de>> Deserialize<'de> for Entries<'a, V> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct InOrder<V>(PhantomData<V>);
-        impl<'de, V: Deserialize<'de>> Visitor<'de> for InOrder<V> {
-            type Value = Vec<(Cow<'de, str>, V)>;
+/// A message as it is written in a result.
+trait Output<'w>: Deserialize<'w> {
+    fn into_message(self, whole: &Bytes) -> Result<Message, MessageError>;
+}
 
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a JSON object")
-            }
+impl<'w> Output<'w> for WrittenMessage<'w> {
+    fn into_message(self, whole: &Bytes) -> Result<Message, MessageError> {
+        Message::from_written(whole, self)
+    }
+}
 
-            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
-                let mut entries = Vec::new();
-                while let Some((Key(key), value)) = map.next_entry()? {
-                    entries.push((key, value));
+impl<'w> Output<'w> for &'w RawValue {
+    fn into_message(self, whole: &Bytes) -> Result<Message, MessageError> {
+        Message::from_slice_of(whole, self.get().as_bytes())
+    }
+}
+
+/// A result as guests write it, whose outputs go to the side as they are read.
+struct Written<'s, 'w, V> {
+    side: &'s mut Side,
+    whole: &'w Bytes,
+    account: &'s mut Account,
+    output: PhantomData<V>,
+}
+
+impl<'s, 'w, V: Output<'w>> Written<'s, 'w, V> {
+    fn new(side: &'s mut Side, whole: &'w Bytes, account: &'s mut Account) -> Self {
+        Self { side, whole, account, output: PhantomData }
+    }
+
+    /// Reads it. What remains is its state, if it has one.
+    fn read(self) -> Result<Option<&'w RawValue>, serde_json::Error> {
+        let mut deserializer = serde_json::Deserializer::from_slice(self.whole);
+        let state = (&mut deserializer).deserialize_map(self)?;
+        deserializer.end()?;
+        Ok(state)
+    }
+}
+
+impl<'w, V: Output<'w>> Visitor<'w> for Written<'_, 'w, V> {
+    type Value = Option<&'w RawValue>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Self::Value, E> {
+        Err(not_an_object(text))
+    }
+
+    fn visit_map<M: MapAccess<'w>>(self, mut map: M) -> Result<Self::Value, M::Error> {
+        let Self { side, whole, account, .. } = self;
+        let (mut outputs, mut state) = (false, None);
+        while let Some(Key(key)) = map.next_key::<Key<'w>>()? {
+            match &*key {
+                "outputs" if outputs => return Err(M::Error::duplicate_field("outputs")),
+                "outputs" => {
+                    outputs = true;
+                    let each = |port: &str, output: V| {
+                        side.put_result(port, output.into_message(whole), whole, account)
+                    };
+                    _ = map.next_value_seed(ForEach::new(each))?;
                 }
-                Ok(entries)
+                "state" if state.is_some() => return Err(M::Error::duplicate_field("state")),
+                "state" => state = Some(map.next_value::<Option<&'w RawValue>>()?),
+                _ => _ = map.next_value::<IgnoredAny>()?,
             }
         }
-        deserializer.deserialize_map(InOrder(PhantomData)).map(Self)
+        if outputs { Ok(state.flatten()) } else { Err(M::Error::missing_field("outputs")) }
     }
 }
 
@@ -355,7 +546,7 @@ mod tests {
             trace: None,
             meta: None,
             state_in_context: true,
-            limits: TurnLimits { output: 1000, state: 1000 },
+            limits: TurnLimits { output: 1000, state: 1000, ..TurnLimits::default() },
             now: None,
         }
     }
@@ -367,10 +558,15 @@ mod tests {
         format!("{} {}", outputs.join(" "), state.as_deref().unwrap_or("-"))
     }
 
+    /// An account that has room for all that a test asks for.
+    fn roomy() -> Account {
+        Account::new(1 << 20)
+    }
+
     #[track_caller]
     fn check(result: &str, expected: Result<&str, &str>) {
         let result = result.replace('\'', "\"");
-        let found = Side::new(context("{}")).finish(Bytes::from(result.clone()));
+        let found = Side::new(context("{}")).finish(Bytes::from(result.clone()), &mut roomy());
         match (found, expected) {
             (Ok(found), Ok(expected)) => {
                 assert_eq!(shown(&found), expected.replace('\'', "\""), "{result}");
@@ -419,10 +615,10 @@ mod tests {
     #[test]
     fn sends_come_before_the_result_in_the_order_of_the_calls() {
         let mut side = Side::new(context("{}"));
-        side.send_output(br#"{"z":1,"a":{"type":"Stream","data":[1]}}"#);
-        side.send_output(br#"{"z":null}"#);
+        side.send_output(br#"{"z":1,"a":{"type":"Stream","data":[1]}}"#, &mut roomy());
+        side.send_output(br#"{"z":null}"#, &mut roomy());
         let result = Bytes::from_static(br#"{"outputs":{"r":{"type":"Flow"}}}"#);
-        let effects = side.finish(result).unwrap();
+        let effects = side.finish(result, &mut roomy()).unwrap();
         let ports: Vec<_> = effects.outputs.iter().map(|(p, m)| (p.as_str(), m.ty())).collect();
         use reflowd_runtime::Type::{Flow, Integer, Optional, Stream};
         assert_eq!(ports, [("z", Integer), ("a", Stream), ("z", Optional), ("r", Flow)]);
@@ -439,21 +635,26 @@ mod tests {
         }
         let sent = Arc::new(Sent::default());
         let mut side = Side::new(Context { now: Some(sent.clone()), ..context("{}") });
-        side.send_output(br#"{"a":1}"#);
+        side.send_output(br#"{"a":1}"#, &mut roomy());
         assert_eq!(*sent.0.lock(), [r#"a={"type":"Integer","data":1}"#]);
-        assert!(side.finish(Bytes::from_static(br#"{"outputs":{}}"#)).unwrap().outputs.is_empty());
+        assert!(
+            side.finish(Bytes::from_static(br#"{"outputs":{}}"#), &mut roomy())
+                .unwrap()
+                .outputs
+                .is_empty()
+        );
     }
 
     #[test]
     fn a_turn_sees_the_state_that_it_has_set() {
         let mut side = Side::new(context(r#"{"b": 1.0, "a":2}"#));
-        assert_eq!(side.get_state(b"b"), "1.0");
-        assert_eq!(side.get_state(b"c"), "null");
-        side.set_state(b"c", br#" {"x": 1e2} "#);
-        side.set_state(b"b", b"3");
-        assert_eq!(side.get_state(b"c"), r#"{"x": 1e2}"#);
-        let effects = side.finish(Bytes::from_static(br#"{"outputs":{}}"#)).unwrap();
-        assert_eq!(shown(&effects), r#" {"b":3,"a":2,"c":{"x": 1e2}}"#);
+        assert_eq!(side.get_state(b"b", &mut roomy()), "1.0");
+        assert_eq!(side.get_state(b"c", &mut roomy()), "null");
+        side.set_state(b"c", br#" {"x": 1e2} "#, &mut roomy());
+        side.set_state(b"b", b"3", &mut roomy());
+        assert_eq!(side.get_state(b"c", &mut roomy()), r#"{"x": 1e2}"#);
+        let effects = side.finish(Bytes::from_static(br#"{"outputs":{}}"#), &mut roomy()).unwrap();
+        assert_eq!(shown(&effects), r#" {"b": 3, "a":2,"c":{"x": 1e2}}"#);
     }
 
     #[test]
@@ -461,8 +662,8 @@ mod tests {
         let mut context = context("{}");
         context.state = State::kept(r#"{"a":1e400,"b":1}"#).unwrap();
         let mut side = Side::new(context);
-        side.set_state(b"b", b"2");
-        let effects = side.finish(Bytes::from_static(br#"{"outputs":{}}"#)).unwrap();
+        side.set_state(b"b", b"2", &mut roomy());
+        let effects = side.finish(Bytes::from_static(br#"{"outputs":{}}"#), &mut roomy()).unwrap();
         assert_eq!(shown(&effects), r#" {"a":1e400,"b":2}"#);
     }
 
@@ -470,18 +671,22 @@ mod tests {
     fn a_value_may_be_as_deep_in_a_state_as_in_a_message() {
         let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
         let mut side = Side::new(context("{}"));
-        side.set_state(b"k", nested(MAX_DEPTH).as_bytes());
-        let effects = side.finish(Bytes::from_static(br#"{"outputs":{}}"#)).unwrap();
+        side.set_state(b"k", nested(MAX_DEPTH).as_bytes(), &mut roomy());
+        let effects = side.finish(Bytes::from_static(br#"{"outputs":{}}"#), &mut roomy()).unwrap();
         assert!(State::new(effects.state.unwrap().text().clone()).is_ok());
         let deeper = nested(MAX_DEPTH + 1);
-        faulty(|s| s.set_state(b"k", deeper.as_bytes()), "nested deeper than 100 levels");
+        faulty(
+            |s| s.set_state(b"k", deeper.as_bytes(), &mut roomy()),
+            "nested deeper than 100 levels",
+        );
     }
 
     #[test]
     fn a_state_in_the_result_replaces_what_was_set() {
         let mut side = Side::new(context(r#"{"a":1}"#));
-        side.set_state(b"b", b"2");
-        let effects = side.finish(Bytes::from_static(br#"{"outputs":{},"state":{"r":0}}"#));
+        side.set_state(b"b", b"2", &mut roomy());
+        let effects =
+            side.finish(Bytes::from_static(br#"{"outputs":{},"state":{"r":0}}"#), &mut roomy());
         assert_eq!(shown(&effects.unwrap()), r#" {"r":0}"#);
     }
 
@@ -489,7 +694,7 @@ mod tests {
     fn a_state_keeps_no_large_result_alive() {
         let kept = |result: String| {
             let result = Bytes::from(result);
-            let effects = Side::new(context("{}")).finish(result.clone()).unwrap();
+            let effects = Side::new(context("{}")).finish(result.clone(), &mut roomy()).unwrap();
             let state = effects.state.unwrap();
             assert_eq!(state.text(), r#"{"a":1}"#);
             result.as_ptr_range().contains(&state.text().as_ptr())
@@ -504,8 +709,8 @@ mod tests {
     #[test]
     fn reading_the_state_does_not_write_it() {
         let mut side = Side::new(context(r#"{"a":1}"#));
-        side.get_state(b"a");
-        let effects = side.finish(Bytes::from_static(br#"{"outputs":{}}"#)).unwrap();
+        side.get_state(b"a", &mut roomy());
+        let effects = side.finish(Bytes::from_static(br#"{"outputs":{}}"#), &mut roomy()).unwrap();
         assert_eq!(effects.state, None);
     }
 
@@ -513,33 +718,114 @@ mod tests {
     fn faulty(ask: impl FnOnce(&mut Side), part: &str) {
         let mut side = Side::new(context("{}"));
         ask(&mut side);
-        let why = side.finish(Bytes::from_static(br#"{"outputs":{}}"#)).unwrap_err();
+        let why = side.finish(Bytes::from_static(br#"{"outputs":{}}"#), &mut roomy()).unwrap_err();
         assert!(why.contains(part), "{why}");
     }
 
     #[test]
     fn mistakes_of_a_guest_fail_its_turn() {
-        faulty(|s| s.send_output(b"\xff\xfe"), "__send_output: expected a JSON object");
-        faulty(|s| s.send_output(b"[1]"), "it gave [1]");
-        faulty(|s| s.send_output(br#"{"o":{"type":"Integer","data":"x"}}"#), "port `o`: data");
-        faulty(|s| s.send_output(br#"{"":1}"#), "name is empty");
-        faulty(|s| _ = s.get_state(b"\xff"), "__get_state: the key is not UTF-8");
-        faulty(|s| s.set_state(b"\xff", b"1"), "__set_state: the key is not UTF-8");
-        faulty(|s| s.set_state(b"k", b"nope"), "`k` is not set to JSON: nope");
+        faulty(
+            |s| s.send_output(b"\xff\xfe", &mut roomy()),
+            "__send_output: expected a JSON object",
+        );
+        faulty(|s| s.send_output(b"[1]", &mut roomy()), "it gave [1]");
+        faulty(
+            |s| s.send_output(br#"{"o":{"type":"Integer","data":"x"}}"#, &mut roomy()),
+            "port `o`: data",
+        );
+        faulty(|s| s.send_output(br#"{"":1}"#, &mut roomy()), "name is empty");
+        faulty(|s| _ = s.get_state(b"\xff", &mut roomy()), "__get_state: the key is not UTF-8");
+        faulty(|s| s.set_state(b"\xff", b"1", &mut roomy()), "__set_state: the key is not UTF-8");
+        faulty(|s| s.set_state(b"k", b"nope", &mut roomy()), "`k` is not set to JSON: nope");
         let number = "the number 1e400 fits neither";
-        faulty(|s| s.set_state(b"k", b"1e400"), &format!("__set_state: `k`: {number}"));
-        faulty(|s| s.send_output(b"{\"o\":1e400}"), &format!("__send_output: port `o`: {number}"));
+        faulty(
+            |s| s.set_state(b"k", b"1e400", &mut roomy()),
+            &format!("__set_state: `k`: {number}"),
+        );
+        faulty(
+            |s| s.send_output(b"{\"o\":1e400}", &mut roomy()),
+            &format!("__send_output: port `o`: {number}"),
+        );
         let encoded = b"{\"o\":{\"type\":\"Any\",\"data\":1e400}}";
-        faulty(|s| s.send_output(encoded), &format!("__send_output: port `o`: {number}"));
+        faulty(
+            |s| s.send_output(encoded, &mut roomy()),
+            &format!("__send_output: port `o`: {number}"),
+        );
         let text = format!("\"{}\"", "x".repeat(400));
-        let many = |s: &mut Side| (0..9).for_each(|i| s.set_state(&[b'a' + i], text.as_bytes()));
+        let many = |s: &mut Side| {
+            (0..9).for_each(|i| s.set_state(&[b'a' + i], text.as_bytes(), &mut roomy()));
+        };
         faulty(many, "over `state_size`");
         let sends = |s: &mut Side| {
             for _ in 0..9 {
-                s.send_output(format!("{{\"o\":{text}}}").as_bytes());
+                s.send_output(format!("{{\"o\":{text}}}").as_bytes(), &mut roomy());
             }
         };
         faulty(sends, "over `output`");
+    }
+
+    #[test]
+    fn what_a_turn_asks_for_is_in_its_account_or_fails_it() {
+        let over = |ask: &dyn Fn(&mut Side, &mut Account)| {
+            let (mut side, mut account) = (Side::new(context("{}")), Account::new(100_000));
+            side.limits = TurnLimits::default();
+            ask(&mut side, &mut account);
+            assert!(account.held() <= 100_000);
+            let why = side.finish(Bytes::from_static(br#"{"outputs":{}}"#), &mut account);
+            let why = why.unwrap_err();
+            assert!(why.contains("`host_memory` allows 100000"), "{why}");
+        };
+        over(&|side, account| {
+            (0..1000).for_each(|n: u32| side.set_state(n.to_string().as_bytes(), b"1", account));
+        });
+        over(&|side, account| (0..1000).for_each(|_| side.send_output(br#"{"o":1}"#, account)));
+        let entries = vec![r#""o":1"#; 1000].join(",");
+        over(&|side, account| side.send_output(format!("{{{entries}}}").as_bytes(), account));
+        let long = format!("\"{}\"", "x".repeat(100_000));
+        over(&|side, account| side.set_state(b"k", long.as_bytes(), account));
+        let outputs = vec![r#""o":{"type":"Flow"}"#; 1000].join(",");
+        let mut account = Account::new(100_000);
+        let result = Bytes::from(format!("{{\"outputs\":{{{outputs}}}}}"));
+        let side = Side { limits: TurnLimits::default(), ..Side::new(context("{}")) };
+        let why = side.finish(result, &mut account).unwrap_err();
+        assert!(why.contains("`host_memory` allows 100000"), "{why}");
+    }
+
+    #[test]
+    fn a_large_state_is_gone_through_once() {
+        let entries: Vec<_> = (0..1000).map(|n| format!("\"k{n}\":[{n}]")).collect();
+        let state = format!("{{{}}}", entries.join(","));
+        let context = context(&state);
+        let read = |context: &Context| {
+            let mut side = Side::new(context.clone());
+            let before = side.reading_state();
+            assert_eq!(side.get_state(b"k999", &mut roomy()), "[999]");
+            assert_eq!(side.get_state(b"none", &mut roomy()), "null");
+            (before, side.reading_state())
+        };
+        assert_eq!(read(&context), (state.len() as u64, 0));
+        assert_eq!(read(&context), (0, 0), "the next turn has the same state");
+        let mut side = Side::new(context);
+        side.limits = TurnLimits::default();
+        side.set_state(b"k7", b"0", &mut roomy());
+        side.set_state(b"new", b"{}", &mut roomy());
+        let effects = side.finish(Bytes::from_static(br#"{"outputs":{}}"#), &mut roomy());
+        let expected =
+            state.replace("\"k7\":[7]", "\"k7\":0").replace("[999]}", "[999],\"new\":{}}");
+        assert_eq!(effects.unwrap().state.unwrap().text(), &expected);
+    }
+
+    #[test]
+    fn a_string_in_an_object_s_place_is_not_repeated_in_the_error() {
+        let long = format!("\"{}\"", "x".repeat(1 << 20));
+        let result = Bytes::from(format!("{{\"outputs\":{long}}}"));
+        let account = &mut Account::new(1 << 30);
+        let why = Side::new(context("{}")).finish(result, account).unwrap_err();
+        assert!(why.len() < 2000 && why.contains("expected a JSON object"), "{why}");
+        let mut side = Side::new(context("{}"));
+        side.send_output(long.as_bytes(), account);
+        let why = side.finish(Bytes::from_static(br#"{"outputs":{}}"#), account).unwrap_err();
+        assert!(why.len() < 2000, "{}", why.len());
     }
 
     #[test]

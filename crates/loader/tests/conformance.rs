@@ -384,7 +384,13 @@ async fn contexts_arrive_alike() {
                 ..base.clone()
             },
         ),
-        ("little room", Scenario { limits: TurnLimits { output: 300, state: 10 }, ..base }),
+        (
+            "little room",
+            Scenario {
+                limits: TurnLimits { output: 300, state: 10, ..TurnLimits::default() },
+                ..base
+            },
+        ),
     ];
     for (name, mut scenario) in cases {
         scenario.name = name.into();
@@ -456,7 +462,7 @@ async fn limits_strike_alike() {
     };
     let endless = "(loop $l (br $l)) unreachable";
     let (wide, narrow) =
-        (TurnLimits { output: 16 << 20, state: 16 << 20 }, TurnLimits { output: 100, state: 20 });
+        (TurnLimits::default(), TurnLimits { output: 100, state: 20, ..TurnLimits::default() });
     let set = r#"(call $set_state (call $block <<k>>) (call $block <<"12345678901234567890">>)) (call $answer <<{"outputs":{}}>>)"#;
     let send = r#"(local $i i32) (loop $l (call $send_output (call $block <<{"a":1}>>)) (local.set $i (i32.add (local.get $i) (i32.const 1))) (br_if $l (i32.lt_u (local.get $i) (i32.const 100)))) (call $answer <<{"outputs":{}}>>)"#;
     let error = "(call $error_set (call $alloc (i64.const 1000000))) (i32.const 1)";

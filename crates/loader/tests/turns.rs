@@ -254,7 +254,7 @@ async fn host_functions_join_the_turn(on: Rig) {
         ("out", Type::Any, br#"{"x": 1e2}"#.to_vec()),
     ];
     assert_eq!(outputs, expected);
-    assert_eq!(effects.state.unwrap().text(), r#"{"a":1.0,"k":{"x": 1e2}}"#);
+    assert_eq!(effects.state.unwrap().text(), r#"{"a": 1.0,"k":{"x": 1e2}}"#);
 }
 
 async fn what_is_not_there_is_null_or_nothing(on: Rig) {

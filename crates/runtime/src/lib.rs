@@ -18,6 +18,7 @@ mod strict_json;
 mod name;
 mod module;
 mod epoch;
+mod state_index;
 mod settings;
 mod precondition;
 mod supervisor;
@@ -58,7 +59,7 @@ pub use position::Position;
 pub use precondition::Precondition;
 pub use printable::{is_wild, printable, printable_lines};
 pub use secrets::Secrets;
-pub use settings::{Overflow, Persistence, SendMode, Settings, Trigger};
+pub use settings::{HOST_MEMORY, Overflow, Persistence, SendMode, Settings, Trigger};
 pub use source::{Absence, Emitter, OfferError, Refused, Source, SourceError, Taken};
 pub use span::{HttpRequest, RequestSpan, Span, SpanSink, Spanning, TurnTrace};
 pub use strict_json::{

@@ -271,6 +271,12 @@ impl Message {
         Ok(Self { ty, data: share(whole, text.as_bytes()) })
     }
 
+    /// Whether a message from `part` of `whole` shares its memory, and is not copied.
+    #[must_use]
+    pub fn shares(whole: &Bytes, part: &[u8]) -> bool {
+        whole.len() <= part.len().saturating_mul(2) + MAX_SIBLINGS
+    }
+
     /// An `Error` message with that text.
     #[must_use]
     pub fn error(text: &str) -> Self {
@@ -404,24 +410,51 @@ const MAX_SIBLINGS: usize = 4 << 10;
 
 /// `part` of `whole`, shared or, where that would keep much else alive, copied.
 fn share(whole: &Bytes, part: &[u8]) -> Bytes {
-    if whole.len() > part.len().saturating_mul(2) + MAX_SIBLINGS {
-        Bytes::copy_from_slice(part)
-    } else {
-        whole.slice_ref(part)
-    }
+    if Message::shares(whole, part) { whole.slice_ref(part) } else { Bytes::copy_from_slice(part) }
 }
 
 /// Whether a plain object is meant as a message: exactly `type`, one of the twelve, and `data`.
 fn is_encoded_message(text: &str) -> bool {
-    #[derive(Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct Exactly<'a> {
-        #[serde(rename = "type", borrow)]
-        ty: Cow<'a, str>,
-        #[serde(rename = "data", borrow)]
-        _data: &'a RawValue,
+    /// What is known of an object's keys so far. Another key is no error, whose text would
+    /// hold it.
+    #[derive(Default)]
+    struct Keys {
+        ty: bool,
+        data: bool,
+        other: bool,
     }
-    serde_json::from_str::<Exactly<'_>>(text).is_ok_and(|m| Type::from_name(&m.ty).is_some())
+    impl<'de> Deserialize<'de> for Keys {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            deserializer.deserialize_map(Self::default())
+        }
+    }
+    impl<'de> Visitor<'de> for Keys {
+        type Value = Self;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object")
+        }
+
+        fn visit_map<M: MapAccess<'de>>(mut self, mut map: M) -> Result<Self, M::Error> {
+            #[derive(Deserialize)]
+            struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+            while let Some(Text(key)) = map.next_key::<Text<'de>>()? {
+                let value = map.next_value::<&'de RawValue>()?;
+                let named = || {
+                    let name = serde_json::from_str::<Text<'_>>(value.get());
+                    name.is_ok_and(|name| Type::from_name(&name.0).is_some())
+                };
+                match &*key {
+                    "type" if !self.ty && named() => self.ty = true,
+                    "data" if !self.data => self.data = true,
+                    _ => self.other = true,
+                }
+            }
+            Ok(self)
+        }
+    }
+    let keys = serde_json::from_str::<Keys>(text);
+    keys.is_ok_and(|keys| keys.ty && keys.data && !keys.other)
 }
 
 /// The first [`EXCERPT`] bytes of something, as text for an error.

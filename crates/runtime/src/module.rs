@@ -6,7 +6,13 @@
 //! them, WebAssembly least of all: connectors and test fakes implement the same
 //! traits as the loader.
 
-use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    ops::Range,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -16,6 +22,7 @@ use tokio::time::Instant;
 
 use crate::{
     ActorLog, ActorName, Message, MessageId, PortName, Settings, TurnTrace, Type,
+    state_index::{Entries, Index, look_through},
     strict_json::{self, JsonFault, MAX_DEPTH},
 };
 
@@ -143,6 +150,15 @@ pub struct TurnLimits {
     pub output: u64,
     /// The encoded state.
     pub state: u64,
+    /// What the host holds for the actor, the state and the turn's outputs included.
+    pub host_memory: u64,
+}
+
+impl Default for TurnLimits {
+    fn default() -> Self {
+        let Settings { output, state_size, host_memory, .. } = Settings::default();
+        Self { output, state: state_size, host_memory }
+    }
 }
 
 /// Takes a message out of a turn that has not ended. Never waits.
@@ -152,8 +168,24 @@ pub trait SendNow: Send + Sync {
 }
 
 /// An actor's state: one JSON object, as strict JSON text.
-#[derive(Clone, PartialEq, Eq)]
-pub struct State(Bytes);
+#[derive(Clone)]
+pub struct State {
+    text: Bytes,
+    /// Where its keys stand, once somebody has asked for one. None for a small text, which
+    /// is gone through at once.
+    index: Option<Arc<OnceLock<Option<Index>>>>,
+}
+
+impl PartialEq for State {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
+}
+
+impl Eq for State {}
+
+/// Bytes of a state from which on its keys get an index.
+const INDEXED: usize = 4 << 10;
 
 /// The text is no state.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -224,7 +256,7 @@ impl State {
     pub fn new(text: impl Into<Bytes>) -> Result<Self, StateError> {
         let state = Self::kept(text)?;
         // Each value may be as deep as one set by `__set_state`.
-        strict_json::check_to(&state.0, MAX_DEPTH + 1)?;
+        strict_json::check_to(&state.text, MAX_DEPTH + 1)?;
         Ok(state)
     }
 
@@ -235,8 +267,12 @@ impl State {
     /// The text is no JSON object.
     pub fn kept(text: impl Into<Bytes>) -> Result<Self, StateError> {
         let text: Bytes = text.into();
+        // An error of the parser would hold all of a string.
+        if text.trim_ascii_start().first() != Some(&b'{') {
+            return Err(StateError::NoObject(crate::message::excerpt(&text)));
+        }
         match serde_json::from_slice(&text) {
-            Ok(AnyObject) => Ok(Self(text)),
+            Ok(AnyObject) => Ok(Self::of(text)),
             Err(_) => Err(StateError::NoObject(crate::message::excerpt(&text))),
         }
     }
@@ -260,22 +296,99 @@ impl State {
         Self::new(text)
     }
 
+    fn of(text: Bytes) -> Self {
+        let index = (text.len() > INDEXED).then(Arc::default);
+        Self { text, index }
+    }
+
     /// The JSON text.
     #[must_use]
     pub fn text(&self) -> &Bytes {
-        &self.0
+        &self.text
+    }
+
+    /// Where the value of a key stands in the text. In time that does not grow with the
+    /// text, once [`State::index`] was called.
+    #[must_use]
+    pub fn find(&self, key: &str) -> Option<Range<usize>> {
+        let index = self.index.as_ref().and_then(|index| index.get()?.as_ref());
+        let entry = match index {
+            Some(index) => index.find(&self.text, key),
+            None => look_through(&self.text, key),
+        };
+        entry.map(|entry| entry.value)
+    }
+
+    /// Whether its keys have an index, or it is so short that it needs none.
+    #[must_use]
+    pub fn is_indexed(&self) -> bool {
+        self.index.as_ref().is_none_or(|index| index.get().is_some())
+    }
+
+    /// Bytes that an index of its keys would take which is not there yet. Goes through the
+    /// text if so.
+    #[must_use]
+    pub fn missing_index(&self) -> Option<u64> {
+        (!self.is_indexed()).then(|| Index::cost(Entries::of(&self.text).count()))
+    }
+
+    /// Makes the index of its keys, for this state and all of its clones.
+    pub fn index(&self) {
+        if let Some(index) = &self.index {
+            let entries = || Entries::of(&self.text).count();
+            index.get_or_init(|| Index::new(&self.text, entries()));
+        }
+    }
+
+    /// Bytes that it takes, its index included.
+    #[must_use]
+    pub fn held_bytes(&self) -> u64 {
+        let index = self.index.as_ref().and_then(|index| index.get()?.as_ref());
+        self.text.len() as u64 + index.map_or(0, Index::bytes)
+    }
+
+    /// The text with other values for some keys, and further entries behind them. Each of
+    /// `replaced` is a place that [`State::find`] gave, in the order of the text. Values are
+    /// JSON; about `size` bytes come of it.
+    #[must_use]
+    pub fn edited<'v>(
+        &self,
+        replaced: &[(Range<usize>, &'v [u8])],
+        added: impl IntoIterator<Item = (&'v str, &'v [u8])>,
+        size: usize,
+    ) -> Self {
+        let end = self.text.iter().rposition(|byte| *byte == b'}').expect("a state is an object");
+        let mut out = Vec::with_capacity(size);
+        let mut from = 0;
+        for (place, value) in replaced {
+            out.extend_from_slice(&self.text[from..place.start]);
+            out.extend_from_slice(value);
+            from = place.end;
+        }
+        out.extend_from_slice(&self.text[from..end]);
+        let mut is_first = Entries::of(&self.text).next().is_none();
+        for (key, value) in added {
+            if !std::mem::replace(&mut is_first, false) {
+                out.push(b',');
+            }
+            serde_json::to_writer(&mut out, key).expect("a vector takes every string");
+            out.push(b':');
+            out.extend_from_slice(value);
+        }
+        out.push(b'}');
+        Self::of(out.into())
     }
 }
 
 impl Default for State {
     fn default() -> Self {
-        Self(Bytes::from_static(b"{}"))
+        Self::of(Bytes::from_static(b"{}"))
     }
 }
 
 impl fmt::Debug for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&crate::message::excerpt(&self.0))
+        f.write_str(&crate::message::excerpt(&self.text))
     }
 }
 

@@ -31,6 +31,8 @@ pub struct Settings {
     pub output: u64,
     /// Bytes of encoded state.
     pub state_size: u64,
+    /// Bytes that the host holds for the actor, without mailbox and code.
+    pub host_memory: u64,
     /// Whether the state is written to disk.
     pub state: Persistence,
     /// Log lines a second.
@@ -45,6 +47,10 @@ pub struct Settings {
     pub trial: Option<TrialRules>,
 }
 
+/// Bytes that the host holds for an actor that says nothing of it: room for the largest
+/// message and state on their way in and out of a turn, and for as much again.
+pub const HOST_MEMORY: u64 = 96 << 20;
+
 impl Default for Settings {
     fn default() -> Self {
         Self {
@@ -58,6 +64,7 @@ impl Default for Settings {
             retries_timeout: 0,
             output: 16 << 20,
             state_size: 16 << 20,
+            host_memory: HOST_MEMORY,
             state: Persistence::Snapshot,
             log_rate: 100,
             context_state: true,

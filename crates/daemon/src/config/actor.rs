@@ -65,6 +65,7 @@ impl Defaults {
         set(&mut settings.retries_timeout, count(table, "retries_timeout", 0, 1000));
         set(&mut settings.output, table.size("output", 1..=1 << 32));
         set(&mut settings.state_size, table.size("state_size", 2..=1 << 32));
+        set(&mut settings.host_memory, table.size("host_memory", 1 << 20..=1 << 36));
         let states = [("snapshot", Persistence::Snapshot), ("memory", Persistence::Memory)];
         set(&mut settings.state, table.choice("state", &states));
         set(&mut settings.log_rate, count(table, "log_rate", 0, 1_000_000));

@@ -146,6 +146,7 @@ fn shared() -> Vec<(&'static str, Value)> {
         ("retries_timeout", integer("Further attempts after a time-out", 0, Some(1000), 0)),
         ("output", size("Bytes that one turn puts out", "16 MiB")),
         ("state_size", size("Bytes of the encoded state", "16 MiB")),
+        ("host_memory", size("Bytes that the host holds for the actor", "96 MiB")),
         ("state", choice("Whether the state is written to disk", &["snapshot", "memory"])),
         ("log_rate", integer("Log lines a second", 0, Some(1_000_000), 100)),
         ("context_state", boolean("Whether the module finds its state in the context", true)),

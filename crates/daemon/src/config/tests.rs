@@ -458,6 +458,7 @@ retries = 0
 retries_timeout = 3
 output = "1 MiB"
 state_size = "2 MiB"
+host_memory = "3 MiB"
 state = "memory"
 log_rate = 0
 allow_hosts = ["api.example.com", "*.example.org", "::1"]
@@ -534,6 +535,7 @@ overflow = "drop-newest"
         retries_timeout: 3,
         output: 1 << 20,
         state_size: 2 << 20,
+        host_memory: 3 << 20,
         state: Persistence::Memory,
         log_rate: 0,
         context_state: false,
@@ -1264,6 +1266,49 @@ fn a_secret_that_cannot_be_read_is_shown_where_it_is_asked_for() {
         brief(&report),
         "3:24 E0110, 4:18 E0110, 5:17 E0110, 6:18 E0110, 7:18 E0110, 8:18 E0110"
     );
+}
+
+#[test]
+fn files_that_a_stranger_could_change_are_refused_unless_that_is_meant() {
+    let secret = "[actors.a]\nmodule = 'counter'\nenv.A = { file = 'secret' }\n";
+    let files: [(&str, &[u8]); 3] = [
+        ("reflowd.toml", b"include = ['more.toml']\n[daemon]\nallow_insecure_dir = false\n"),
+        ("more.toml", secret.as_bytes()),
+        ("secret", b"word"),
+    ];
+    let folder = folder(&files);
+    let environment = at(&folder);
+    let path = |name: &str| environment.cwd.join(name);
+    let found = || match load(Path::new("reflowd.toml"), &environment) {
+        Ok((_, report)) | Err(report) => {
+            let said: Vec<_> = report.diagnostics().iter().map(|d| d.message.clone()).collect();
+            (brief(&report), said.join("\n"))
+        }
+    };
+    use std::os::unix::fs::PermissionsExt as _;
+    // Whoever runs the tests; only root can give a file away, so here anybody may write to it.
+    let open = |name: &str, mode: u32| {
+        std::fs::set_permissions(path(name), std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    assert_eq!(found().0, "");
+    for (name, at) in [("reflowd.toml", "E0004"), ("more.toml", "E0004"), ("secret", "3:18 E0110")]
+    {
+        open(name, 0o646);
+        let (brief, said) = found();
+        assert_eq!(brief, at, "{name}");
+        assert!(said.contains(name) && said.contains("may be written to by anybody"), "{said}");
+        let trusting = "include = ['more.toml']\n[daemon]\nallow_insecure_dir = true\n";
+        let before = std::fs::read(path("reflowd.toml")).unwrap();
+        std::fs::write(path("reflowd.toml"), trusting).unwrap();
+        assert_eq!(found().0, "", "{name}, and that is meant");
+        std::fs::write(path("reflowd.toml"), before).unwrap();
+        open(name, 0o644);
+    }
+    if std::os::unix::fs::chown(path("secret"), Some(54_321), None).is_ok() {
+        let (brief, said) = found();
+        assert_eq!(brief, "3:18 E0110");
+        assert!(said.contains("belongs to user 54321"), "{said}");
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::{
     io::Write as _,
     os::unix::{
         ffi::OsStrExt as _,
-        fs::{PermissionsExt as _, symlink},
+        fs::{PermissionsExt as _, chown, symlink},
     },
     path::{Path, PathBuf},
     time::Duration,
@@ -412,6 +412,34 @@ fn what_anybody_may_write_to_does_not_count() {
         let real = fs::canonicalize(&rig.look.modules).unwrap();
         assert_eq!(trouble, Some(Trouble::Insecure(real)), "{mode:o}");
     }
+    rig.scanner.set_options(ScanOptions { allow_insecure: true, ..ScanOptions::default() });
+    assert_eq!(a(&rig.settle()), holds("one"));
+}
+
+#[test]
+fn what_belongs_to_a_stranger_does_not_count() {
+    /// A user who is neither root nor whoever runs the tests.
+    const STRANGER: u32 = 54_321;
+    let mut rig = Rig::new();
+    rig.write("a.wasm", "one");
+    rig.settle();
+    let path = rig.path("a.wasm");
+    if chown(&path, Some(STRANGER), None).is_err() {
+        println!("SKIPPED: only root may give files away");
+        return;
+    }
+    let foreign = Sight::Unknown(Trouble::Foreign { path, owner: STRANGER });
+    assert_eq!(a(&rig.settle()), foreign);
+    // Whoever is in the folder's group may put files there, and owns them.
+    fs::set_permissions(&rig.look.modules, Permissions::from_mode(0o775)).unwrap();
+    assert_eq!(a(&rig.settle()), holds("one"));
+    fs::set_permissions(&rig.look.modules, Permissions::from_mode(0o755)).unwrap();
+    assert_eq!(a(&rig.settle()), foreign);
+    // Whose the folder is may do with it as they like.
+    chown(&rig.look.modules, Some(STRANGER), None).unwrap();
+    assert_eq!(a(&rig.settle()), holds("one"));
+    chown(&rig.look.modules, Some(STRANGER + 1), None).unwrap();
+    assert_eq!(a(&rig.settle()), foreign);
     rig.scanner.set_options(ScanOptions { allow_insecure: true, ..ScanOptions::default() });
     assert_eq!(a(&rig.settle()), holds("one"));
 }

@@ -3,7 +3,8 @@
 use bytes::Bytes;
 
 /// A guest with the inport `value`, whose `process` has that body. It can say
-/// `(call $answer (i32.const 256) (i32.const 14))`, which puts out nothing.
+/// `(call $answer (i32.const 256) (i32.const 14))`, which puts out nothing, and
+/// `(call $answer (i32.const 512) (i32.const 38))`, which puts out a `value`.
 pub(crate) fn written(process: &str) -> Bytes {
     const METADATA: &str = r#"{"component":"Written","outports":[],"inports":[{"name":"value","description":"","port_type":"Any","required":true}]}"#;
     let escaped: String = METADATA.bytes().map(|byte| format!("\\{byte:02x}")).collect();
@@ -12,9 +13,12 @@ pub(crate) fn written(process: &str) -> Bytes {
           (import "extism:host/env" "alloc" (func $alloc (param i64) (result i64)))
           (import "extism:host/env" "store_u64" (func $store (param i64 i64)))
           (import "extism:host/env" "output_set" (func $output (param i64 i64)))
+          (import "extism:host/env" "log_info" (func $log (param i64)))
+          (import "extism:host/user" "__get_state" (func $get_state (param i64) (result i64)))
           (memory 1)
           (data (i32.const 0) "{escaped}")
           (data (i32.const 256) "{{\22outputs\22:{{}}}}")
+          (data (i32.const 512) "{{\22outputs\22:{{\22value\22:{{\22type\22:\22Flow\22}}}}}}")
           (func $answer (param $at i32) (param $length i32)
             (local $block i64) (local $i i32)
             (local.set $block

@@ -6,11 +6,17 @@
 //! given. `config_get`, `var_get`, `var_set`, `http_request` and the log functions
 //! own the blocks that they are given, and free them; the others do not.
 
-use tracing::Level;
-use wasmtime::{Caller, Error, Linker, Result};
+use std::time::Instant;
 
-use super::guest::Guest;
+use tracing::Level;
+use wasmtime::{Caller, Error, Linker, Result, Trap};
+
+use super::{
+    blocks::Blocks,
+    guest::{Desk, Guest},
+};
 use crate::{
+    account::Account,
     host::{self, Host},
     signature::{ENV, USER},
     turn::Side,
@@ -30,7 +36,8 @@ pub(super) fn link(linker: &mut Linker<Guest>) -> Result<()> {
 /// Blocks and their bytes.
 fn link_memory(linker: &mut Linker<Guest>) -> Result<()> {
     linker.func_wrap(ENV, "alloc", |mut caller: Caller<'_, Guest>, bytes: u64| {
-        caller.data_mut().blocks.alloc(bytes).map_err(Error::from)
+        let Guest { host, blocks, .. } = caller.data_mut();
+        blocks.alloc(bytes, &mut host.account).map_err(Error::from)
     })?;
     linker.func_wrap(ENV, "free", |mut caller: Caller<'_, Guest>, handle: u64| {
         caller.data_mut().blocks.free(handle);
@@ -54,7 +61,8 @@ fn link_memory(linker: &mut Linker<Guest>) -> Result<()> {
         caller.data_mut().blocks.store_u64(at, value);
     })?;
     linker.func_wrap(ENV, "reset", |mut caller: Caller<'_, Guest>| {
-        caller.data_mut().blocks.clear();
+        let Guest { host, blocks, .. } = caller.data_mut();
+        blocks.clear(&mut host.account);
     })?;
     linker
         .func_wrap(ENV, "memory_bytes", |caller: Caller<'_, Guest>| caller.data().blocks.size())?;
@@ -104,15 +112,16 @@ fn link_ends(linker: &mut Linker<Guest>) -> Result<()> {
 fn link_host(linker: &mut Linker<Guest>) -> Result<()> {
     linker.func_wrap(ENV, "config_get", |mut caller: Caller<'_, Guest>, key: u64| {
         let Guest { host, blocks, .. } = caller.data_mut();
-        let value = host.config(blocks.get(key)?);
+        let Host { around, account, .. } = host;
+        let value = around.config(blocks.get(key)?);
         blocks.free(key);
-        Ok::<_, Error>(blocks.put(value.unwrap_or_default().as_bytes())?)
+        Ok::<_, Error>(blocks.put(value.unwrap_or_default().as_bytes(), account)?)
     })?;
     linker.func_wrap(ENV, "var_get", |mut caller: Caller<'_, Guest>, key: u64| {
         let Guest { host, blocks, .. } = caller.data_mut();
         let value = host.var(blocks.get(key)?);
         blocks.free(key);
-        Ok::<_, Error>(blocks.put(&value.unwrap_or_default())?)
+        Ok::<_, Error>(blocks.put(&value.unwrap_or_default(), &mut host.account)?)
     })?;
     linker.func_wrap(ENV, "var_set", |mut caller: Caller<'_, Guest>, key: u64, value: u64| {
         let Guest { host, blocks, .. } = caller.data_mut();
@@ -148,53 +157,132 @@ fn link_host(linker: &mut Linker<Guest>) -> Result<()> {
     })?;
     linker.func_wrap(ENV, "http_headers", |mut caller: Caller<'_, Guest>| {
         let Guest { host, blocks, .. } = caller.data_mut();
-        Ok::<_, Error>(blocks.put(&host.http_headers)?)
+        Ok::<_, Error>(blocks.put(&host.http_headers, &mut host.account)?)
     })?;
     Ok(())
 }
 
 /// What exists within a turn only.
 fn link_turn(linker: &mut Linker<Guest>) -> Result<()> {
-    linker.func_wrap(USER, "__send_output", |mut caller: Caller<'_, Guest>, outputs: u64| {
-        let Guest { host, blocks, .. } = caller.data_mut();
-        side(host)?.send_output(blocks.get(outputs)?);
-        Ok::<_, Error>(())
-    })?;
-    linker.func_wrap(USER, "__get_state", |mut caller: Caller<'_, Guest>, key: u64| {
-        let Guest { host, blocks, .. } = caller.data_mut();
-        let value = side(host)?.get_state(blocks.get(key)?);
-        Ok::<_, Error>(blocks.put(&value)?)
-    })?;
-    linker.func_wrap(
+    linker.func_wrap_async(
+        USER,
+        "__send_output",
+        |mut caller: Caller<'_, Guest>, (outputs,): (u64,)| {
+            Box::new(async move {
+                let size = caller.data().blocks.length(outputs);
+                let send = move |desk: Borrowed<'_>| -> Result<()> {
+                    desk.side.send_output(desk.blocks.get(outputs)?, desk.account);
+                    Ok(())
+                };
+                in_turn(&mut caller, size, send).await
+            })
+        },
+    )?;
+    linker.func_wrap_async(
+        USER,
+        "__get_state",
+        |mut caller: Caller<'_, Guest>, (key,): (u64,)| {
+            Box::new(async move {
+                let size = caller.data().host.side.as_ref().map_or(0, Side::reading_state);
+                let get = move |desk: Borrowed<'_>| -> Result<_> {
+                    Ok(desk.side.get_state(desk.blocks.get(key)?, desk.account))
+                };
+                let value = in_turn(&mut caller, size, get).await?;
+                let size = value.len() as u64;
+                let put = move |desk: Borrowed<'_>| -> Result<_> {
+                    Ok(desk.blocks.put(&value, desk.account)?)
+                };
+                in_turn(&mut caller, size, put).await
+            })
+        },
+    )?;
+    linker.func_wrap_async(
         USER,
         "__set_state",
-        |mut caller: Caller<'_, Guest>, key: u64, value: u64| {
-            let Guest { host, blocks, .. } = caller.data_mut();
-            side(host)?.set_state(blocks.get(key)?, blocks.get(value)?);
-            Ok::<_, Error>(())
+        |mut caller: Caller<'_, Guest>, (key, value): (u64, u64)| {
+            Box::new(async move {
+                let reading = caller.data().host.side.as_ref().map_or(0, Side::reading_state);
+                let size = caller.data().blocks.length(value) + reading;
+                let set = move |desk: Borrowed<'_>| -> Result<()> {
+                    let Borrowed { side, blocks, account } = desk;
+                    side.set_state(blocks.get(key)?, blocks.get(value)?, account);
+                    Ok(())
+                };
+                in_turn(&mut caller, size, set).await
+            })
         },
     )?;
     Ok(())
 }
 
-fn side(host: &mut Host) -> Result<&mut Side> {
-    host.side.as_mut().ok_or_else(|| Error::msg(host::NO_TURN))
+/// Bytes that the host goes through at once, in less time than the clock needs to tick.
+/// What is longer is gone through aside.
+pub(super) const AT_ONCE: u64 = 128 << 10;
+
+/// The turn's things, where its work is done.
+struct Borrowed<'d> {
+    side: &'d mut Side,
+    blocks: &'d mut Blocks,
+    account: &'d mut Account,
+}
+
+/// Does work for the turn that goes through about so many bytes: at once, or aside where
+/// others would have to wait for it. Its time is the turn's.
+async fn in_turn<T: Send + 'static>(
+    caller: &mut Caller<'_, Guest>,
+    bytes: u64,
+    work: impl FnOnce(Borrowed<'_>) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let guest = caller.data_mut();
+    if bytes <= AT_ONCE {
+        let Host { side, account, .. } = &mut guest.host;
+        let side = side.as_mut().ok_or_else(|| Error::msg(host::NO_TURN))?;
+        return work(Borrowed { side, blocks: &mut guest.blocks, account });
+    }
+    let mut desk = guest.lend().ok_or_else(|| Error::msg(host::NO_TURN))?;
+    let aside = guest.place.clone();
+    let work = aside.aside(move || {
+        let Desk { side, blocks, account } = &mut desk;
+        let done = work(Borrowed { side, blocks, account });
+        (desk, done)
+    });
+    let (desk, done) = work.await;
+    let guest = caller.data_mut();
+    guest.take_back(desk);
+    if Instant::now() >= guest.deadline() {
+        return Err(Trap::Interrupt.into());
+    }
+    done
 }
 
 /// Asks on another thread; the guest's place at the gate is free meanwhile.
 async fn http_request(mut caller: Caller<'_, Guest>, request: u64, body: u64) -> Result<u64> {
     let guest = caller.data_mut();
-    let (written, content) =
-        (guest.blocks.get(request)?.to_vec(), guest.blocks.get(body)?.to_vec());
+    let room = guest.host.make_room_for_answer(guest.blocks.get(request)?);
+    guest.blocks.get(body)?;
+    let answer = match room {
+        Ok(()) => {
+            let (around, deadline) = (guest.host.around.clone(), guest.deadline());
+            let (place, trace) = (guest.place.clone(), guest.host.trace());
+            let blocks = std::mem::replace(&mut guest.blocks, Blocks::new());
+            let asking = tokio::task::spawn_blocking(move || {
+                let answer = match (blocks.get(request), blocks.get(body)) {
+                    (Ok(written), Ok(content)) => {
+                        around.http(written, content, trace.as_ref(), deadline)
+                    }
+                    _ => unreachable!("both were there before"),
+                };
+                (blocks, answer)
+            });
+            let (blocks, answer) = place.outside(asking).await?;
+            caller.data_mut().blocks = blocks;
+            answer
+        }
+        Err(refused) => Err(refused),
+    };
+    let guest = caller.data_mut();
     guest.blocks.free(request);
     guest.blocks.free(body);
-    let (around, deadline) = (guest.host.around.clone(), guest.deadline());
-    let (place, trace) = (guest.place.clone(), guest.host.trace());
-    let asking = tokio::task::spawn_blocking(move || {
-        around.http(&written, &content, trace.as_ref(), deadline)
-    });
-    let answer = place.outside(asking).await?;
-    let guest = caller.data_mut();
     let answer = guest.host.answered(answer);
-    Ok(guest.blocks.put(&answer)?)
+    Ok(guest.blocks.put(&answer, &mut guest.host.account)?)
 }

@@ -9,11 +9,20 @@
 //! A block that is given back serves the next of its size. The arena is emptied at
 //! the end of a turn, and a large one goes on to whoever needs one next, so that an
 //! idle engine holds next to nothing.
+//!
+//! The arena ends after a few MiB, so that making it longer takes no time that anybody
+//! would notice. What is beyond lies in segments, and a large block in one of its own,
+//! which the system fills with zeros as it is touched: asking for one costs nothing.
+//! Whatever is allocated here is asked for at the actor's [`Account`] before.
 
-use std::ops::Range;
+use std::{cell::Cell, mem, ops::Range};
+
+use bytes::Bytes;
 
 use parking_lot::Mutex;
 use thiserror::Error;
+
+use crate::account::{Account, OverHostMemory};
 
 /// Bytes before the first block, since no handle is 0.
 const ORIGIN: usize = 16;
@@ -26,6 +35,12 @@ const SIZES: usize = 4 * usize::BITS as usize;
 
 /// No block, in a list of free ones.
 const NONE: u32 = u32::MAX;
+
+/// Bytes of the arena, and of a segment for several blocks, at most.
+const SEGMENT: usize = 4 << 20;
+
+/// The longest block: what 32 bits can address.
+const MAX_BLOCK: u64 = 1 << 32;
 
 /// Bytes of arena that an idle engine keeps: about a page of the allocator.
 const KEPT: usize = 4 << 10;
@@ -47,6 +62,10 @@ struct Spares(Mutex<Vec<Vec<u8>>>);
 pub(crate) struct Blocks {
     /// From the offset 0 on. Empty between two calls.
     arena: Vec<u8>,
+    /// What does not fit there, in the order of their offsets. None between two calls.
+    segments: Vec<Segment>,
+    /// The segment that was looked at last.
+    near: Cell<usize>,
     /// In the order of their offsets.
     blocks: Vec<Block>,
     /// For each size, the first free block, by its place in `blocks`.
@@ -55,17 +74,25 @@ pub(crate) struct Blocks {
     input: Range<u64>,
     output: (u64, u64),
     error: u64,
-    /// Bytes that the guest may have here, beside its input.
-    limit: usize,
-    /// Bytes that the input takes.
-    given: usize,
 }
 
-/// The guest asks for more than its memory may be.
+/// Bytes behind the arena.
+struct Segment {
+    start: usize,
+    bytes: Vec<u8>,
+    /// Bytes that it may come to have.
+    room: usize,
+}
+
+/// There is no room for a block.
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("out of memory: blocks of {asked} bytes more would go over `memory`")]
-pub(crate) struct OutOfBlocks {
-    asked: u64,
+pub(crate) enum OutOfBlocks {
+    /// No memory of a guest would hold it.
+    #[error("out of memory: a block of {0} bytes, where 4 GiB can be addressed")]
+    TooLong(u64),
+    /// The host holds as much for the actor as it may.
+    #[error("out of memory: {0}")]
+    Over(#[from] OverHostMemory),
 }
 
 /// A guest has named a block that does not exist.
@@ -83,66 +110,90 @@ struct Block {
 }
 
 impl Blocks {
-    /// No blocks, and room for `limit` bytes of them.
-    pub(crate) fn new(limit: u64) -> Self {
+    /// No blocks.
+    pub(crate) fn new() -> Self {
         Self {
             arena: Vec::new(),
+            segments: Vec::new(),
+            near: Cell::new(0),
             blocks: Vec::new(),
             free: Box::new([NONE; SIZES]),
             any_free: false,
             input: 0..0,
             output: (0, 0),
             error: 0,
-            limit: usize::try_from(limit).unwrap_or(usize::MAX),
-            given: 0,
         }
     }
 
-    /// Begins a call whose input `write` appends to the arena; about `hint` bytes.
-    pub(crate) fn begin(&mut self, hint: usize, write: impl FnOnce(&mut Vec<u8>)) {
-        self.clear();
-        self.make_room(ORIGIN + hint);
-        self.arena.resize(ORIGIN, 0);
-        write(&mut self.arena);
-        let used = self.arena.len() - ORIGIN;
-        self.given = self.arena.len();
-        if used == 0 {
-            return;
+    /// Begins a call whose input `write` appends; about `hint` bytes.
+    ///
+    /// # Errors
+    /// The host holds too much for the actor already.
+    pub(crate) fn begin(
+        &mut self,
+        hint: usize,
+        account: &mut Account,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) -> Result<(), OverHostMemory> {
+        self.clear(account);
+        account.take(self.arena.capacity() as u64)?;
+        let (start, used) = if ORIGIN + hint <= SEGMENT {
+            self.grow_arena(ORIGIN + hint, account)?;
+            let room = self.arena.capacity();
+            self.arena.resize(ORIGIN, 0);
+            write(&mut self.arena);
+            account.take((self.arena.capacity() - room) as u64)?;
+            (ORIGIN, self.arena.len() - ORIGIN)
+        } else {
+            account.take(hint as u64)?;
+            let mut bytes = Vec::with_capacity(hint);
+            write(&mut bytes);
+            account.take((bytes.capacity() - hint) as u64)?;
+            let used = bytes.len();
+            self.segments.push(Segment { start: SEGMENT, room: used, bytes });
+            (SEGMENT, used)
+        };
+        if used > 0 {
+            self.blocks.push(Block { start, capacity: used, used, live: true, next: NONE });
+            self.input = start as u64..(start + used) as u64;
         }
-        self.blocks.push(Block { start: ORIGIN, capacity: used, used, live: true, next: NONE });
-        self.input = ORIGIN as u64..(ORIGIN + used) as u64;
+        Ok(())
     }
 
     /// Ends a call. Nothing is left of it.
-    pub(crate) fn end(&mut self) {
-        self.clear();
+    pub(crate) fn end(&mut self, account: &mut Account) {
+        self.clear(account);
         if self.arena.capacity() > KEPT {
-            SPARES.give(std::mem::take(&mut self.arena));
+            account.give_back(self.arena.capacity() as u64);
+            SPARES.give(mem::take(&mut self.arena));
         }
+        self.segments.shrink_to_fit();
         self.blocks.shrink_to(KEPT_BLOCKS);
     }
 
     /// Forgets every block: the guest may ask for that too.
-    pub(crate) fn clear(&mut self) {
+    pub(crate) fn clear(&mut self, account: &mut Account) {
         self.arena.clear();
         self.blocks.clear();
+        for segment in self.segments.drain(..) {
+            account.give_back(segment.bytes.capacity() as u64);
+        }
         if self.any_free {
             self.free.fill(NONE);
             self.any_free = false;
         }
-        (self.input, self.output, self.error, self.given) = (0..0, (0, 0), 0, 0);
+        (self.input, self.output, self.error) = (0..0, (0, 0), 0);
     }
 
     /// The handle of a new block; 0 for one of no bytes.
-    pub(crate) fn alloc(&mut self, asked: u64) -> Result<u64, OutOfBlocks> {
+    pub(crate) fn alloc(&mut self, asked: u64, account: &mut Account) -> Result<u64, OutOfBlocks> {
         if asked == 0 {
             return Ok(0);
         }
-        let refused = OutOfBlocks { asked };
-        let used = usize::try_from(asked).map_err(|_| OutOfBlocks { asked })?;
-        if used > self.limit {
-            return Err(refused);
-        }
+        let used = match usize::try_from(asked) {
+            Ok(used) if asked <= MAX_BLOCK => used,
+            _ => return Err(OutOfBlocks::TooLong(asked)),
+        };
         let (size, capacity) = size_of_block(used);
         let first = self.free[size];
         if first != NONE {
@@ -151,24 +202,86 @@ impl Blocks {
             (block.used, block.live) = (used, true);
             return Ok(block.start as u64);
         }
-        let start = self.arena.len().max(ORIGIN);
-        let records = (self.blocks.len() + 1) * size_of::<Block>();
-        let taken = (start - self.given).saturating_add(capacity).saturating_add(records);
-        if taken > self.limit || self.blocks.len() >= NONE as usize {
-            return Err(refused);
-        }
-        self.make_room(start + capacity);
-        self.arena.resize(start + capacity, 0);
+        // A large block is as long as it must be, since rounding it up would waste much.
+        let capacity = if capacity > SEGMENT { used.next_multiple_of(ORIGIN) } else { capacity };
+        self.remember_another(account)?;
+        let start = self.room_for(capacity, account)?;
         self.blocks.push(Block { start, capacity, used, live: true, next: NONE });
         Ok(start as u64)
     }
 
+    /// Makes room for the record of another block.
+    fn remember_another(&mut self, account: &mut Account) -> Result<(), OverHostMemory> {
+        let there = self.blocks.capacity();
+        if self.blocks.len() == there && there >= KEPT_BLOCKS {
+            account.take((there * size_of::<Block>()) as u64)?;
+            self.blocks.reserve_exact(there);
+        }
+        Ok(())
+    }
+
+    /// Where so many more bytes begin, which are zero.
+    fn room_for(
+        &mut self,
+        capacity: usize,
+        account: &mut Account,
+    ) -> Result<usize, OverHostMemory> {
+        let start = self.arena.len().max(ORIGIN);
+        if self.segments.is_empty() && start + capacity <= SEGMENT {
+            self.grow_arena(start + capacity, account)?;
+            self.arena.resize(start + capacity, 0);
+            return Ok(start);
+        }
+        if let Some(Segment { start, bytes, room }) = self.segments.last_mut()
+            && bytes.len() + capacity <= *room
+        {
+            let at = *start + bytes.len();
+            grow(bytes, bytes.len() + capacity, account)?;
+            bytes.resize(bytes.len() + capacity, 0);
+            return Ok(at);
+        }
+        let behind = SEGMENT.max(self.arena.len());
+        let start = self.segments.last().map_or(behind, |last| last.start + last.room);
+        let start = start.next_multiple_of(ORIGIN);
+        let (bytes, room) = if capacity > SEGMENT / 2 {
+            account.take(capacity as u64)?;
+            (vec![0; capacity], capacity)
+        } else {
+            let mut bytes = Vec::new();
+            grow(&mut bytes, capacity, account)?;
+            bytes.resize(capacity, 0);
+            (bytes, SEGMENT)
+        };
+        self.segments.push(Segment { start, bytes, room });
+        Ok(start)
+    }
+
+    fn grow_arena(&mut self, needed: usize, account: &mut Account) -> Result<(), OverHostMemory> {
+        if needed <= self.arena.capacity() {
+            return Ok(());
+        }
+        if needed > KEPT
+            && let Some(mut spare) = SPARES.take(needed)
+        {
+            let more = spare.capacity() - self.arena.capacity();
+            if let Err(over) = account.take(more as u64) {
+                SPARES.give(spare);
+                return Err(over);
+            }
+            spare.extend_from_slice(&self.arena);
+            self.arena = spare;
+            return Ok(());
+        }
+        grow(&mut self.arena, needed, account)
+    }
+
     /// The handle of a new block with these bytes; 0 for none.
-    pub(crate) fn put(&mut self, bytes: &[u8]) -> Result<u64, OutOfBlocks> {
-        let handle = self.alloc(bytes.len() as u64)?;
+    pub(crate) fn put(&mut self, bytes: &[u8], account: &mut Account) -> Result<u64, OutOfBlocks> {
+        let handle = self.alloc(bytes.len() as u64, account)?;
         if handle != 0 {
             let start = offset(handle);
-            self.arena[start..start + bytes.len()].copy_from_slice(bytes);
+            let place = self.bytes_mut(start, bytes.len()).expect("the block was just made");
+            place.copy_from_slice(bytes);
         }
         Ok(handle)
     }
@@ -195,7 +308,7 @@ impl Blocks {
             return Ok(&[]);
         }
         let block = &self.blocks[self.find(handle).ok_or(NoBlock(handle))?];
-        Ok(&self.arena[block.start..block.start + block.used])
+        self.bytes(block.start, block.used).ok_or(NoBlock(handle))
     }
 
     /// Bytes of a block; 0 for what is none.
@@ -204,17 +317,21 @@ impl Blocks {
     }
 
     pub(crate) fn load_u8(&self, at: u64) -> u8 {
-        self.arena.get(offset(at)).copied().unwrap_or(0)
+        let byte = self.arena.get(offset(at)).copied();
+        byte.or_else(|| self.bytes(offset(at), 1).map(|bytes| bytes[0])).unwrap_or(0)
     }
 
     pub(crate) fn load_u64(&self, at: u64) -> u64 {
         let bytes = self.arena.get(offset(at)..).and_then(|rest| rest.first_chunk());
+        let bytes = bytes.or_else(|| self.bytes(offset(at), 8)?.first_chunk());
         bytes.map_or(0, |bytes| u64::from_le_bytes(*bytes))
     }
 
     pub(crate) fn store_u8(&mut self, at: u64, value: u8) {
         if let Some(byte) = self.arena.get_mut(offset(at)) {
             *byte = value;
+        } else if let Some(bytes) = self.bytes_mut(offset(at), 1) {
+            bytes[0] = value;
         }
     }
 
@@ -222,6 +339,8 @@ impl Blocks {
         let bytes = self.arena.get_mut(offset(at)..).and_then(|rest| rest.first_chunk_mut());
         if let Some(bytes) = bytes {
             *bytes = value.to_le_bytes();
+        } else if let Some(bytes) = self.bytes_mut(offset(at), 8) {
+            bytes.copy_from_slice(&value.to_le_bytes());
         }
     }
 
@@ -236,8 +355,10 @@ impl Blocks {
 
     /// Names other bytes as the input. What lies outside of the arena is ignored.
     pub(crate) fn set_input(&mut self, at: u64, length: u64) {
-        if let Some(range) = self.range(at, length) {
-            self.input = range.start as u64..range.end as u64;
+        if let Some(end) = at.checked_add(length)
+            && self.named(at, length).is_some()
+        {
+            self.input = at..end;
         }
     }
 
@@ -261,22 +382,34 @@ impl Blocks {
         self.output.1
     }
 
-    /// What the guest has put out.
+    /// What the guest has put out. A large output is not copied.
     ///
     /// # Errors
-    /// It named bytes that do not exist: how many.
-    pub(crate) fn output(&self) -> Result<&[u8], u64> {
+    /// It named bytes that do not exist, or there is no room for a copy: in words.
+    pub(crate) fn take_output(&mut self, account: &mut Account) -> Result<Bytes, String> {
         let (at, length) = self.output;
-        match self.range(at, length) {
-            Some(range) => Ok(&self.arena[range]),
-            None if length == 0 => Ok(&[]),
-            None => Err(length),
+        if length == 0 {
+            return Ok(Bytes::new());
         }
+        let Some(bytes) = self.named(at, length) else {
+            return Err(format!("an output of {length} bytes, where it has none"));
+        };
+        let length = bytes.len();
+        if let Some(index) = self.segment(offset(at))
+            && self.segments[index].bytes.len() <= length + length / 4
+        {
+            let Segment { start, bytes, .. } = &mut self.segments[index];
+            let from = offset(at) - *start;
+            return Ok(Bytes::from(mem::take(bytes)).slice(from..from + length));
+        }
+        let room = account.take(length as u64);
+        room.map_err(|over| format!("an output of {length} bytes; with it {over}"))?;
+        Ok(Bytes::copy_from_slice(self.named(at, length as u64).unwrap_or_default()))
     }
 
     /// Names a block as the error; 0 takes the error back.
     pub(crate) fn set_error(&mut self, handle: u64) {
-        if handle == 0 || offset(handle) < self.arena.len() {
+        if handle == 0 || self.bytes(offset(handle), 1).is_some() {
             self.error = handle;
         }
     }
@@ -292,12 +425,51 @@ impl Blocks {
 
     /// Bytes that all blocks take.
     pub(crate) fn size(&self) -> u64 {
-        self.arena.len() as u64
+        let beyond: usize = self.segments.iter().map(|segment| segment.bytes.len()).sum();
+        (self.arena.len() + beyond) as u64
     }
 
-    fn range(&self, at: u64, length: u64) -> Option<Range<usize>> {
-        let end = offset(at.checked_add(length)?);
-        (end <= self.arena.len()).then(|| offset(at)..end)
+    /// The bytes that a guest has named, if they exist and are in one piece.
+    fn named(&self, at: u64, length: u64) -> Option<&[u8]> {
+        at.checked_add(length)?;
+        self.bytes(offset(at), usize::try_from(length).ok()?)
+    }
+
+    /// `length` bytes from `at` on, where there are so many in one piece.
+    fn bytes(&self, at: usize, length: usize) -> Option<&[u8]> {
+        let (from, bytes) = match self.segment(at) {
+            None => (at, &self.arena),
+            Some(index) => (at - self.segments[index].start, &self.segments[index].bytes),
+        };
+        bytes.get(from..from.checked_add(length)?)
+    }
+
+    fn bytes_mut(&mut self, at: usize, length: usize) -> Option<&mut [u8]> {
+        let (from, bytes) = match self.segment(at) {
+            None => (at, &mut self.arena),
+            Some(index) => {
+                let Segment { start, bytes, .. } = &mut self.segments[index];
+                (at - *start, bytes)
+            }
+        };
+        bytes.get_mut(from..from.checked_add(length)?)
+    }
+
+    /// The segment in which an offset lies that is not in the arena, or the last before it.
+    fn segment(&self, at: usize) -> Option<usize> {
+        if at < SEGMENT || self.segments.is_empty() {
+            return None;
+        }
+        // Guests go through their bytes one after the other.
+        let near = self.near.get();
+        let holds = |segment: &Segment| at >= segment.start && at - segment.start < segment.room;
+        if self.segments.get(near).is_some_and(holds) {
+            return Some(near);
+        }
+        let after = self.segments.partition_point(|segment| segment.start <= at);
+        let index = after.checked_sub(1)?;
+        self.near.set(index);
+        Some(index)
     }
 
     fn find(&self, handle: u64) -> Option<usize> {
@@ -308,26 +480,32 @@ impl Blocks {
         };
         self.blocks[index].live.then_some(index)
     }
+}
 
-    fn make_room(&mut self, needed: usize) {
-        if needed <= self.arena.capacity() {
-            return;
-        }
-        if needed > KEPT
-            && let Some(mut spare) = SPARES.take(needed)
-        {
-            spare.extend_from_slice(&self.arena);
-            self.arena = spare;
-            return;
-        }
-        self.arena.reserve(needed - self.arena.len());
+/// Gives a vector the capacity for `needed` bytes, at least twice what it has: by steps,
+/// so that each is short.
+fn grow(bytes: &mut Vec<u8>, needed: usize, account: &mut Account) -> Result<(), OverHostMemory> {
+    let there = bytes.capacity();
+    if needed <= there {
+        return Ok(());
     }
+    let double = needed.max((2 * there).min(SEGMENT));
+    // Where there is no room for twice as much there may still be for what is needed.
+    let capacity = match account.take((double - there) as u64) {
+        Ok(()) => double,
+        Err(_) => {
+            account.take((needed - there) as u64)?;
+            needed
+        }
+    };
+    bytes.reserve_exact(capacity - bytes.len());
+    Ok(())
 }
 
 impl Drop for Blocks {
     fn drop(&mut self) {
         if self.arena.capacity() > KEPT {
-            SPARES.give(std::mem::take(&mut self.arena));
+            SPARES.give(mem::take(&mut self.arena));
         }
     }
 }
@@ -382,10 +560,62 @@ impl Spares {
 mod tests {
     use super::*;
 
-    fn blocks(input: &[u8]) -> Blocks {
-        let mut blocks = Blocks::new(1 << 20);
-        blocks.begin(input.len(), |arena| arena.extend_from_slice(input));
-        blocks
+    /// Blocks with the account that pays for them.
+    struct Rig {
+        blocks: Blocks,
+        account: Account,
+    }
+
+    impl std::ops::Deref for Rig {
+        type Target = Blocks;
+
+        fn deref(&self) -> &Blocks {
+            &self.blocks
+        }
+    }
+
+    impl std::ops::DerefMut for Rig {
+        fn deref_mut(&mut self) -> &mut Blocks {
+            &mut self.blocks
+        }
+    }
+
+    impl Rig {
+        fn new(limit: u64) -> Self {
+            Self { blocks: Blocks::new(), account: Account::new(limit) }
+        }
+
+        fn begin(&mut self, input: &[u8]) {
+            let (size, account) = (input.len(), &mut self.account);
+            let begun = self.blocks.begin(size, account, |arena| arena.extend_from_slice(input));
+            begun.unwrap();
+        }
+
+        fn alloc(&mut self, length: u64) -> Result<u64, OutOfBlocks> {
+            self.blocks.alloc(length, &mut self.account)
+        }
+
+        fn put(&mut self, bytes: &[u8]) -> Result<u64, OutOfBlocks> {
+            self.blocks.put(bytes, &mut self.account)
+        }
+
+        fn clear(&mut self) {
+            self.blocks.clear(&mut self.account);
+        }
+
+        fn end(&mut self) {
+            self.blocks.end(&mut self.account);
+        }
+
+        fn output(&mut self) -> Result<Bytes, String> {
+            self.blocks.take_output(&mut self.account)
+        }
+    }
+
+    fn blocks(input: &[u8]) -> Rig {
+        let mut rig = Rig::new(1 << 20);
+        rig.begin(input);
+        rig
     }
 
     #[test]
@@ -466,7 +696,8 @@ mod tests {
     #[test]
     fn an_input_that_is_given_back_is_gone() {
         let mut blocks = blocks(b"input");
-        blocks.free(blocks.input_offset());
+        let input = blocks.input_offset();
+        blocks.free(input);
         assert_eq!((blocks.input_length(), blocks.input_load_u8(0)), (0, 0));
     }
 
@@ -486,17 +717,65 @@ mod tests {
     fn blocks_have_a_bound_whatever_their_size() {
         for length in [1, 100, 1 << 16, 1 << 20, 1 << 40, u64::MAX] {
             let mut blocks = blocks(&[7; 100]);
-            if length > 1 << 20 {
-                assert_eq!(blocks.alloc(length), Err(OutOfBlocks { asked: length }));
+            if length > MAX_BLOCK {
+                assert_eq!(blocks.alloc(length), Err(OutOfBlocks::TooLong(length)));
             }
             let count = (0..100_000).take_while(|_| blocks.alloc(length).is_ok()).count();
             assert!(count < 50_000, "{length}");
-            assert!(blocks.size() <= (1 << 20) + 200);
+            assert!(blocks.size() <= 1 << 20 && blocks.account.held() <= 1 << 20);
         }
-        let mut many = Blocks::new(200);
-        many.begin(1000, |arena| arena.resize(arena.len() + 1000, 1));
-        assert_eq!(many.input_length(), 1000);
-        assert!(many.alloc(16).is_ok(), "the input does not count");
+        let mut many = Rig::new(2000);
+        let account = &mut many.account;
+        let begun = many.blocks.begin(3000, account, |arena| arena.resize(3000, 1));
+        assert!(begun.is_err(), "the input counts");
+        assert_eq!(many.account.held(), 0);
+    }
+
+    #[test]
+    fn blocks_beyond_the_arena_hold_what_was_put_there() {
+        const LARGE: usize = 3 * SEGMENT;
+        let mut blocks = Rig::new(10 * LARGE as u64);
+        blocks.begin(b"input");
+        let small = blocks.put(b"small").unwrap();
+        let large = blocks.alloc(LARGE as u64).unwrap();
+        let more = blocks.put(b"more").unwrap();
+        let second = blocks.alloc(LARGE as u64).unwrap();
+        let last = LARGE as u64 - 8;
+        blocks.store_u64(large + last, 7);
+        blocks.store_u8(second + last, 9);
+        // What begins in one block and ends beyond it is none.
+        blocks.store_u64(large + last + 1, u64::MAX);
+        assert_eq!((blocks.load_u64(large + last), blocks.load_u8(second + last)), (7, 9));
+        assert_eq!((blocks.load_u64(large), blocks.load_u64(large + last + 1)), (0, 0));
+        assert_eq!((blocks.get(small), blocks.get(more)), (Ok(&b"small"[..]), Ok(&b"more"[..])));
+        assert_eq!(blocks.get(large).map(<[u8]>::len), Ok(LARGE));
+        assert_eq!((blocks.length(large), blocks.length(large + 16)), (LARGE as u64, 0));
+        blocks.free(large);
+        assert_eq!(blocks.get(large), Err(NoBlock(large)));
+
+        blocks.set_output(second, LARGE as u64);
+        let held = blocks.account.held();
+        let output = blocks.output().unwrap();
+        assert_eq!((output.len(), output[LARGE - 8], blocks.account.held()), (LARGE, 9, held));
+        blocks.end();
+        assert_eq!((blocks.segments.len(), blocks.size()), (0, 0));
+        let beside = blocks.account.held() - output.len() as u64;
+        assert!(beside < SEGMENT as u64 / 2, "{beside} bytes beside the output");
+    }
+
+    #[test]
+    fn a_large_input_is_a_block_like_any_other() {
+        let input: Vec<u8> = (0..251).cycle().take(SEGMENT + 100).collect();
+        let mut blocks = Rig::new(4 * SEGMENT as u64);
+        blocks.begin(&input);
+        assert_eq!(blocks.input_length(), input.len() as u64);
+        let last = input.len() as u64 - 8;
+        let expected = u64::from_le_bytes(*input.last_chunk().unwrap());
+        assert_eq!((blocks.input_load_u64(last), blocks.input_load_u64(last + 1)), (expected, 0));
+        let small = blocks.put(b"small").unwrap();
+        assert_eq!(blocks.get(small), Ok(&b"small"[..]));
+        let at = blocks.input_offset();
+        assert_eq!(blocks.get(at).unwrap(), input);
     }
 
     #[test]
@@ -509,9 +788,9 @@ mod tests {
         assert!(blocks.arena.capacity() <= KEPT);
         assert_eq!(
             (blocks.output(), blocks.error(), blocks.input_length()),
-            (Ok(&[][..]), None, 0)
+            (Ok(Bytes::new()), None, 0)
         );
-        blocks.begin(0, |_| {});
+        blocks.begin(b"");
         let handle = blocks.alloc(100_000).unwrap();
         assert_eq!(blocks.get(handle), Ok(&[0; 100_000][..]), "not what another guest has left");
     }
@@ -538,9 +817,9 @@ mod tests {
 
     #[test]
     fn a_used_arena_shows_nothing() {
-        let mut blocks = Blocks::new(1 << 20);
+        let mut blocks = Rig::new(1 << 20);
         for _ in 0..3 {
-            blocks.begin(0, |_| {});
+            blocks.begin(b"");
             let handle = blocks.alloc(KEPT as u64 * 2).unwrap();
             assert_eq!((handle, blocks.load_u8(handle)), (ORIGIN as u64, 0));
             blocks.store_u8(handle, 7);

@@ -19,7 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, task::JoinError};
 
 /// Lets so many guests in at a time, in the order in which they came.
 pub(crate) struct Gate {
@@ -105,6 +105,23 @@ impl Place {
             self.take().await;
         }
         result
+    }
+
+    /// Does work of the host that takes long on a thread where it holds up nobody, and waits
+    /// for it. It is computing like any other: it holds a place meanwhile.
+    pub(crate) async fn aside<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> T {
+        if self.is_entered() && !self.is_held() {
+            self.take().await;
+        }
+        match tokio::task::spawn_blocking(work).await.map_err(JoinError::try_into_panic) {
+            Ok(done) => done,
+            Err(Ok(panic)) => std::panic::resume_unwind(panic),
+            // The runtime ends, and this task with it.
+            Err(Err(_)) => std::future::pending().await,
+        }
     }
 
     async fn take(&self) {
@@ -221,6 +238,21 @@ mod tests {
         assert_eq!(places[1].waited(), Duration::ZERO, "each call counts for itself");
         drop(again);
         assert_eq!(gate.places.available_permits(), 1);
+    }
+
+    #[tokio::test]
+    async fn long_work_of_the_host_holds_a_place_and_not_the_thread() {
+        let gate = Arc::new(Gate::new(1));
+        let places = places(2, &gate);
+        let _both = [places[0].enter(), places[1].enter()];
+        let (begin, begun) = std::sync::mpsc::sync_channel::<()>(0);
+        let work = places[0].aside(move || begun.recv().is_ok());
+        let mut work = pin!(work);
+        assert!(poll_immediate(&mut work).await.is_none());
+        // This thread goes on, and nobody else has a place.
+        assert!(places[0].is_held() && places[1].aside(|| ()).now_or_never().is_none());
+        begin.send(()).unwrap();
+        assert!(work.await);
     }
 
     #[tokio::test]

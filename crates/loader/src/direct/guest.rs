@@ -11,7 +11,7 @@ use super::{
     gate::Place,
     wasi::{Stream, Wasi, WasiHost},
 };
-use crate::{binary::TABLE_ELEMENT, host::Host};
+use crate::{account::Account, binary::TABLE_ELEMENT, host::Host, turn::Side};
 
 /// Elements of one table. Compilers make one entry for each function.
 const TABLE_ELEMENTS: usize = 1 << 20;
@@ -56,7 +56,7 @@ impl Room {
 
 impl Guest {
     pub(super) fn new(host: Host, memory: u64, place: Arc<Place>) -> Self {
-        let (blocks, wasi) = (Blocks::new(memory), Wasi::new());
+        let (blocks, wasi) = (Blocks::new(), Wasi::new());
         Self { host, blocks, place, wasi, room: Room::new(memory) }
     }
 
@@ -64,6 +64,20 @@ impl Guest {
     /// waits at the gate, its clock stands still.
     pub(super) fn deadline(&self) -> Instant {
         self.host.deadline + self.place.waited()
+    }
+
+    /// Gives away what a turn works on, for work that takes long. The turn goes on when it
+    /// was brought [back](Self::take_back).
+    pub(super) fn lend(&mut self) -> Option<Desk> {
+        let side = self.host.side.take()?;
+        let blocks = std::mem::replace(&mut self.blocks, Blocks::new());
+        Some(Desk { side, blocks, account: self.host.account })
+    }
+
+    pub(super) fn take_back(&mut self, desk: Desk) {
+        self.host.side = Some(desk.side);
+        self.host.account = desk.account;
+        self.blocks = desk.blocks;
     }
 
     /// What happens to a guest that computes when the clock ticks.
@@ -76,6 +90,13 @@ impl Guest {
             Tick::GoOn
         }
     }
+}
+
+/// What the host's work for a turn is done on.
+pub(super) struct Desk {
+    pub(super) side: Side,
+    pub(super) blocks: Blocks,
+    pub(super) account: Account,
 }
 
 #[derive(Debug, PartialEq, Eq)]

@@ -226,7 +226,7 @@ pub(crate) fn context(data: &str) -> Context {
         trace: None,
         meta: None,
         state_in_context: true,
-        limits: TurnLimits { output: 16 << 20, state: 16 << 20 },
+        limits: TurnLimits::default(),
         now: None,
     }
 }

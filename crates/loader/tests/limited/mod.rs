@@ -79,7 +79,7 @@ pub(crate) async fn try_out(loader: &Loader, bytes: Bytes) -> Went {
                 Err(_) => break,
             },
         };
-        let limits = TurnLimits { output: SIZE, state: SIZE };
+        let limits = TurnLimits { output: SIZE, state: SIZE, host_memory: MEMORY };
         let context = Context { limits, ..context("null") };
         let begun = Instant::now();
         let turn = soon(ready.turn(context, tokio::time::Instant::now() + TURN)).await;

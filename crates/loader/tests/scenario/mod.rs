@@ -73,7 +73,7 @@ impl Scenario {
             state: "{}".into(),
             state_in_context: true,
             meta: None,
-            limits: TurnLimits { output: 16 << 20, state: 16 << 20 },
+            limits: TurnLimits::default(),
             timeout: Duration::from_secs(60),
             turns: vec![vec![(FIRST.into(), Type::Any, "null".into())]],
         }

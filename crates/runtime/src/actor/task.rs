@@ -540,7 +540,11 @@ impl ActorTask {
             state: self.shared.state.lock().state.clone(),
             meta: settings.context_meta.then(meta).flatten(),
             state_in_context: settings.context_state,
-            limits: TurnLimits { output: settings.output, state: settings.state_size },
+            limits: TurnLimits {
+                output: settings.output,
+                state: settings.state_size,
+                host_memory: settings.host_memory,
+            },
             now,
         }
     }

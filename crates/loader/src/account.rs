@@ -1,0 +1,78 @@
+//! What the host holds for one actor, against what it may hold.
+//!
+//! A guest's own memory is bounded by its engine. Everything that the host keeps because
+//! a guest asked for it is counted here instead, and asked for before it is allocated:
+//! blocks, variables, the state and what the turn has made of it, outputs, answers of
+//! servers. So no host function needs a limit of its own, and none can forget it.
+
+use thiserror::Error;
+
+/// Bytes that the host holds for one actor, and how many it may hold.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Account {
+    limit: u64,
+    held: u64,
+}
+
+/// The host would hold more for the actor than it may.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error("the host would hold {wanted} bytes for the actor, and `host_memory` allows {limit}")]
+pub(crate) struct OverHostMemory {
+    wanted: u64,
+    limit: u64,
+}
+
+impl Account {
+    /// An account that holds nothing yet.
+    pub(crate) fn new(limit: u64) -> Self {
+        Self { limit, held: 0 }
+    }
+
+    /// Begins a call of the guest, under that limit. Of all that was held, only `lasting`
+    /// bytes are there.
+    pub(crate) fn begin(&mut self, limit: u64, lasting: u64) {
+        (self.limit, self.held) = (limit, lasting);
+    }
+
+    /// Asks for so many bytes more. For before they are allocated.
+    ///
+    /// # Errors
+    /// They would go over the limit; then they are not counted.
+    pub(crate) fn take(&mut self, bytes: u64) -> Result<(), OverHostMemory> {
+        let wanted = self.held.saturating_add(bytes);
+        if wanted > self.limit {
+            return Err(OverHostMemory { wanted, limit: self.limit });
+        }
+        self.held = wanted;
+        Ok(())
+    }
+
+    /// Gives back bytes that are freed.
+    pub(crate) fn give_back(&mut self, bytes: u64) {
+        self.held = self.held.saturating_sub(bytes);
+    }
+
+    /// Bytes that are held.
+    #[cfg(test)]
+    pub(crate) fn held(&self) -> u64 {
+        self.held
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_account_goes_to_its_limit_and_no_further() {
+        let mut account = Account::new(100);
+        assert_eq!(account.take(60), Ok(()));
+        assert_eq!(account.take(41), Err(OverHostMemory { wanted: 101, limit: 100 }));
+        assert_eq!((account.take(40), account.held()), (Ok(()), 100));
+        account.give_back(10);
+        assert!(account.take(10).is_ok() && account.take(1).is_err());
+        assert!(account.take(u64::MAX).is_err() && account.held() == 100);
+        account.begin(50, 50);
+        assert!(account.take(0).is_ok() && account.take(1).is_err());
+    }
+}
