@@ -96,7 +96,7 @@ fn a_schema_that_no_one_can_evaluate_is_refused_and_everything_else_goes_on() {
         let (_, _, world) = daemon.stop();
         let checked = world.run(&["check"]);
         assert_eq!(checked.status.code(), Some(78), "{checked:?}");
-        let text = String::from_utf8_lossy(&checked.stderr).into_owned();
+        let text = String::from_utf8_lossy(&checked.stdout).into_owned();
         assert!(text.contains("the actor `bomb` cannot start") && text.contains("steps"), "{text}");
     }
 }
@@ -108,7 +108,7 @@ fn an_include_that_no_matcher_can_be_made_of_is_an_error_of_the_configuration() 
     let world = World::new(&include(&nested));
     let checked = world.run(&["check"]);
     assert_eq!(checked.status.code(), Some(78), "{checked:?}");
-    let text = String::from_utf8_lossy(&checked.stderr).into_owned();
+    let text = String::from_utf8_lossy(&checked.stdout).into_owned();
     assert!(text.contains("E0003"), "{text}");
     world.config(CONFIG);
     world.module("good", &guest("relay"));

@@ -542,3 +542,15 @@ fn a_file_with_a_byte_order_mark_can_be_sent() {
     }
     wait_for(&daemon, &[1, 2, 3, 4]);
 }
+
+#[test]
+fn a_file_of_nothing_but_unreadable_lines_does_not_fill_the_dead_letters() {
+    let world = World::new(&followed(""));
+    append(&world, "in.log", &"GET / 200\n".repeat(5000));
+    append(&world, "in.log", "1\n");
+    let daemon = world.start();
+    wait_for(&daemon, &[1]);
+    assert_eq!(daemon.sum("reflowd_unreadable_total"), 5000.0);
+    let kept = daemon.sum("reflowd_dead_letters_total");
+    assert!((100.0..1000.0).contains(&kept), "{kept}");
+}

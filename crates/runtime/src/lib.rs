@@ -7,6 +7,7 @@ mod system;
 mod actor;
 mod source;
 mod position;
+mod allowance;
 mod mailbox;
 mod budget;
 mod wire;

@@ -27,6 +27,7 @@ use crate::{
     ActorName, ActorState, Answer, Digest, ERROR_PORT, Envelope, EventKind, Message, MessageId,
     Metadata, PortName, PortRef, Position, Ready, SetStateError, State, Trace, Type,
     actor::{Command, Identity, NewState, Replaced, Shared, Swapped},
+    allowance::Allowance,
     dead_letter::{Ran, Reason},
     envelope::{Moment, Origin},
     panic::said,
@@ -87,6 +88,8 @@ pub struct Emitter {
     left: Arc<Notify>,
     /// What the source waits for, where that is not there yet.
     absent: Arc<Mutex<Option<String>>>,
+    /// How much of what it cannot read is kept.
+    allowance: Arc<Mutex<Allowance>>,
 }
 
 /// A message that a source was offered from outside and that its wires do not take now.
@@ -256,10 +259,10 @@ impl Emitter {
 
     /// Tells that something the source has read is no message: an `Error` with the reason and
     /// what was read leaves by the port `error` where that is wired, else it becomes a dead
-    /// letter. Notes how far the source has come with it.
+    /// letter, as long as there are not too many. Notes how far the source has come with it.
     pub async fn refuse(&self, refused: &Refused<'_>, come: Option<Position>) {
         let shared = &self.shared;
-        let Refused { port, what, why } = refused;
+        let Refused { port: _, what, why } = refused;
         shared.meters.unreadable.add(1);
         let error_port = PortName::from_str(ERROR_PORT).expect("the name of a port");
         if !shared.routes.load().of(&error_port).is_empty() {
@@ -268,6 +271,17 @@ impl Emitter {
         }
         // The sender lives as long as the task that polls this.
         _ = self.paused.clone().wait_for(|paused| !paused).await;
+        if self.allowance.lock().take(Instant::now()) {
+            self.bury(refused);
+        }
+        if come.is_some() {
+            self.come_to(come);
+        }
+    }
+
+    /// Makes a dead letter of what the source cannot read.
+    fn bury(&self, refused: &Refused<'_>) {
+        let (shared, Refused { port, what, why }) = (&self.shared, refused);
         let text = serde_json::to_string(what).expect("a string can be encoded");
         let message = Message::new(Type::String, text).expect("it is a string");
         let envelope = Envelope::entering((*port).clone(), message, None);
@@ -277,9 +291,6 @@ impl Emitter {
         };
         let reason = Reason::Unreadable((*why).to_owned());
         shared.sinks.dead.put(&shared.name, &envelope, reason, Some(ran), 0);
-        if come.is_some() {
-            self.come_to(come);
-        }
     }
 
     /// Records something that has happened to what the source reads.
@@ -431,6 +442,7 @@ impl SourceTask {
             offering: Arc::default(),
             left: Arc::default(),
             absent: Arc::default(),
+            allowance: Arc::default(),
         };
         let mut supervisor = Supervisor::default();
         let mut phase = Phase::Running;
