@@ -194,14 +194,18 @@ async fn a_state_that_an_heir_has_is_under_one_name() {
 
 #[tokio::test]
 async fn a_state_without_a_checksum_is_read_once_and_written_anew() {
-    let rig = Rig::new();
-    fs::write(rig.file("a"), r#"{"n":1}"#).unwrap();
-    let state = rig.snapshots.load(&"a".parse().unwrap(), None).unwrap();
-    rig.start("a", Persistence::Snapshot, Some(state.state)).await;
-    assert_eq!(rig.round(), (1, 0));
-    assert_eq!(rig.round(), (0, 0));
-    assert_eq!(unseal(&fs::read(rig.file("a")).unwrap()).unwrap().content, br#"{"n":1}"#);
-    assert_eq!(rig.reloaded("a").as_deref(), Some(r#"{"n":1}"#));
+    // The second is one that is not taken any more, and is kept.
+    for old in [r#"{"n":1}"#, r#"{"n":1e400}"#] {
+        let rig = Rig::new();
+        fs::write(rig.file("a"), old).unwrap();
+        let state = rig.snapshots.load(&"a".parse().unwrap(), None).unwrap();
+        rig.start("a", Persistence::Snapshot, Some(state.state)).await;
+        assert_eq!(rig.round(), (1, 0));
+        assert_eq!(rig.round(), (0, 0));
+        let written = fs::read(rig.file("a")).unwrap();
+        assert_eq!(unseal(&written).unwrap().content, old.as_bytes());
+        assert_eq!(rig.reloaded("a").as_deref(), Some(old));
+    }
 }
 
 #[tokio::test]

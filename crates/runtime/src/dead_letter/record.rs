@@ -306,6 +306,16 @@ mod tests {
     }
 
     #[test]
+    fn a_letter_that_an_earlier_version_took_is_read_whatever_its_data() {
+        let kept = Bytes::from_static(br#"{"type":"Any","data":[1e400,"\ud800"]}"#);
+        let mut written = letter(7, "1");
+        written.envelope.message = Message::kept(&kept, &kept).unwrap();
+        let bytes = encode(&written).unwrap();
+        let read = decode(&Record::at(&bytes).unwrap()).unwrap();
+        assert_eq!(read.envelope.message, written.envelope.message);
+    }
+
+    #[test]
     fn no_bit_of_a_record_can_change_unseen() {
         let bytes = encode(&letter(1, "5")).unwrap();
         for bit in 0..bytes.len() * 8 {
