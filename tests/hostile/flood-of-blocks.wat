@@ -1,4 +1,5 @@
-;; dead trap | It allocates blocks of the host without end.
+;; dead | It allocates blocks of the host without end, up to `host_memory` or its deadline, whichever comes first.
+;; extism: dead trap
 (module
   (import "extism:host/env" "alloc" (func $alloc (param i64) (result i64)))
   (import "extism:host/env" "store_u8" (func $store (param i64 i32)))
