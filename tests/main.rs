@@ -37,4 +37,5 @@ mod live;
 mod log;
 mod state;
 mod hostile;
+mod panics;
 mod storm;

@@ -56,7 +56,7 @@ impl Blueprint for TomlBlueprint {
             report.extend(config::restart_only(&in_force, &config));
         }
         if report.errors() > 0 {
-            return Err(report.render(false));
+            return Err(report.brief());
         }
         // Before any actor could say one.
         self.services.system.secrets().add(config.secret_values());
@@ -114,10 +114,10 @@ impl Draft for TomlDraft {
         let whole = report.clone();
         let misfits = report.take_misfits();
         if report.errors() > 0 {
-            return Err(whole.render(false));
+            return Err(whole.brief());
         }
-        let misfit = |(actors, report): (_, Report)| Misfit { actors, why: report.render(false) };
-        let warnings = format!("{}{}", self.report.render(false), report.render(false));
+        let misfit = |(actors, report): (_, Report)| Misfit { actors, why: report.brief() };
+        let warnings = format!("{}{}", self.report.brief(), report.brief());
         let warned = self.report.warnings() + report.warnings() > 0;
         Ok(Checked {
             warnings: warned.then_some(warnings),

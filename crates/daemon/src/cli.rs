@@ -68,8 +68,8 @@ Examples:
   reflowd events --follow                watch loads, swaps and refusals
   reflowd dead replay --actor counter    try an actor's dead letters again
 
-Exit codes: 0 done, 1 failed, 2 usage, 65 bad module or data, 69 no daemon, 75 try again,
-77 permission, 78 configuration.
+Exit codes: 0 done, 1 failed, 2 usage, 65 bad module or data, 69 no daemon, 70 a bug in reflowd,
+75 try again, 77 permission, 78 configuration.
 The log goes to standard error; REFLOWD_LOG says how much: `REFLOWD_LOG=debug`.";
 
 /// What to do.
@@ -166,6 +166,8 @@ pub(crate) enum Exit {
     Data = 65,
     /// No daemon answers.
     NoDaemon = 69,
+    /// It broke, which is a bug in it.
+    Broke = 70,
     /// It may work later.
     TryAgain = 75,
     /// The user may not.

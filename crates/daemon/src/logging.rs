@@ -14,6 +14,7 @@ use std::{
     time::Duration,
 };
 
+use reflowd_runtime::panic::note_place;
 use rustix::fs::fstat;
 use tracing::{Metadata, error, warn};
 use tracing_subscriber::{
@@ -154,6 +155,7 @@ pub(crate) fn start() -> io::Result<Log> {
 fn log_panics() {
     let traced = std::env::var_os("RUST_BACKTRACE").is_some_and(|value| value != "0");
     panic::set_hook(Box::new(move |panic| {
+        note_place(panic);
         let thread = thread::current();
         let thread = thread.name().unwrap_or("unnamed");
         if traced {

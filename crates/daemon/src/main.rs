@@ -31,8 +31,9 @@ mod otlp;
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use reflowd_runtime::panic::Boundary;
 
-use crate::cli::{Cli, Command};
+use crate::cli::{Cli, Command, Exit, Stop};
 
 /// Gives memory back to the system some ten seconds after it is freed, whatever its size
 /// and whichever thread had it, so that what a guest has had for a moment does not stay
@@ -43,11 +44,11 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 fn main() -> ExitCode {
     cli::answer_shell();
     let cli = Cli::parse();
-    let outcome = match cli.command.unwrap_or(Command::Run) {
+    let outcome = Boundary::Main.catch(|| match cli.command.unwrap_or(Command::Run) {
         Command::Run => run::run(cli.config.as_deref()),
         Command::Tool(tool) => cli::dispatch(tool, cli.socket, cli.config.as_deref()),
-    };
-    match outcome {
+    });
+    match outcome.unwrap_or_else(|panic| Err(Stop::new(Exit::Broke, panic))) {
         Ok(exit) => exit.into(),
         Err(stop) => {
             if let Some(error) = stop.error {

@@ -11,6 +11,7 @@ use std::{
 
 use reflowd_runtime::{
     Actor, ActorState, Counts, Entry, Histogram, Ledger, Loss, Meters, System, WireCounts,
+    panic::PartHealth,
 };
 
 use crate::{admin::Reload, logging::lost_lines, process};
@@ -54,6 +55,15 @@ pub(crate) fn text(system: &System, disk: &dyn Reload) -> String {
         && view.values().all(|actor| actor.in_sync && actor.pending.is_none());
     page.gauge("reflowd_config_in_sync", "1 while what disk asks for is what runs")
         .sample(&[], u64::from(in_sync));
+    let health = PartHealth::all();
+    let mut family = page.counter("reflowd_panics_total", "Panics caught, by the part that broke");
+    for part in &health {
+        family.sample(&[("part", part.boundary.name())], part.panics);
+    }
+    let mut family = page.gauge("reflowd_part_broken", "1 while a part of the daemon is broken");
+    for part in &health {
+        family.sample(&[("part", part.boundary.name())], u64::from(part.trouble.is_some()));
+    }
     page.counter("reflowd_log_lines_lost_total", "Lines of the log that nobody was there to read")
         .sample(&[], lost_lines());
     reloads(&mut page, disk);

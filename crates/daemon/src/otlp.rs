@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use reflowd_runtime::{HttpRequest, Span, SpanSink, Spanning, TraceFlags};
+use reflowd_runtime::{HttpRequest, Span, SpanSink, Spanning, TraceFlags, panic::Boundary};
 use serde_json::{Value, json};
 use tokio::{sync::mpsc, task::spawn_blocking, time};
 use tokio_util::sync::CancellationToken;
@@ -147,10 +147,18 @@ pub(crate) fn from_env() -> anyhow::Result<Option<(Arc<dyn SpanSink>, Exporter)>
 
 impl Exporter {
     /// Sends spans until stopped, and then what is left, once.
-    pub(crate) async fn run(mut self, stopping: CancellationToken) {
+    pub(crate) async fn run(self, stopping: CancellationToken) {
         info!(to = %self.settings.url, "spans of turns go to a collector");
+        // Held by one run at a time, each of which ends before the next begins.
+        let exporter = tokio::sync::Mutex::new(self);
+        let run = || async { exporter.lock().await.bring(&stopping).await };
+        Boundary::Spans.keep(run).await;
+    }
+
+    async fn bring(&mut self, stopping: &CancellationToken) {
         let mut batch = Vec::with_capacity(BATCH);
         while !stopping.is_cancelled() {
+            Boundary::Spans.works();
             tokio::select! {
                 () = stopping.cancelled() => break,
                 taken = self.queue.recv_many(&mut batch, BATCH) => if taken == 0 { return },
@@ -165,11 +173,11 @@ impl Exporter {
                     taken = self.queue.recv_many(&mut batch, room) => if taken == 0 { break },
                 }
             }
-            self.send(&mut batch, &stopping).await;
+            self.send(&mut batch, stopping).await;
         }
         self.queue.close();
         while self.queue.recv_many(&mut batch, BATCH).await > 0 {
-            self.send(&mut batch, &stopping).await;
+            self.send(&mut batch, stopping).await;
         }
     }
 

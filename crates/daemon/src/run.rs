@@ -24,6 +24,7 @@ use reflowd_loader::{Limits, Loader};
 use reflowd_runtime::{
     ActorName, ActorState, Epoch, EpochState, EventKind, GoneBack, Keeper, Precondition, SpanSink,
     System, Unwritten,
+    panic::{self, Boundary, PartHealth, Pauses},
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
@@ -54,6 +55,9 @@ use crate::{
     watchdog::Watched,
 };
 
+/// Has parts of the daemon break on purpose: for tests, and nothing that anybody else has a use for.
+const PANICS: &str = "REFLOWD_TEST_PANIC";
+
 /// Threads of the control side. It mostly waits.
 const CONTROL_THREADS: usize = 2;
 
@@ -68,6 +72,11 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 /// # Errors
 /// It cannot start: every problem of the configuration, or what else is in the way.
 pub(crate) fn run(flag: Option<&Path>) -> Outcome {
+    if let Ok(wish) = std::env::var(PANICS) {
+        panic::inject(&wish).map_err(|error| {
+            Stop::new(Exit::Usage, anyhow::Error::from(error).context(format!("${PANICS}")))
+        })?;
+    }
     let log = Arc::new(logging::start().context("cannot start the log's thread")?);
     // Why it ends goes the way of the log too, which is written out as the last thing.
     serve(flag, &log).map_err(|Stop { exit, error }| {
@@ -84,9 +93,14 @@ fn serve(flag: Option<&Path>, log: &Arc<Log>) -> Outcome {
         Stop::new(Exit::Config, anyhow::anyhow!("the configuration is refused\n{text}"))
     };
     let path = config::locate(flag, &environment).map_err(refuse)?;
-    let (config, warnings) = config::load(&path, &environment).map_err(refuse)?;
+    let loaded = Boundary::Config.catch(|| config::load(&path, &environment));
+    let loaded = loaded.map_err(|panic| {
+        let text = format!("the configuration is refused\n{}: {panic}", path.display());
+        Stop::new(Exit::Config, anyhow::anyhow!(text))
+    })?;
+    let (config, warnings) = loaded.map_err(refuse)?;
     if warnings.warnings() > 0 {
-        warn!("configuration:\n{}", warnings.render(false));
+        warn!("configuration:\n{}", warnings.brief());
     }
     warn_of_backtraces();
     raise_open_files();
@@ -104,7 +118,9 @@ fn serve(flag: Option<&Path>, log: &Arc<Log>) -> Outcome {
         .enable_all()
         .build()
         .context("cannot start the actors' threads")?;
-    let outcome = control.block_on(Daemon::serve(config, environment, &turns, Arc::clone(log)));
+    let served = Daemon::serve(config, environment, &turns, Arc::clone(log));
+    let outcome = Boundary::Main.catch(|| control.block_on(served));
+    let outcome = outcome.unwrap_or_else(|panic| Err(Stop::new(Exit::Broke, panic)));
     end(turns);
     end(control);
     outcome
@@ -169,6 +185,7 @@ impl Daemon {
         let (stopping, tasks) = (CancellationToken::new(), TaskTracker::new());
         let spans = spans(&tasks, &stopping)?;
         let system = System::traced(turns.handle().clone(), spans);
+        panic::tell_events(system.events());
         system.hold_back();
         let event_log = data.folder("events").map_err(anyhow::Error::from)?;
         let event_log = Arc::new(EventLog::open(event_log, system.events()));
@@ -283,19 +300,43 @@ impl Daemon {
 
     /// Serves signals until one of them says stop, and stops.
     async fn attend(mut self, signals: &mut Signals, phase: &watch::Sender<Phase>) -> Outcome {
+        let mut pauses = Pauses::default();
+        let why = loop {
+            let served = tokio::select! {
+                () = panic::untrusted().cancelled() => break Ending::Untrusted,
+                served = Boundary::Signals.hold(self.serve_signals(signals)) => served,
+            };
+            match served {
+                Ok(name) => break Ending::Signal(name),
+                Err(_) => tokio::time::sleep(Boundary::Signals.again_after(&mut pauses)).await,
+            }
+        };
+        match why {
+            Ending::Signal(name) => info!(signal = name, "stopping"),
+            Ending::Untrusted => error!(
+                "stopping: what the daemon holds may be wrong; the next start begins with what is saved now"
+            ),
+        }
+        self.notifier.stopping(longest_stop(self.config.daemon.drain));
+        phase.send_replace(Phase::Draining);
+        self.stop(signals, why).await
+    }
+
+    /// Serves signals until one of them says stop, and gives its name.
+    async fn serve_signals(&mut self, signals: &mut Signals) -> &'static str {
         let mut upkeep = tokio::time::interval(UPKEEP);
-        let name = loop {
+        loop {
             tokio::select! {
                 wish = signals.next() => {
                     if let Wish::Stop(name) = wish {
-                        break name;
+                        return name;
                     }
                     info!("SIGHUP: looking at disk");
                     self.notifier.reloading();
                     // A stop does not wait for files that are being written.
                     tokio::select! {
                         _ = self.reloader.reload(ReloadOptions::default(), Precondition::default()) => {}
-                        name = signals.stop() => break name,
+                        name = signals.stop() => return name,
                     }
                     self.notifier.ready(&self.status());
                     if signals.hung_up() {
@@ -311,11 +352,8 @@ impl Daemon {
                     }
                 }
             }
-        };
-        info!(signal = name, "stopping");
-        self.notifier.stopping(longest_stop(self.config.daemon.drain));
-        phase.send_replace(Phase::Draining);
-        self.stop(signals).await
+            Boundary::Signals.works();
+        }
     }
 
     /// One line for the service manager.
@@ -328,7 +366,10 @@ impl Daemon {
             n => format!(", {n} waiting"),
         };
         let sync = if self.reloader.in_sync() { "in sync" } else { "not in sync" };
-        format!("{} actors, {failed} failed{waiting}, config {sync}", actors.len())
+        let broken =
+            PartHealth::vital_failure().map(|part| format!(", {} broke", part.boundary.name()));
+        let broken = broken.unwrap_or_default();
+        format!("{} actors, {failed} failed{waiting}, config {sync}{broken}", actors.len())
     }
 
     /// Puts back what the last stop has left, and removes it from disk before the first
@@ -353,11 +394,15 @@ impl Daemon {
     }
 
     /// Stops the sources, lets the flow empty itself, and saves and says what is left.
-    async fn stop(mut self, signals: &mut Signals) -> Outcome {
+    async fn stop(mut self, signals: &mut Signals, why: Ending) -> Outcome {
         let began = Instant::now();
-        let drain = self.config.daemon.drain;
+        let drain = match why {
+            Ending::Signal(_) => self.config.daemon.drain,
+            Ending::Untrusted => Duration::ZERO,
+        };
         let until = tokio::time::Instant::now() + drain;
-        self.system.close().await;
+        // An actor that a change has left halted takes no orders.
+        _ = tokio::time::timeout(drain + LAST_WORDS, self.system.close()).await;
         tokio::select! {
             _ = self.system.settled(until) => {}
             name = signals.insist() => {
@@ -411,8 +456,21 @@ impl Daemon {
                 return Ok(Exit::Failed);
             }
         }
-        Ok(if round.failed > 0 { Exit::Failed } else { Exit::Done })
+        Ok(match why {
+            Ending::Untrusted => Exit::Broke,
+            Ending::Signal(_) if round.failed > 0 => Exit::Failed,
+            Ending::Signal(_) => Exit::Done,
+        })
     }
+}
+
+/// Why the daemon ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    /// The signal of that name came.
+    Signal(&'static str),
+    /// A panic has hit what the daemon holds.
+    Untrusted,
 }
 
 /// The longest that a stop takes: the drain, and then four things of which each may

@@ -24,6 +24,7 @@ use parking_lot::Mutex;
 use reflowd_hot_reload::{Sealed, StateFiles, read_own_file, seal, unseal};
 use reflowd_runtime::{
     Actor, ActorName, Epoch, EpochState, EventKind, Events, Persistence, State, System,
+    panic::{Boundary, Pauses},
 };
 use tokio::time::{self, Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -239,14 +240,21 @@ impl Snapshots {
     pub(crate) async fn keep(self: Arc<Self>, system: System, stop: CancellationToken) {
         let mut ticks = time::interval(EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut pauses = Pauses::default();
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
                 _ = ticks.tick() => {}
             }
             let (snapshots, system) = (Arc::clone(&self), system.clone());
-            let round = tokio::task::spawn_blocking(move || snapshots.write_changed(&system));
-            round.await.expect("a round does not panic");
+            match Boundary::States.aside(move || snapshots.write_changed(&system)).await {
+                Ok(_) => {
+                    pauses.succeeded();
+                    Boundary::States.works();
+                }
+                // What it had written it has noted; the rest is written by the next round.
+                Err(_) => ticks.reset_after(Boundary::States.again_after(&mut pauses)),
+            }
         }
     }
 

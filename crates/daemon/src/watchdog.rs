@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use reflowd_runtime::System;
+use reflowd_runtime::{System, panic::Boundary};
 use tokio::{runtime::Handle, time};
 use tokio_util::{
     sync::CancellationToken,
@@ -71,7 +71,16 @@ impl Watched {
         info!(?period, "the service manager's watchdog is fed");
         let every = period / LOOKS;
         let beats = Arc::new(AtomicU64::new(0));
-        tasks.spawn_on(beat(Arc::clone(&beats), every, stopping.clone()), &self.turns);
+        let (beating, until) = (Arc::clone(&beats), stopping.clone());
+        let beat = async move { Boundary::Watchdog.keep(|| beat(&beating, every, &until)).await };
+        tasks.spawn_on(beat, &self.turns);
+        Boundary::Watchdog.keep(|| self.ping(&notifier, &beats, &stopping)).await;
+    }
+
+    /// Pings each time that progress is proven.
+    async fn ping(&self, notifier: &Notifier, beats: &AtomicU64, stopping: &CancellationToken) {
+        let Some(period) = notifier.watchdog() else { return };
+        let every = period / LOOKS;
         let (mut before, mut silent) = (Signs::default(), 0);
         let mut ticks = time::interval(every);
         loop {
@@ -86,6 +95,7 @@ impl Watched {
             };
             if signs.show_progress_since(before) {
                 notifier.alive();
+                Boundary::Watchdog.works();
                 (before, silent) = (signs, 0);
                 continue;
             }
@@ -98,7 +108,7 @@ impl Watched {
 }
 
 /// Answers for the actors' threads.
-async fn beat(beats: Arc<AtomicU64>, every: Duration, stopping: CancellationToken) {
+async fn beat(beats: &AtomicU64, every: Duration, stopping: &CancellationToken) {
     let mut ticks = time::interval(every);
     loop {
         tokio::select! {

@@ -28,14 +28,18 @@ use std::{
 };
 
 use reflowd_loader::{Loader, ModuleUrl};
-use reflowd_runtime::{ActorName, Digest, Epoch, System};
+use reflowd_runtime::{
+    ActorName, Digest, Epoch, System,
+    panic::{Boundary, Panic, Pauses, untrusted},
+};
 use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use self::{
+    configuration::ConfigBreakage,
     downloads::{Downloads, Fetching},
-    library::{Library, TakeError, blocking},
+    library::{Library, TakeError},
     migration::{Migrated, Resumed, Settled, StatesOnDisk},
     preparation::ChangeRefused,
     reloader::{Request, Shared},
@@ -136,12 +140,24 @@ pub struct Reconciler {
     stuck: Option<String>,
     retired: Retired,
     memory: Memory,
+    /// What there was to remember before the dry run that goes on.
+    before_dry_run: Option<Memory>,
     /// What keeps actors from becoming what disk asks for, as the last pass found it.
     held: BTreeMap<ActorName, String>,
     /// Modules whose bytes this pass could not get, and why.
     unread: BTreeMap<Digest, String>,
     shared: Arc<Shared>,
     requests: mpsc::Receiver<Request>,
+    breakage: Breakage,
+    config_breakage: Option<ConfigBreakage>,
+}
+
+/// Passes that have broken.
+#[derive(Default)]
+struct Breakage {
+    pauses: Pauses,
+    /// Until when no pass is made but one that somebody asks for.
+    until: Option<Instant>,
 }
 
 /// What passes have made up their minds about. A dry run puts it back as it was.
@@ -160,6 +176,13 @@ struct Memory {
     bans: Bans,
     /// What has been said once and is not said again while it lasts.
     said: BTreeSet<String>,
+}
+
+/// What a reconciler wakes up for.
+enum Work {
+    Request(Request),
+    /// A pass for what trials, downloads or the disk have come to.
+    Pass,
 }
 
 impl Reconciler {
@@ -209,9 +232,12 @@ impl Reconciler {
             retired: Retired::default(),
             memory,
             held: BTreeMap::new(),
+            before_dry_run: None,
             unread: BTreeMap::new(),
             shared,
             requests,
+            breakage: Breakage::default(),
+            config_breakage: None,
         };
         (reconciler, reloader)
     }
@@ -220,7 +246,21 @@ impl Reconciler {
     ///
     /// The report says whether the configuration could be taken: a daemon whose
     /// first configuration is wrong does not serve.
+    ///
+    /// A pass that breaks is made again after a pause that grows.
     pub async fn begin(&mut self) -> Report {
+        loop {
+            let unbroken = Boundary::Pass.hold(self.first_passes()).await;
+            if let Ok(report) = self.note_breakage(unbroken) {
+                return report;
+            }
+            if let Some(until) = self.breakage.until {
+                tokio::time::sleep_until(until).await;
+            }
+        }
+    }
+
+    async fn first_passes(&mut self) -> Report {
         // The first wake comes at once, and the folders are watched from then on.
         self.watcher.next().await;
         let mut report = self.settled_pass(ReloadOptions::default(), Depth::Changed).await;
@@ -243,27 +283,75 @@ impl Reconciler {
     }
 
     /// Passes until stopped.
+    ///
+    /// A pass or a request that breaks is over with that. What passes remember is whole at any
+    /// time, since they put whole values in place of others, so the next one simply begins.
     pub async fn run(mut self, stop: CancellationToken) {
-        let system = self.system.clone();
         loop {
-            tokio::select! {
+            let work = tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
-                Some(request) = self.requests.recv() => self.answer(request).await,
-                () = system.trial_ended() => {
-                    self.judge_trials().await;
-                    self.pass(ReloadOptions::default(), Depth::Changed).await;
+                // Nothing is changed any more by who may be wrong about what there is.
+                () = untrusted().cancelled() => return,
+                work = Boundary::Watcher.hold(self.wait()) => work,
+            };
+            let done = match work {
+                Ok(work) => {
+                    Boundary::Watcher.works();
+                    Boundary::Pass.hold(self.do_work(work)).await
                 }
-                () = self.downloads.ended() => {
-                    self.pass(ReloadOptions::default(), Depth::Changed).await;
-                }
-                _ = self.watcher.next() => {
-                    self.pass(ReloadOptions::default(), Depth::Changed).await;
-                }
-            }
+                Err(panic) => Err(panic),
+            };
+            _ = self.note_breakage(done);
         }
     }
 
+    /// Waits for something to do. May be dropped and called again.
+    async fn wait(&mut self) -> Work {
+        let system = self.system.clone();
+        if let Some(until) = self.breakage.until {
+            return tokio::select! {
+                biased;
+                Some(request) = self.requests.recv() => Work::Request(request),
+                () = tokio::time::sleep_until(until) => Work::Pass,
+            };
+        }
+        tokio::select! {
+            biased;
+            Some(request) = self.requests.recv() => Work::Request(request),
+            () = system.trial_ended() => Work::Pass,
+            () = self.downloads.ended() => Work::Pass,
+            _ = self.watcher.next() => Work::Pass,
+        }
+    }
+
+    async fn do_work(&mut self, work: Work) {
+        match work {
+            Work::Request(request) => self.answer(request).await,
+            Work::Pass => _ = self.pass(ReloadOptions::default(), Depth::Changed).await,
+        }
+    }
+
+    /// Has the next pass wait where one has broken.
+    fn note_breakage<T>(&mut self, done: Result<T, Panic>) -> Result<T, Panic> {
+        match &done {
+            Ok(_) => {
+                self.breakage = Breakage::default();
+                Boundary::Pass.works();
+            }
+            Err(panic) => {
+                let pause = panic.boundary().again_after(&mut self.breakage.pauses);
+                self.breakage.until = Some(Instant::now() + pause);
+                // A dry run leaves nothing behind, however it ends.
+                if let Some(before) = self.before_dry_run.take() {
+                    self.memory = before;
+                }
+            }
+        }
+        done
+    }
+
+    /// Does what a request asks for. Where that breaks, the asker finds the answer's sender gone.
     async fn answer(&mut self, request: Request) {
         // Whoever asked may have given up; what was done stands all the same.
         match request {
@@ -315,7 +403,7 @@ impl Reconciler {
 
     /// One pass. Also says when files that are being written are worth another.
     async fn pass(&mut self, options: ReloadOptions, depth: Depth) -> (Report, Option<Instant>) {
-        let before = options.dry_run.then(|| self.memory.clone());
+        self.before_dry_run = options.dry_run.then(|| self.memory.clone());
         if options.force {
             self.memory.bad_modules.clear();
             self.memory.refused_changes.clear();
@@ -358,7 +446,7 @@ impl Reconciler {
         }
         let (report, said) = telling.end();
         self.memory.said = said;
-        if let Some(before) = before {
+        if let Some(before) = self.before_dry_run.take() {
             self.memory = before;
         } else {
             self.downloads.retain(&self.wanted_downloads);
@@ -413,10 +501,14 @@ impl Reconciler {
             if !main.iter().all(|path| texts.contains_key(path)) {
                 break snapshot;
             }
+            // Where it breaks over them, they are refused, and it is asked again later.
+            if self.config_breakage.as_ref().is_some_and(|broken| broken.rests(&texts)) {
+                break snapshot;
+            }
             let blueprint = Arc::clone(&self.blueprint);
             // As large as the files that somebody has written.
-            let files = blocking(move || blueprint.files(&texts)).await;
-            let ConfigFiles { configs, includes } = files;
+            let files = Boundary::Config.aside(move || blueprint.files(&texts)).await;
+            let Ok(ConfigFiles { configs, includes }) = files else { break snapshot };
             let same = configs == self.look.configs && includes == self.look.includes;
             if same || looks == MAX_LOOKS {
                 break snapshot;
@@ -687,17 +779,22 @@ impl Reconciler {
         let trying = self.trying(change);
         ready.trialing = trying.trialing();
         let Migrated { halted, aside } = self.migrate_all(&mut ready).await?;
-        let changed = self.system.apply(ready).await;
-        self.system.go_on(halted).await;
-        self.begin_trials(change, trying).await;
-        self.running.take(change, &changed.generations);
-        self.recollected_run(change);
-        self.write_heirs(change).await;
         let epochs_begin = !aside.is_empty();
-        for (actor, aside) in aside {
-            self.resumed.remove(&actor);
-            self.generations.migrated(&actor, aside);
-        }
+        // Nothing here follows from a file: what can fail has been done. Where it breaks all
+        // the same, nobody can say what runs.
+        let applied = Boundary::Change.hold(async {
+            let changed = self.system.apply(ready).await;
+            self.system.go_on(halted).await;
+            self.begin_trials(change, trying).await;
+            self.running.take(change, &changed.generations);
+            self.recollected_run(change);
+            self.write_heirs(change).await;
+            for (actor, aside) in aside {
+                self.resumed.remove(&actor);
+                self.generations.migrated(&actor, aside);
+            }
+        });
+        applied.await.unwrap_or_else(|panic| panic.go_on());
         if epochs_begin {
             // The sooner it is written that they have begun, the less a crash takes back.
             self.remember().await;

@@ -12,6 +12,7 @@ use std::{
 };
 
 use parking_lot::{Condvar, Mutex};
+use reflowd_runtime::panic::Boundary;
 
 /// How often a deadline strikes again while the turn goes on: the stroke may
 /// have come just before the guest began to run, and then it has no effect.
@@ -57,7 +58,8 @@ pub(crate) fn arm(at: Instant, stroke: Stroke) -> Armed {
         }));
         std::thread::Builder::new()
             .name("deadlines".into())
-            .spawn(|| clock.run())
+            // A stroke that breaks must not leave the other turns without a deadline.
+            .spawn(|| -> () { Boundary::Deadlines.keep_thread(|| clock.run()) })
             .expect("a thread can be started while the daemon starts its first turn");
         clock
     });
@@ -94,6 +96,7 @@ impl Clock {
         loop {
             let now = Instant::now();
             let wake = deadlines.strike(now);
+            Boundary::Deadlines.works();
             deadlines.asleep_until = wake;
             match wake {
                 Some(at) => _ = self.earlier.wait_until(&mut deadlines, at),

@@ -23,7 +23,7 @@ use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use reflowd_runtime::{
     Context, Digest, Effects, Engine, EnginePer, Failure, FailureKind, HOST_MEMORY,
-    InstantiateError, LeftState, Metadata, MigrateError, Program, State, Turn,
+    InstantiateError, LeftState, Metadata, MigrateError, Program, State, Turn, panic::Boundary,
 };
 use tokio::runtime::Handle;
 use tracing::warn;
@@ -303,7 +303,7 @@ impl Program for DirectProgram {
                 let made = self.0.clone();
                 let runtime = Handle::current();
                 let work = move || runtime.block_on(made.instantiate());
-                let done = tokio::task::spawn_blocking(work).await;
+                let done = Boundary::Instantiate.aside(work).await;
                 done.unwrap_or_else(|panic| Err(panic.to_string()))
             } else {
                 self.0.instantiate().await

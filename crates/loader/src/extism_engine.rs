@@ -31,7 +31,7 @@ use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use reflowd_runtime::{
     Context, Digest, Engine, EnginePer, Failure, FailureKind, InstantiateError, LeftState,
-    Metadata, MigrateError, Program, State, Turn,
+    Metadata, MigrateError, Program, State, Turn, panic::Boundary,
 };
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tracing::Level;
@@ -468,7 +468,7 @@ impl Program for ExtismProgram {
             }
             let made = self.0.clone();
             let work =
-                tokio::task::spawn_blocking(move || made.code.instantiate(&made.parts.around));
+                Boundary::Instantiate.aside(move || made.code.instantiate(&made.parts.around));
             let failed = |why: String| InstantiateError { why };
             match tokio::time::timeout(self.0.parts.patience, work).await {
                 Ok(Ok(instance)) => instance.map(engine).map_err(failed),

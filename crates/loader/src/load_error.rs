@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use reflowd_runtime::Digest;
+use reflowd_runtime::{Digest, panic::Panic};
 use thiserror::Error;
 
 use crate::{binary::InvalidBinary, download::DownloadError, metadata::InvalidMetadata};
@@ -27,9 +27,11 @@ impl LoadError {
     /// Whether the bytes themselves are wrong, so that trying them again is useless.
     #[must_use]
     pub fn is_intrinsic(&self) -> bool {
-        use LoadErrorKind::{DigestMismatch, Download, NoRoom, Read};
-        let elsewhere =
-            matches!(self.kind, Read(_) | Download(_) | DigestMismatch { .. } | NoRoom(_));
+        use LoadErrorKind::{Broke, DigestMismatch, Download, NoRoom, Read};
+        let elsewhere = matches!(
+            self.kind,
+            Read(_) | Download(_) | DigestMismatch { .. } | NoRoom(_) | Broke(_)
+        );
         !elsewhere && !self.is_timeout()
     }
 
@@ -56,6 +58,7 @@ impl LoadError {
             LoadErrorKind::MetadataTimeout(_) => "metadata-timeout",
             LoadErrorKind::InvalidMetadata(_) => "invalid-metadata",
             LoadErrorKind::VersionInvalid(_) => "version-invalid",
+            LoadErrorKind::Broke(_) => "broke",
         }
     }
 
@@ -193,4 +196,13 @@ pub enum LoadErrorKind {
     /// Its version is none.
     #[error("the module's version is {0}; give a semantic version such as \"1.2.3\"")]
     VersionInvalid(String),
+    /// The loader broke over it.
+    #[error("{0}")]
+    Broke(Panic),
+}
+
+impl From<Panic> for LoadErrorKind {
+    fn from(panic: Panic) -> Self {
+        Self::Broke(panic)
+    }
 }

@@ -7,10 +7,10 @@ use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use reflowd_runtime::{
     Digest, InstantiateError, Metadata, Module, PrepareError, Program, ProgramSpec, excerpt,
+    panic::Boundary,
 };
 use semver::{Version, VersionReq};
 use serde_json::Value;
-use tokio::task::spawn_blocking;
 
 use crate::{
     binary::{Binary, ItemType},
@@ -100,7 +100,7 @@ impl LoadedModule {
         let validates = binary.has_turn("validate_config");
         let (engine_per, timeout) = (spec.engine_per, limits.metadata_timeout);
         let surroundings = around.clone();
-        let proving = spawn_blocking(move || {
+        let proving = Boundary::Prepare.aside(move || {
             let mut instance = code
                 .instantiate(&surroundings, memory, timeout)
                 .map_err(|unstarted| failed(unstarted.to_string()))?;
@@ -113,7 +113,7 @@ impl LoadedModule {
         let patience = timeout * 2;
         let (code, instance) = match tokio::time::timeout(patience, proving).await {
             Ok(Ok(proven)) => proven?,
-            Ok(Err(panic)) => return Err(failed(panic.to_string())),
+            Ok(Err(panic)) => return Err(panic.into()),
             Err(_) => return Err(failed(format!("it takes more than {patience:?}"))),
         };
         let (digest, metadata) = (*digest, metadata.clone());
@@ -184,11 +184,11 @@ fn check_memory(binary: &Binary, limit: u64) -> Result<(), PrepareError> {
 async fn check_config(metadata: &Metadata, spec: &ProgramSpec) -> Result<(), PrepareError> {
     let Some(schema) = metadata.config_schema.clone() else { return Ok(()) };
     let config = Value::Object(spec.config.clone());
-    let fitting = spawn_blocking(move || config_schema::fit(&schema, &config));
+    let fitting = Boundary::Prepare.aside(move || config_schema::fit(&schema, &config));
     let rejected = |why: String| PrepareError::ConfigRejected { why };
     match tokio::time::timeout(SCHEMA_PATIENCE, fitting).await {
         Ok(Ok(fits)) => fits.map_err(|why| rejected(why.to_string())),
-        Ok(Err(panic)) => Err(rejected(format!("its schema broke the host: {panic}"))),
+        Ok(Err(panic)) => Err(panic.into()),
         Err(_) => Err(rejected(format!(
             "holding it against the module's `config_schema` takes more than {SCHEMA_PATIENCE:?}"
         ))),

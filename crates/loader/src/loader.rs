@@ -13,10 +13,10 @@ use std::{
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use reflowd_runtime::{Digest, Module as _, excerpt};
+use reflowd_runtime::{Digest, Module as _, excerpt, panic::Boundary};
 use semver::Version;
 use sha2::Digest as _;
-use tokio::{sync::Semaphore, task::spawn_blocking};
+use tokio::sync::Semaphore;
 
 use crate::{
     binary::{Binary, Import, ItemType},
@@ -221,10 +221,7 @@ impl Loader {
         let max = self.limits.module_size;
         match source {
             Source::Bytes { bytes, .. } => Ok(bytes),
-            Source::File(path) => {
-                let reading = spawn_blocking(move || read_file(&path, max));
-                reading.await.expect("reading does not panic")
-            }
+            Source::File(path) => Boundary::Load.aside(move || read_file(&path, max)).await?,
             Source::Url { url, sha256 } => {
                 if let Some(module) = self.by_digest(&sha256) {
                     return Ok(module.bytes().clone());
@@ -236,12 +233,12 @@ impl Loader {
 
     async fn fetch(&self, url: ModuleUrl, sha256: Option<&Digest>) -> Result<Bytes, LoadErrorKind> {
         let (rules, max) = (Arc::clone(&self.downloads), self.limits.module_size);
-        let downloading = spawn_blocking(move || {
+        let downloaded = Boundary::Load.aside(move || {
             let bytes = download::download(&url, max, &rules)?;
             let digest = digest_of(&bytes);
             Ok((bytes, digest))
         });
-        let downloaded = downloading.await.expect("downloading does not panic");
+        let downloaded = downloaded.await?;
         let (bytes, found) = downloaded.map_err(LoadErrorKind::Download)?;
         match sha256 {
             Some(expected) if *expected != found => {
@@ -286,13 +283,13 @@ impl Loader {
         inspection: &mut Inspection,
     ) -> Result<Arc<LoadedModule>, LoadErrorKind> {
         let (engine, read, cache) = (self.engine, bytes.clone(), self.cache.clone());
-        let reading = spawn_blocking(move || {
+        let reading = Boundary::Load.aside(move || {
             let revived = cache.and_then(|cache| Revived::find(engine, &cache, &digest));
             // What has been compiled was checked before, by the same rules.
             let known = if revived.is_some() { Binary::read_valid } else { Binary::read };
             (revived, known(&read))
         });
-        let (revived, (binary, valid)) = reading.await.expect("reading a binary does not panic");
+        let (revived, (binary, valid)) = reading.await?;
         inspection.show(&binary);
         valid?;
         check_exports(&binary)?;
@@ -309,7 +306,7 @@ impl Loader {
         };
 
         let asked = binary.clone();
-        let asking = spawn_blocking(move || {
+        let asking = Boundary::Load.aside(move || {
             let said = ask(&code, &asked, limits);
             let understood = said.and_then(|said| {
                 let metadata = metadata::read(&said.metadata)?;
@@ -321,7 +318,7 @@ impl Loader {
         let patience = limits.metadata_timeout * 4;
         let (code, understood) = match tokio::time::timeout(patience, asking).await {
             Ok(Ok(answer)) => answer,
-            Ok(Err(panic)) => return Err(LoadErrorKind::InitFailed(panic.to_string())),
+            Ok(Err(panic)) => return Err(panic.into()),
             Err(_) => return Err(LoadErrorKind::MetadataTimeout(patience)),
         };
         let (metadata, version) = understood?;
@@ -351,7 +348,7 @@ impl Loader {
         if let Some(module) = self.by_digest(&digest) {
             return Ok(Compiled::Loaded(module));
         }
-        let compiling = spawn_blocking(move || {
+        let compiling = Boundary::Load.aside(move || {
             // Whoever waits may give up; the next compilation still has to wait.
             let _permit = permit;
             let keep = cache.as_deref().map(|cache| (cache, &digest));
@@ -361,7 +358,7 @@ impl Loader {
             Ok(Ok(Ok(code))) => Ok(Compiled::Code(code)),
             Ok(Ok(Err(Uncompiled::Refused(why)))) => Err(LoadErrorKind::Compile(why)),
             Ok(Ok(Err(Uncompiled::Costly(time)))) => Err(LoadErrorKind::CompileCost(time)),
-            Ok(Err(panic)) => Err(LoadErrorKind::Compile(panic.to_string())),
+            Ok(Err(panic)) => Err(panic.into()),
             Err(_) => Err(LoadErrorKind::CompileTimeout(limits.compile_timeout)),
         }
     }
@@ -396,7 +393,7 @@ pub(crate) async fn compile(
     timeout: Duration,
 ) -> Result<Code, String> {
     let permit = COMPILING.acquire().await.expect("the semaphore is never closed");
-    let compiling = spawn_blocking(move || {
+    let compiling = Boundary::Prepare.aside(move || {
         let _permit = permit;
         Code::compile(engine, &bytes, &binary, memory)
     });

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use reflowd_runtime::{LeftState, MigrateError, State, StateError};
+use reflowd_runtime::{LeftState, MigrateError, State, StateError, panic::Boundary};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
@@ -30,7 +30,7 @@ struct Request<'a> {
 pub(crate) async fn aside(
     work: impl FnOnce() -> Result<State, MigrateError> + Send + 'static,
 ) -> Result<State, MigrateError> {
-    let done = tokio::task::spawn_blocking(work).await;
+    let done = Boundary::Prepare.aside(work).await;
     done.unwrap_or_else(|panic| Err(MigrateError { why: format!("broke the host: {panic}") }))
 }
 

@@ -283,7 +283,8 @@ impl DeadLetters {
         drop(ring);
         *place = Some(store);
         drop(place);
-        writer::start(Arc::clone(self), Arc::clone(events)).map_err(|source| StoreError {
+        let started = writer::start(Arc::clone(self), (folder.into(), bytes), Arc::clone(events));
+        started.map_err(|source| StoreError {
             path: folder.into(),
             done: "written by a thread of its own",
             source,

@@ -180,6 +180,16 @@ pub enum EventKind {
     DataDamaged { path: String, why: String },
     /// Something in the watched folder is not looked at.
     Ignored { path: String, why: String },
+    /// A part of the daemon itself broke, which is a bug in it.
+    Panicked {
+        /// The part.
+        part: Cow<'static, str>,
+        why: String,
+        /// What that costs.
+        costs: Cow<'static, str>,
+    },
+    /// A part that broke has done its work again.
+    PartRecovered { part: Cow<'static, str> },
 }
 
 impl EventKind {
@@ -229,6 +239,8 @@ impl EventKind {
         "state-written",
         "data-damaged",
         "ignored",
+        "panicked",
+        "part-recovered",
     ];
 
     /// The word that stands for it as `event`.
@@ -279,6 +291,8 @@ impl EventKind {
             Self::StateWritten { .. } => "state-written",
             Self::DataDamaged { .. } => "data-damaged",
             Self::Ignored { .. } => "ignored",
+            Self::Panicked { .. } => "panicked",
+            Self::PartRecovered { .. } => "part-recovered",
         }
     }
 

@@ -34,7 +34,7 @@ mod secrets;
 mod journal;
 mod tap;
 mod onlookers;
-mod panic;
+pub mod panic;
 
 pub use actor::{Actor, ActorState, ERROR_PORT, Generation, SetStateError, StateSet, Status};
 pub use budget::Budget;

@@ -22,6 +22,7 @@ use tokio::time::Instant;
 
 use crate::{
     ActorLog, ActorName, Message, MessageId, PortName, Settings, TurnTrace, Type,
+    panic::Panic,
     state_index::{Entries, Index, look_through},
     strict_json::{self, JsonFault, MAX_DEPTH},
 };
@@ -703,6 +704,9 @@ pub enum PrepareError {
     /// The code cannot be made ready or not be started.
     #[error(transparent)]
     Instantiate(#[from] InstantiateError),
+    /// The host broke over it, which says nothing of the module.
+    #[error(transparent)]
+    Broke(#[from] Panic),
 }
 
 /// An engine cannot be made.

@@ -1,7 +1,6 @@
 //! Actors that have no mailbox and put messages out of their own accord.
 
 use std::{
-    panic::AssertUnwindSafe,
     str::FromStr as _,
     sync::{
         Arc,
@@ -10,10 +9,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{
-    FutureExt,
-    future::{BoxFuture, join_all},
-};
+use futures_util::future::{BoxFuture, join_all};
 use parking_lot::Mutex;
 use thiserror::Error;
 use tokio::{
@@ -30,7 +26,7 @@ use crate::{
     allowance::Allowance,
     dead_letter::{Ran, Reason},
     envelope::{Moment, Origin},
-    panic::said,
+    panic::Boundary,
     position::Progress,
     supervisor::Supervisor,
     wire::Wire,
@@ -407,6 +403,14 @@ enum Phase {
     Finished,
 }
 
+/// What a source's task has come to.
+struct Life {
+    emitter: Emitter,
+    pause: watch::Sender<bool>,
+    supervisor: Supervisor,
+    phase: Phase,
+}
+
 /// Whether a source that had failed runs again, and it is not known yet whether it will last.
 fn is_on_its_way(phase: &Phase, supervisor: &Supervisor) -> bool {
     matches!(phase, Phase::Running) && supervisor.has_given_up()
@@ -444,10 +448,32 @@ impl SourceTask {
             absent: Arc::default(),
             allowance: Arc::default(),
         };
-        let mut supervisor = Supervisor::default();
-        let mut phase = Phase::Running;
-        let until = 'life: loop {
-            self.show(&phase, &emitter);
+        let mut life =
+            Life { emitter, pause, supervisor: Supervisor::default(), phase: Phase::Running };
+        let until = loop {
+            match Boundary::SourceTask.hold(self.live(&mut life)).await {
+                Ok(until) => break until,
+                // An error of this program, and not the source's.
+                Err(panic) => {
+                    let error = SourceError { why: panic.to_string() };
+                    life.phase = self.failed(&error, &mut life.supervisor);
+                }
+            }
+        };
+        let Life { emitter, .. } = life;
+        {
+            // An offer that has begun is done before the wires are looked at.
+            let _no_offer = emitter.offering.lock();
+            emitter.leaving.store(true, Ordering::Release);
+        }
+        self.end(until).await;
+    }
+
+    /// Runs the source until the task is to end; gives until when it may take for that.
+    async fn live(&mut self, life: &mut Life) -> Instant {
+        let Life { emitter, pause, supervisor, phase } = life;
+        loop {
+            self.show(phase, emitter);
             let work = self.work(phase.clone(), emitter.clone());
             let proven = proven(Arc::clone(&self.shared));
             tokio::pin!(work, proven);
@@ -455,10 +481,10 @@ impl SourceTask {
             let next = loop {
                 tokio::select! {
                     biased;
-                    () = self.shared.kill.cancelled() => break 'life Instant::now(),
+                    () = self.shared.kill.cancelled() => return Instant::now(),
                     command = self.commands.recv() => match command {
-                        None => break 'life Instant::now(),
-                        Some(Command::Drain { until }) => break 'life until,
+                        None => return Instant::now(),
+                        Some(Command::Drain { until }) => return until,
                         // A source that runs must not begin again: it would send all twice.
                         Some(Command::Retry) if matches!(phase, Phase::Resting { .. }) => {
                             supervisor.forgive();
@@ -470,8 +496,8 @@ impl SourceTask {
                             }
                         }
                         Some(command) => {
-                            self.obey(command, &pause);
-                            self.show(&phase, &emitter);
+                            self.obey(command, pause);
+                            self.show(phase, emitter);
                         }
                     },
                     Some(swap) = self.swaps.recv() => {
@@ -480,29 +506,23 @@ impl SourceTask {
                         self.shared.is_up();
                         break Phase::Running;
                     }
-                    () = &mut proven, if is_on_its_way(&phase, &supervisor) => {
-                        self.succeeded(&mut supervisor);
+                    () = &mut proven, if is_on_its_way(phase, supervisor) => {
+                        self.succeeded(supervisor);
                     }
                     ended = &mut work => break match ended {
                         Ended::Rested => Phase::Running,
                         Ended::Finished => self.finished(),
                         Ended::Failed { error, worked } => {
                             if worked {
-                                self.succeeded(&mut supervisor);
+                                self.succeeded(supervisor);
                             }
-                            self.failed(&error, &mut supervisor)
+                            self.failed(&error, supervisor)
                         }
                     },
                 }
             };
-            phase = next;
-        };
-        {
-            // An offer that has begun is done before the wires are looked at.
-            let _no_offer = emitter.offering.lock();
-            emitter.leaving.store(true, Ordering::Release);
+            *phase = next;
         }
-        self.end(until).await;
     }
 
     /// What is to be done in a phase, holding nothing of the task.
@@ -523,10 +543,8 @@ impl SourceTask {
             let (shared, began) = (Arc::clone(&emitter.shared), Instant::now());
             let before = shared.meters.turns_ok.get();
             // A panic here is an error of this program; the source is not the worse for it.
-            let run = AssertUnwindSafe(source.run(emitter)).catch_unwind().await;
-            let run = run.unwrap_or_else(|panic| {
-                Err(SourceError { why: format!("the host panicked: {}", said(&*panic)) })
-            });
+            let run = Boundary::Source.hold(source.run(emitter)).await;
+            let run = run.unwrap_or_else(|panic| Err(SourceError { why: panic.to_string() }));
             match run {
                 Ok(()) => Ended::Finished,
                 Err(error) => {

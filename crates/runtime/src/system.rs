@@ -42,6 +42,7 @@ use crate::{
     Meters, Secrets, SpanSink, Wire,
     actor::{Command, Kind},
     onlookers::Gallery,
+    panic::Boundary,
     system::past::Past,
     waits::Waits,
     wire::Sinks,
@@ -120,7 +121,8 @@ impl System {
     pub fn open(&self) {
         self.0.gate.send_replace(true);
         let system = self.clone();
-        self.0.tasks.spawn_on(async move { system.tell_of_budget().await }, &self.0.turns);
+        let telling = async move { Boundary::Budget.keep(|| system.tell_of_budget()).await };
+        self.0.tasks.spawn_on(telling, &self.0.turns);
     }
 
     /// Says in an event when the queues hold too much, and when they no longer do.
@@ -130,6 +132,7 @@ impl System {
         // A daemon can have come over it before anybody was there to tell.
         let mut told = false;
         loop {
+            Boundary::Budget.works();
             let is_over = *over.borrow_and_update();
             if is_over == told {
                 tokio::select! {

@@ -232,11 +232,12 @@ pub(super) async fn roll_back(
     // It is not left half done because whoever asked for it hangs up.
     let reloader = Arc::clone(&admin.reloader);
     let back = admin.tasks.spawn(async move { reloader.roll_back(actor, to, precondition).await });
-    match back.await.expect("a rollback does not panic, and nobody aborts it") {
+    match back.await.expect("whoever asks for a rollback does not break, and nobody aborts it") {
         Ok(back) => Ok(Json(back)),
         Err(error) => {
             let (status, kind) = match &error {
                 RollBackError::Changed => return Err(version::changed()),
+                RollBackError::Broke => (StatusCode::INTERNAL_SERVER_ERROR, "broke"),
                 RollBackError::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "stopping"),
                 RollBackError::NotRunning { .. } => (StatusCode::CONFLICT, "not-running"),
                 RollBackError::NothingBefore { .. } | RollBackError::NoSuchGeneration { .. } => {

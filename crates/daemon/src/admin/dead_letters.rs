@@ -12,13 +12,14 @@ use axum::{
     Json,
     body::Body,
     extract::State,
-    http::{StatusCode, Uri},
+    http::Uri,
     response::{IntoResponse as _, Response},
 };
 use bytes::Bytes;
 use futures_util::stream;
 use reflowd_runtime::{
-    ActorName, DeadLetters, Filter, Letters, Loss, Lost, Reason, Replayed, Stock, unix_millis,
+    ActorName, DeadLetters, Filter, Letters, Loss, Lost, Reason, Replayed, Stock, panic::Boundary,
+    unix_millis,
 };
 use serde::{Deserialize, Serialize};
 
@@ -251,10 +252,9 @@ async fn blocking<T: Send + 'static>(
     admin: &Admin,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Problem> {
-    admin.tasks.spawn_blocking(work).await.map_err(|error| {
-        let status = StatusCode::INTERNAL_SERVER_ERROR;
-        Problem::new(status, "broke", "the daemon broke over it", error.to_string())
-    })
+    let done = admin.tasks.spawn(Boundary::AdminRequest.aside(work)).await;
+    // It breaks within its boundary, and nobody aborts it.
+    done.expect("its panics are caught").map_err(|panic| Problem::broke(&panic))
 }
 
 fn no_letter(number: u64) -> Problem {

@@ -7,7 +7,7 @@ use axum::{
     http::{StatusCode, Uri, header},
     response::{IntoResponse, Response},
 };
-use reflowd_runtime::ActorState;
+use reflowd_runtime::{ActorState, panic::PartHealth};
 use serde::Deserialize;
 
 use super::{Admin, Phase, Problem, flag, query};
@@ -26,15 +26,19 @@ struct Wanted {
     verbose: bool,
 }
 
-/// `GET /readyz`: whether messages are taken. With `?verbose`, a line for each part: `[+]`
+/// `GET /readyz`: whether messages are taken, and all parts work that the daemon cannot do
+/// without. With `?verbose`, a line for each part: `[+]`
 /// where it is as it should be, `[-]` where somebody may want to look.
 pub(super) async fn ready(State(admin): State<Admin>, uri: Uri) -> Result<String, Problem> {
     let wanted: Wanted = query(&uri)?;
     let phase = *admin.phase.borrow();
     let why = match phase {
-        Phase::Starting => Some("the actors are being started"),
-        Phase::Ready => None,
-        Phase::Draining => Some("the daemon is stopping"),
+        Phase::Starting => Some("the actors are being started".to_owned()),
+        Phase::Ready => PartHealth::vital_failure().map(|part| {
+            let trouble = part.trouble.unwrap_or_default();
+            format!("{} does not work: {trouble}", part.boundary.name())
+        }),
+        Phase::Draining => Some("the daemon is stopping".to_owned()),
     };
     let mut text = String::new();
     if wanted.verbose {
@@ -79,7 +83,10 @@ fn parts(admin: &Admin) -> Vec<Part> {
     let budget = admin.system.budget();
     let stock = admin.system.dead_letters().stock();
     let kib = |bytes: u64| bytes >> 10;
-    vec![
+    let health = PartHealth::all();
+    let panics: u64 = health.iter().map(|part| part.panics).sum();
+    let broken: Vec<_> = health.iter().filter(|part| part.trouble.is_some()).collect();
+    let parts = vec![
         Part {
             name: "actors",
             // What waits for a file will go on by itself.
@@ -115,7 +122,22 @@ fn parts(admin: &Admin) -> Vec<Part> {
             good: balanced,
             how: if balanced { "nothing is lost or doubled".into() } else { format!("{books:?}") },
         },
-    ]
+        Part {
+            name: "parts",
+            good: broken.is_empty(),
+            how: match (broken.len(), panics) {
+                (0, 0) => "none has broken".into(),
+                (0, n) => format!("all work; {n} panics since the start"),
+                (some, n) => format!("{some} broke; {n} panics since the start"),
+            },
+        },
+    ];
+    let broken = broken.into_iter().map(|part| Part {
+        name: part.boundary.name(),
+        good: false,
+        how: part.trouble.clone().unwrap_or_default(),
+    });
+    parts.into_iter().chain(broken).collect()
 }
 
 /// `GET /metrics`.

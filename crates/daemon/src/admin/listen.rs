@@ -19,6 +19,7 @@ use axum::{Router, body::Body, response::IntoResponse as _, serve::Listener};
 use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use listenfd::ListenFd;
+use reflowd_runtime::panic::{Boundary, Pauses};
 use thiserror::Error;
 use tokio::{
     net::{TcpListener, UnixListener, UnixSocket},
@@ -27,7 +28,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt as _;
 
-use super::access::Caller;
+use super::{Problem, access::Caller};
 use crate::{
     connections::{Connections, InHand},
     request_head::{MAX_HEAD, settle},
@@ -274,15 +275,28 @@ pub(crate) async fn serve<D: Door>(mut door: D, router: Router, stopping: Cancel
     let tasks = TaskTracker::new();
     let connections = Arc::<Connections>::default();
     let abandon = CancellationToken::new();
+    let mut pauses = Pauses::default();
     loop {
-        let (io, address) = tokio::select! {
-            accepted = door.accept() => accepted,
+        let accepting = async {
+            let (io, address) = door.accept().await;
+            (io, address, Arc::new(connections.enter().await))
+        };
+        let (io, address, guest) = tokio::select! {
+            accepted = Boundary::AdminListener.hold(accepting) => match accepted {
+                Ok(accepted) => accepted,
+                // The door is still there; only the one that was coming in is not.
+                Err(_) => {
+                    let pause = Boundary::AdminListener.again_after(&mut pauses);
+                    tokio::select! {
+                        () = time::sleep(pause) => continue,
+                        () = stopping.cancelled() => break,
+                    }
+                }
+            },
             () = stopping.cancelled() => break,
         };
-        let guest = tokio::select! {
-            guest = connections.enter() => Arc::new(guest),
-            () = stopping.cancelled() => break,
-        };
+        pauses.succeeded();
+        Boundary::AdminListener.works();
         let (caller, router, of) = (D::caller(&io, &address), router.clone(), Arc::clone(&guest));
         let service = service_fn(move |request: Request<Incoming>| {
             let in_hand = InHand::begin(&of);
@@ -290,9 +304,15 @@ pub(crate) async fn serve<D: Door>(mut door: D, router: Router, stopping: Cancel
             request.extensions_mut().insert(caller.clone());
             let router = router.clone();
             async move {
-                let answer = match settle(&mut request) {
-                    Ok(()) => router.oneshot(request).await?,
-                    Err(problem) => problem.into_response(),
+                let answering = async {
+                    match settle(&mut request) {
+                        Ok(()) => router.oneshot(request).await,
+                        Err(problem) => Ok(problem.into_response()),
+                    }
+                };
+                let answer = match Boundary::AdminRequest.hold(answering).await {
+                    Ok(answer) => answer?,
+                    Err(panic) => Problem::broke(&panic).into_response(),
                 };
                 Ok::<_, Infallible>(answer.map(|body| in_hand.answer(body)))
             }
@@ -301,7 +321,7 @@ pub(crate) async fn serve<D: Door>(mut door: D, router: Router, stopping: Cancel
         http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(MAX_HEAD);
         let connection = http.serve_connection(TokioIo::new(io), service);
         let (stopping, abandon) = (stopping.clone(), abandon.clone());
-        tasks.spawn(async move {
+        let served = async move {
             tokio::pin!(connection);
             tokio::select! {
                 // A connection that broke is its caller's to notice.
@@ -313,7 +333,8 @@ pub(crate) async fn serve<D: Door>(mut door: D, router: Router, stopping: Cancel
                 _ = connection => {}
                 () = abandon.cancelled() => {}
             }
-        });
+        };
+        tasks.spawn(async { _ = Boundary::AdminConnection.hold(served).await });
     }
     // The file goes before the last answers do: nobody new should come.
     drop(door);

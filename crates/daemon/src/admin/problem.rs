@@ -5,6 +5,7 @@ use axum::{
     http::{HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
+use reflowd_runtime::panic::Panic;
 use serde_json::{Map, Value};
 
 use crate::receipt::{BODY_TIMEOUT, Crowded, ReceiveError};
@@ -48,6 +49,12 @@ impl Problem {
     pub(crate) fn not_ready() -> Self {
         let why = "the actors are being started; try again";
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "not-ready", "not ready", why)
+    }
+
+    /// The daemon's own code broke over the request.
+    pub(crate) fn broke(panic: &Panic) -> Self {
+        let status = StatusCode::INTERNAL_SERVER_ERROR;
+        Self::new(status, "broke", "the daemon broke over it", panic.to_string())
     }
 
     /// What is asked for is not there.

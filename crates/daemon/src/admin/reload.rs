@@ -34,9 +34,13 @@ pub(super) async fn reload(
     // A pass is not left half done because whoever asked for it hangs up.
     let reloader = admin.reloader;
     let pass = admin.tasks.spawn(async move { reloader.reload(options, precondition).await });
-    match pass.await.expect("a pass does not panic, and nobody aborts it") {
+    match pass.await.expect("whoever asks for a pass does not break, and nobody aborts it") {
         Ok(report) => Ok(Json(report)),
         Err(ReloadError::Changed) => Err(version::changed()),
+        Err(error @ ReloadError::Broke) => {
+            let status = StatusCode::INTERNAL_SERVER_ERROR;
+            Err(Problem::new(status, "broke", "not reloaded", error.to_string()))
+        }
         Err(error @ ReloadError::Stopping) => {
             let status = StatusCode::SERVICE_UNAVAILABLE;
             Err(Problem::new(status, "stopping", "not reloaded", error.to_string()))

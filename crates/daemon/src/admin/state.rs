@@ -12,11 +12,10 @@ use axum::{
     http::{HeaderMap, StatusCode},
 };
 use reflowd_runtime::{
-    Actor, Persistence, Precondition, SetStateError, State, StateSet, TrialOutcome,
+    Actor, Persistence, Precondition, SetStateError, State, StateSet, TrialOutcome, panic::Boundary,
 };
 use serde::Serialize;
 use serde_json::value::RawValue;
-use tokio::task::spawn_blocking;
 
 use super::{
     Admin, InPath, Phase, Problem, actors,
@@ -129,8 +128,9 @@ async fn change(
     let mut written = None;
     if actor.settings().state == Persistence::Snapshot {
         let (states, of) = (Arc::clone(&admin.states), Arc::clone(&actor));
-        let write = spawn_blocking(move || states.write(&of));
-        written = Some(write.await.expect("writing a state does not panic"));
+        let write = Boundary::States.aside(move || states.write(&of));
+        // The state is set; that it is on disk is another matter.
+        written = Some(write.await.unwrap_or(false));
     }
     Ok(Json(Answer { actor: actor.name().to_string(), set, written }))
 }

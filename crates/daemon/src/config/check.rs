@@ -5,6 +5,7 @@
 //! running daemon, which has them.
 
 use std::{
+    cell::Cell,
     collections::{BTreeMap, BTreeSet, VecDeque},
     path::PathBuf,
 };
@@ -21,6 +22,10 @@ use crate::connector;
 
 /// The outport by which an actor's own errors leave, declared or not.
 const ERROR_PORT: &str = "error";
+
+/// Unknown names for which a similar one is looked for, among all that there are. More problems
+/// are shown to nobody.
+const MAX_HINTS: usize = 200;
 
 /// How many actors of a cycle are named: a reader finds the rest from these.
 const MAX_SHOWN: usize = 10;
@@ -66,7 +71,7 @@ pub(crate) fn check_flow<'c>(
         own.then(|| (actor, builtin.metadata_with(&spec.keys.config)))
     });
     let connectors = connectors.collect();
-    let check = Check { config, modules, connectors, lookup };
+    let check = Check { config, modules, connectors, lookup, hints: Cell::new(MAX_HINTS) };
     let mut found = Vec::new();
     check.modules(&mut found);
     for (wire, place) in check.wires() {
@@ -93,6 +98,8 @@ struct Check<'c> {
     /// nothing, where that does not fit.
     connectors: BTreeMap<&'c ActorName, Option<Metadata>>,
     lookup: &'c dyn Fn(&ModuleRef) -> Lookup,
+    /// Unknown names for which a similar one is still looked for.
+    hints: Cell<usize>,
 }
 
 /// Whether what the actor is like is known without a module.
@@ -147,6 +154,9 @@ impl<'c> Check<'c> {
                     found.push(misfit(problem));
                 }
                 Lookup::Missing { looked_at, names } => {
+                    let hint = self.hints.get().checked_sub(1);
+                    self.hints.set(hint.unwrap_or(0));
+                    let names = if hint.is_some() { &names[..] } else { &[] };
                     let problem = missing(&spec.module, looked_at.as_ref(), names, place);
                     found.push(if is_connector(&spec.module) { problem } else { misfit(problem) });
                 }
@@ -233,6 +243,9 @@ impl<'c> Check<'c> {
         let message = format!("{what} `{actor}`, and there is no such actor");
         let problem =
             Diagnostic::error("E0201", message).at(&self.part(place, End::From), "no such actor");
+        // Each of them is looked for among all actors.
+        let Some(left) = self.hints.get().checked_sub(1) else { return problem };
+        self.hints.set(left);
         match similar(actor.as_str(), places.actors.keys().map(ActorName::as_str)) {
             Some(name) => problem
                 .at_some(places.actors.get(name), "an actor with a similar name")

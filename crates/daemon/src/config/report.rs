@@ -5,18 +5,41 @@
 //! text, so that the command line, the log and the admin API say the same.
 
 use std::{
+    borrow::Cow,
     collections::BTreeSet,
     fmt::{self, Write as _},
     ops::Range,
     path::Path,
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
-use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
+use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet};
 use reflowd_runtime::{ActorName, is_wild, printable_lines};
 use serde_json::json;
 
 use super::{mask::masked_urls, sources::Sources};
+
+/// Problems that are shown of a report, errors before warnings. A program gets all of them.
+const MOST_SHOWN: usize = 100;
+
+/// The same in an event or an answer of the admin API, where many may have to be kept.
+const MOST_TOLD: usize = 10;
+
+/// Bytes of what is shown of all the problems, whatever each has to say.
+const MOST_BYTES: usize = 256 << 10;
+
+/// The same in an event.
+const MOST_TOLD_BYTES: usize = 16 << 10;
+
+/// Bytes of a line that is shown as a whole. Of a longer one it is the part around the problem.
+const LONGEST_LINE: usize = 1000;
+
+/// Bytes that are shown on both sides of a problem in a longer line.
+const AROUND: usize = 60;
+
+/// Lines between two places that are shown in one piece, folded. Places further apart are two
+/// pieces, so that showing a problem takes no longer the larger its file is.
+const NEAR: usize = 50;
 
 /// A stretch of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -156,42 +179,77 @@ impl Diagnostic {
     }
 }
 
+/// A part of a file that is shown.
+struct Piece<'a> {
+    /// Its lines, from 1.
+    lines: Range<usize>,
+    /// Its bytes.
+    bytes: Range<usize>,
+    /// Whether it is a part of a line only.
+    is_cut: bool,
+    /// What is said of it, with the labels' numbers.
+    labels: Vec<(usize, &'a Label)>,
+}
+
+impl Piece<'_> {
+    fn is_near(&self, lines: &Range<usize>) -> bool {
+        lines.start <= self.lines.end + NEAR && self.lines.start <= lines.end + NEAR
+    }
+}
+
+/// A text of a problem, as much of it as somebody reads: keys and values may be of any length.
+fn shortened(text: &str) -> Cow<'_, str> {
+    match text.char_indices().nth(LONGEST_LINE) {
+        Some((at, _)) => format!("{}…", &text[..at]).into(),
+        None => text.into(),
+    }
+}
+
 /// Problems, and the texts in which they are.
 #[derive(Clone, Default)]
 pub(crate) struct Report {
-    diagnostics: Vec<Diagnostic>,
+    /// As they were found.
+    found: Vec<Diagnostic>,
+    /// Their numbers in the order of their places, once somebody looks.
+    order: OnceLock<Vec<usize>>,
     sources: Arc<Sources>,
 }
 
 impl Report {
     /// No problems in these files.
     pub(crate) fn new(sources: Arc<Sources>) -> Self {
-        Self { diagnostics: Vec::new(), sources }
+        Self { found: Vec::new(), order: OnceLock::new(), sources }
     }
 
     /// Adds problems. All are shown in the order of the files and their lines.
     pub(crate) fn extend(&mut self, diagnostics: impl IntoIterator<Item = Diagnostic>) {
-        self.diagnostics.extend(diagnostics.into_iter().map(Diagnostic::masked));
-        let sources = &self.sources;
-        self.diagnostics.sort_by_cached_key(|d| {
-            d.labels.first().map(|l| (sources.order(&l.place.file), l.place.span.start))
-        });
+        self.found.extend(diagnostics.into_iter().map(Diagnostic::masked));
+        // Sorted once somebody looks, and not each time that some are added.
+        self.order = OnceLock::new();
     }
 
-    /// The problems.
-    #[cfg(test)]
-    pub(crate) fn diagnostics(&self) -> &[Diagnostic] {
-        &self.diagnostics
+    /// The problems in the order of their places.
+    pub(crate) fn diagnostics(&self) -> impl Iterator<Item = &Diagnostic> {
+        let order = self.order.get_or_init(|| {
+            let place = |n: &usize| {
+                let first = self.found[*n].labels.first();
+                first.map(|label| (self.sources.order(&label.place.file), label.place.span.start))
+            };
+            let mut order: Vec<_> = (0..self.found.len()).collect();
+            order.sort_by(|a, b| place(a).cmp(&place(b)));
+            order
+        });
+        order.iter().map(|n| &self.found[*n])
     }
 
     /// The problems, for another report.
     pub(crate) fn into_diagnostics(self) -> Vec<Diagnostic> {
-        self.diagnostics
+        self.found
     }
 
     /// Whether a problem of that code is among them.
     pub(crate) fn has(&self, code: &str) -> bool {
-        self.diagnostics.iter().any(|problem| problem.code == code)
+        self.found.iter().any(|problem| problem.code == code)
     }
 
     /// How many of them are errors.
@@ -208,26 +266,65 @@ impl Report {
     /// as a report of its own.
     pub(crate) fn take_misfits(&mut self) -> Vec<(BTreeSet<ActorName>, Self)> {
         let is_misfit = |d: &mut Diagnostic| d.severity == Severity::Error && !d.misfits.is_empty();
-        let misfits: Vec<_> = self.diagnostics.extract_if(.., is_misfit).collect();
+        let misfits: Vec<_> = self.found.extract_if(.., is_misfit).collect();
+        self.order = OnceLock::new();
         let alone = |d: Diagnostic| {
             let sources = Arc::clone(&self.sources);
-            (d.misfits.clone(), Self { diagnostics: vec![d], sources })
+            (d.misfits.clone(), Self { found: vec![d], order: OnceLock::new(), sources })
         };
         misfits.into_iter().map(alone).collect()
     }
 
     fn count(&self, severity: Severity) -> usize {
-        self.diagnostics.iter().filter(|d| d.severity == severity).count()
+        self.found.iter().filter(|d| d.severity == severity).count()
     }
 
     /// The problems as a person reads them, each with its lines. Empty where there is none.
+    /// Where there are very many, the first are shown and the rest is counted.
     pub(crate) fn render(&self, color: bool) -> String {
         let renderer = if color { Renderer::styled() } else { Renderer::plain() };
-        let mut out = String::new();
-        for (i, diagnostic) in self.diagnostics.iter().enumerate() {
-            let gap = if i == 0 { "" } else { "\n" };
+        self.rendered(&renderer, MOST_SHOWN, MOST_BYTES)
+    }
+
+    /// The same for events, logs and answers, which are kept.
+    pub(crate) fn brief(&self) -> String {
+        self.rendered(&Renderer::plain(), MOST_TOLD, MOST_TOLD_BYTES)
+    }
+
+    fn rendered(&self, renderer: &Renderer, most: usize, most_bytes: usize) -> String {
+        // What keeps the configuration from being taken is worth more than what does not.
+        let errors = self.errors().min(most);
+        let room = |severity| match severity {
+            Severity::Error => errors,
+            Severity::Warning => most - errors,
+        };
+        let (mut shown, mut out) = ([0, 0], String::new());
+        for diagnostic in self.diagnostics() {
+            let of_its_kind = &mut shown[diagnostic.severity as usize];
+            if *of_its_kind == room(diagnostic.severity) {
+                continue;
+            }
             let diagnostic = diagnostic.clone().printable();
-            _ = writeln!(out, "{gap}{}", renderer.render(&[self.group(&diagnostic)]));
+            let gap = if out.is_empty() { "" } else { "\n" };
+            let text = format!("{gap}{}\n", renderer.render(&[self.group(&diagnostic)]));
+            if out.len() + text.len() > most_bytes {
+                break;
+            }
+            *of_its_kind += 1;
+            out.push_str(&text);
+        }
+        let rest = [
+            (self.errors() - shown[Severity::Error as usize], Severity::Error),
+            (self.warnings() - shown[Severity::Warning as usize], Severity::Warning),
+        ];
+        let rest = rest.iter().filter(|(n, _)| *n > 0).map(|(n, severity)| {
+            format!("{n} more {}{}", severity.name(), if *n == 1 { "" } else { "s" })
+        });
+        let rest: Vec<_> = rest.collect();
+        if !rest.is_empty() {
+            let gap = if out.is_empty() { "" } else { "\n" };
+            let rest = rest.join(" and ");
+            _ = writeln!(out, "{gap}and {rest}; `reflowd check --json` lists all");
         }
         out
     }
@@ -237,8 +334,8 @@ impl Report {
             Severity::Error => Level::ERROR,
             Severity::Warning => Level::WARNING,
         };
-        let mut group =
-            Group::with_title(level.primary_title(&*diagnostic.message).id(diagnostic.code));
+        let title = shortened(&diagnostic.message);
+        let mut group = Group::with_title(level.primary_title(title).id(diagnostic.code));
         let mut shown: Vec<&Path> = Vec::new();
         for label in &diagnostic.labels {
             let file: &Path = &label.place.file;
@@ -246,35 +343,69 @@ impl Report {
                 continue;
             }
             shown.push(file);
-            group = group.element(self.snippet(diagnostic, file));
+            for piece in self.pieces(diagnostic, file) {
+                group = self.show(group, file, &piece);
+            }
         }
-        let notes = diagnostic.notes.iter().map(|text| Level::NOTE.message(&**text));
-        let help = diagnostic.help.iter().map(|text| Level::HELP.message(&**text));
+        let notes = diagnostic.notes.iter().map(|text| Level::NOTE.message(shortened(text)));
+        let help = diagnostic.help.iter().map(|text| Level::HELP.message(shortened(text)));
         group.elements(notes).elements(help)
     }
 
-    /// The lines of one file that have to do with the problem.
-    fn snippet<'a>(
-        &'a self,
-        diagnostic: &'a Diagnostic,
-        file: &Path,
-    ) -> Snippet<'a, annotate_snippets::Annotation<'a>> {
-        let mut snippet =
-            Snippet::source(self.sources.shown_text(file)).path(self.sources.shown(file));
-        for (i, label) in diagnostic.labels.iter().enumerate() {
-            if &*label.place.file != file {
-                continue;
+    /// The parts of a file that have to do with the problem, the one with its place first.
+    fn pieces<'a>(&'a self, diagnostic: &'a Diagnostic, file: &Path) -> Vec<Piece<'a>> {
+        let labels = diagnostic.labels.iter().enumerate();
+        let labels = labels.filter(|(_, label)| &*label.place.file == file);
+        let mut pieces: Vec<Piece<'a>> = Vec::new();
+        for (n, label) in labels {
+            let (lines, bytes) = self.sources.lines(&label.place);
+            let is_long = bytes.len() > LONGEST_LINE;
+            let near =
+                pieces.iter_mut().find(|piece| !piece.is_cut && !is_long && piece.is_near(&lines));
+            match near {
+                Some(piece) => {
+                    piece.lines =
+                        piece.lines.start.min(lines.start)..piece.lines.end.max(lines.end);
+                    piece.bytes =
+                        piece.bytes.start.min(bytes.start)..piece.bytes.end.max(bytes.end);
+                    piece.labels.push((n, label));
+                }
+                None => {
+                    let bytes =
+                        if is_long { self.sources.around(&label.place, AROUND) } else { bytes };
+                    pieces.push(Piece { lines, bytes, is_cut: is_long, labels: vec![(n, label)] });
+                }
             }
-            let kind = if i == 0 { AnnotationKind::Primary } else { AnnotationKind::Context };
-            let text = Some(&*label.text).filter(|text| !text.is_empty());
-            snippet = snippet.annotation(kind.span(label.place.span.clone()).label(text));
         }
-        snippet
+        pieces
+    }
+
+    fn show<'a>(&'a self, group: Group<'a>, file: &Path, piece: &Piece<'a>) -> Group<'a> {
+        let Piece { lines, bytes, is_cut, labels } = piece;
+        let text = self.sources.shown_text(file).get(bytes.clone()).unwrap_or_default();
+        let shown = self.sources.shown(file);
+        let mut snippet = Snippet::source(text).line_start(lines.start);
+        let mut group = group;
+        if *is_cut {
+            // The place in the file is not that in the text.
+            let (line, column) = self.position(&labels[0].1.place);
+            group = group.element(Origin::path(shown).line(line).char_column(column));
+        } else {
+            snippet = snippet.path(shown);
+        }
+        for (n, label) in labels {
+            let kind = if *n == 0 { AnnotationKind::Primary } else { AnnotationKind::Context };
+            let at = |byte: usize| byte.clamp(bytes.start, bytes.end) - bytes.start;
+            let span = at(label.place.span.start)..at(label.place.span.end);
+            let said = Some(shortened(&label.text)).filter(|text| !text.is_empty());
+            snippet = snippet.annotation(kind.span(span).label(said));
+        }
+        group.element(snippet)
     }
 
     /// The problems as a program reads them. Lines and columns count from 1, columns in characters.
     pub(crate) fn to_json(&self) -> serde_json::Value {
-        let problems: Vec<_> = self.diagnostics.iter().map(|d| self.problem_json(d)).collect();
+        let problems: Vec<_> = self.diagnostics().map(|d| self.problem_json(d)).collect();
         json!({ "errors": self.errors(), "warnings": self.warnings(), "problems": problems })
     }
 
@@ -303,7 +434,7 @@ impl Report {
 /// One line for each problem, as a log wants it.
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, diagnostic) in self.diagnostics.iter().enumerate() {
+        for (i, diagnostic) in self.diagnostics().enumerate() {
             if i > 0 {
                 f.write_str("; ")?;
             }

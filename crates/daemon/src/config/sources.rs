@@ -7,6 +7,7 @@ use std::{
     collections::BTreeMap,
     fs::File,
     io::{self, Read},
+    ops::Range,
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
 };
@@ -25,6 +26,9 @@ const MAX_FILE: u64 = 4 << 20;
 /// Patterns of the main file. Every file of their folders is held against each of them.
 pub(super) const MAX_INCLUDES: usize = 1_000;
 
+/// How many bytes of a text are counted at most to find a column.
+const STRETCH: usize = 4096;
+
 /// The texts of the main file and of the files that it includes.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Sources {
@@ -39,6 +43,9 @@ struct Text {
     text: String,
     /// Where each line starts.
     lines: Vec<usize>,
+    /// For each stretch of [`STRETCH`] bytes, a byte at which a character starts and how many
+    /// are before it; once somebody asks for a column. A line may be as long as its file.
+    marks: OnceLock<Vec<(usize, usize)>>,
     /// The same without secrets, once somebody is shown it.
     shown: OnceLock<String>,
 }
@@ -47,7 +54,40 @@ impl Text {
     fn new(text: String) -> Arc<Self> {
         let lines = text.match_indices('\n').map(|(at, _)| at + 1);
         let lines = [0].into_iter().chain(lines).collect();
-        Arc::new(Self { text, lines, shown: OnceLock::new() })
+        Arc::new(Self { text, lines, marks: OnceLock::new(), shown: OnceLock::new() })
+    }
+
+    /// The number of the line, from 0, in which a byte is.
+    fn line(&self, byte: usize) -> usize {
+        self.lines.partition_point(|start| *start <= byte).max(1) - 1
+    }
+
+    /// Where a line ends, its end not included.
+    fn end_of(&self, line: usize) -> usize {
+        self.lines.get(line + 1).map_or(self.text.len(), |next| next - 1)
+    }
+
+    /// How many characters are before that byte.
+    fn characters(&self, byte: usize) -> usize {
+        let marks = self.marks.get_or_init(|| {
+            let mut marks = vec![(0, 0)];
+            for (count, (at, _)) in self.text.char_indices().enumerate() {
+                if at >= marks.len() * STRETCH {
+                    marks.push((at, count));
+                }
+            }
+            marks
+        });
+        let (at, count) = marks[marks.partition_point(|(at, _)| *at <= byte) - 1];
+        count + self.text.get(at..byte).unwrap_or_default().chars().count()
+    }
+
+    /// The same byte, or else the first before it at which a character starts.
+    fn boundary(&self, byte: usize) -> usize {
+        (0..=byte.min(self.text.len()))
+            .rev()
+            .find(|at| self.text.is_char_boundary(*at))
+            .unwrap_or(0)
     }
 }
 
@@ -202,17 +242,32 @@ impl Sources {
     }
 
     /// Where a file comes among the others.
-    pub(super) fn order(&self, file: &Path) -> (bool, PathBuf) {
-        (*file != self.main, file.to_path_buf())
+    pub(super) fn order<'f>(&self, file: &'f Path) -> (bool, &'f Path) {
+        (*file != self.main, file)
+    }
+
+    /// The lines, from 1, in which a place is, and their bytes.
+    pub(super) fn lines(&self, place: &Place) -> (Range<usize>, Range<usize>) {
+        let Some(Ok(text)) = self.texts.get(&*place.file) else { return (1..2, 0..0) };
+        let (first, last) = (text.line(place.span.start), text.line(place.span.end));
+        (first + 1..last + 2, text.lines[first]..text.end_of(last))
+    }
+
+    /// The bytes of a place's lines that are no further from it than so many.
+    pub(super) fn around(&self, place: &Place, bytes: usize) -> Range<usize> {
+        let Some(Ok(text)) = self.texts.get(&*place.file) else { return 0..0 };
+        let line = text.line(place.span.start);
+        let start = place.span.start.saturating_sub(bytes).max(text.lines[line]);
+        // Nobody reads on for ever what is wrong as a whole.
+        let end = place.span.end.min(place.span.start + bytes) + bytes;
+        text.boundary(start)..text.boundary(end.min(text.end_of(line)))
     }
 
     /// Line and column of a place, both from 1, the column in characters.
     pub(super) fn position(&self, place: &Place) -> (usize, usize) {
         let Some(Ok(text)) = self.texts.get(&*place.file) else { return (1, 1) };
-        let line = text.lines.partition_point(|start| *start <= place.span.start).max(1);
-        let before = text.text.get(text.lines[line - 1]..place.span.start).unwrap_or_default();
-        let column = before.chars().count() + 1;
-        (line, column)
+        let (line, at) = (text.line(place.span.start), place.span.start);
+        (line + 1, text.characters(at) - text.characters(text.lines[line]) + 1)
     }
 
     /// `file:line` of a place.

@@ -104,7 +104,7 @@ fn brief(report: &Report) -> String {
         }
         None => d.code.to_owned(),
     };
-    report.diagnostics().iter().map(one).collect::<Vec<_>>().join(", ")
+    report.diagnostics().map(one).collect::<Vec<_>>().join(", ")
 }
 
 /// The configuration in the main file `text`, which has nothing wrong with it.
@@ -1025,7 +1025,7 @@ fn a_cycle_is_fine_where_one_mailbox_drops() {
     let two = [wire("a", "b", ""), wire("b", "a", ""), wire("b", "c", ""), wire("c", "a", "")];
     let report =
         report_of(Sources::of_text(MAIN, [&*a, &b, &c, &two.concat()].concat()), &environment());
-    let messages: Vec<_> = report.diagnostics().iter().map(|d| &*d.message).collect();
+    let messages: Vec<_> = report.diagnostics().map(|d| &*d.message).collect();
     assert_eq!(
         messages,
         [
@@ -1127,7 +1127,7 @@ fn includes_are_read_in_the_order_of_their_names() {
     ]);
     let environment = at(&folder);
     let (config, report) = load(Path::new("reflowd.toml"), &environment).unwrap();
-    assert_eq!(report.diagnostics(), []);
+    assert_eq!(report.diagnostics().next(), None);
     let names: Vec<_> = config.flow.actors.keys().map(ActorName::as_str).collect();
     assert_eq!(names, ["a", "b", "e", "one"]);
     assert_eq!(config.files, ["one.toml", "reflowd.toml"].map(|p| environment.cwd.join(p)).into());
@@ -1281,7 +1281,7 @@ fn files_that_a_stranger_could_change_are_refused_unless_that_is_meant() {
     let path = |name: &str| environment.cwd.join(name);
     let found = || match load(Path::new("reflowd.toml"), &environment) {
         Ok((_, report)) | Err(report) => {
-            let said: Vec<_> = report.diagnostics().iter().map(|d| d.message.clone()).collect();
+            let said: Vec<_> = report.diagnostics().map(|d| d.message.clone()).collect();
             (brief(&report), said.join("\n"))
         }
     };
@@ -1322,7 +1322,10 @@ fn what_needs_a_restart_is_refused_in_those_words() {
     report.extend(restart_only(&old, &new));
     // `quiet` is gone, so it has no place; `data` is the same folder.
     assert_eq!(brief(&report), "E0301, 2:11 E0301, 4:9 E0301, 5:13 E0301, 7:10 E0301");
-    assert_eq!(report.diagnostics()[0].message, "a change of `daemon.quiet` needs a restart");
+    assert_eq!(
+        report.diagnostics().next().unwrap().message,
+        "a change of `daemon.quiet` needs a restart"
+    );
 }
 
 #[test]
@@ -1395,7 +1398,7 @@ fn every_key_and_code_is_in_the_reference() {
     let reference = include_str!("../../../../config/REFERENCE.md");
     let text = "zz = 1\n[daemon]\nzz = 1\n[daemon.keep]\nzz = 1\n[admin]\nzz = 1\n[actors.a]\nmodule = 'counter'\nzz = 1\n[actors.a.trial]\nzz = 1\n[[wires]]\nzz = 1";
     let report = report_of(Sources::of_text(MAIN, text), &environment());
-    let unknown = report.diagnostics().iter().filter(|d| d.code == "E0101");
+    let unknown = report.diagnostics().filter(|d| d.code == "E0101");
     let helps: String = unknown.map(|d| d.help[0].as_str()).collect();
     let keys: Vec<_> = helps.split('`').skip(1).step_by(2).collect();
     assert!(keys.len() > 40, "{keys:?}");
@@ -1490,7 +1493,80 @@ proptest! {
     fn no_text_is_too_much(text in prop_oneof![nearly(), any::<String>()]) {
         let report = report_of(Sources::of_text(MAIN, text), &environment());
         let shown = report.render(true);
-        prop_assert_eq!(shown.is_empty(), report.diagnostics().is_empty());
+        prop_assert_eq!(shown.is_empty(), report.diagnostics().next().is_none());
         report.to_json();
     }
+}
+
+fn with_unknown_keys(actors: usize) -> String {
+    (0..actors).map(|n| format!("[actors.a{n}]\nmodule = \"std:log\"\nbogus = 1\n")).collect()
+}
+
+#[test]
+fn of_very_many_problems_the_first_are_shown_and_all_are_in_the_json() {
+    let text =
+        format!("{}[[wires]]\nfrom = \"nobody.x\"\nto = \"a1.in\"\n", with_unknown_keys(3000));
+    let report = report_of(Sources::of_text("/etc/flow/reflowd.toml", text), &environment());
+    assert!(report.errors() > 3000);
+    let shown = report.render(false);
+    assert_eq!(shown.matches("error[").count(), 100);
+    let rest =
+        format!("and {} more errors; `reflowd check --json` lists all\n", report.errors() - 100);
+    assert!(shown.ends_with(&rest), "{}", &shown[shown.len() - 200..]);
+    let brief = report.brief();
+    assert_eq!(brief.matches("error[").count(), 10);
+    assert!(brief.len() < 16 << 10, "an event is kept");
+    assert_eq!(report.to_json()["problems"].as_array().unwrap().len(), report.errors());
+}
+
+#[test]
+fn errors_are_shown_before_warnings_where_not_all_are() {
+    let mut report = Report::default();
+    report.extend((0..500).map(|n| Diagnostic::warning("W0401", format!("warning {n}"))));
+    report.extend([Diagnostic::error("E0101", "the error")]);
+    let shown = report.render(false);
+    assert!(shown.contains("the error") && shown.contains("and 401 more warnings"), "{shown}");
+}
+
+#[test]
+fn what_is_shown_of_a_problem_has_a_bound_whatever_it_is_about() {
+    let long = "k".repeat(1 << 20);
+    let text = format!("[actors.a]\nmodule = \"std:log\"\n{long} = 1\n");
+    let report = report_of(Sources::of_text("/etc/flow/reflowd.toml", text), &environment());
+    assert!(report.has("E0101"));
+    for shown in [report.render(false), report.brief()] {
+        assert!((100..8000).contains(&shown.len()), "{}", shown.len());
+        assert!(shown.contains("reflowd.toml:3:1"), "{}", &shown[..200]);
+    }
+}
+
+#[test]
+fn problems_of_one_long_line_are_shown_by_their_surroundings_and_keep_their_columns() {
+    let actors: Vec<_> =
+        (0..2000).map(|n| format!("\"\u{e4}{n}\" = {{ module = \"std:log\" }}")).collect();
+    let text = format!("actors = {{ {} }}\n", actors.join(", "));
+    let column = |n: usize| {
+        let at = text.find(&format!("\"\u{e4}{n}\"")).unwrap();
+        text[..at].chars().count() + 1
+    };
+    let expected = [column(0), column(1), column(1999)];
+    let report = report_of(Sources::of_text("/etc/flow/reflowd.toml", &*text), &environment());
+    assert_eq!(report.errors(), 2000);
+    let json = report.to_json();
+    let found = [0, 1, 1999].map(|n: usize| json["problems"][n]["labels"][0]["column"].clone());
+    assert_eq!(found.map(|c| usize::try_from(c.as_u64().unwrap()).unwrap()), expected);
+    let shown = report.render(false);
+    assert!(shown.contains(&format!("reflowd.toml:1:{}\n", expected[1])), "{shown}");
+    assert!(shown.len() < 100 * 1200, "{} bytes of 100 problems", shown.len());
+}
+
+#[test]
+fn places_far_apart_are_shown_in_two_pieces_with_their_own_lines() {
+    let wire = "[[wires]]\nfrom = \"a.x\"\nto = \"b.y\"\n";
+    let text = format!("{wire}{}{wire}", "\n".repeat(500));
+    let config = parse(Sources::of_text("/etc/flow/reflowd.toml", text), &environment());
+    let shown = config.1.render(false);
+    let at = |line: usize| shown.contains(&format!("reflowd.toml:{line}:"));
+    assert!((at(2) || at(3)) && (at(505) || at(506)), "{shown}");
+    assert!(shown.lines().count() < 20, "{shown}");
 }

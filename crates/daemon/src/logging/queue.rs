@@ -16,6 +16,7 @@ use std::{
 };
 
 use parking_lot::{Condvar, Mutex};
+use reflowd_runtime::panic::Boundary;
 
 /// Bytes of lines that may wait. The line with which it gets full is taken whole.
 const ROOM: usize = 1 << 20;
@@ -121,8 +122,12 @@ impl Write for Queue {
     }
 }
 
-/// Writes what comes, for ever.
+/// Writes what comes, for ever: also after it broke over some lines, which are lost.
 fn write(shared: &Shared, mut out: impl Write, tell: impl Fn(u64)) {
+    Boundary::Log.keep_thread(|| write_on(shared, &mut out, &tell));
+}
+
+fn write_on(shared: &Shared, out: &mut impl Write, tell: &impl Fn(u64)) {
     let mut lines = Vec::new();
     loop {
         let untold = {
@@ -140,7 +145,8 @@ fn write(shared: &Shared, mut out: impl Write, tell: impl Fn(u64)) {
         if untold > 0 {
             tell(untold);
         }
-        write_all(&mut out, &lines);
+        write_all(out, &lines);
+        Boundary::Log.works();
         lines.clear();
         lines.shrink_to(ROOM);
     }

@@ -6,13 +6,30 @@
 
 use std::{path::Path, sync::Arc};
 
-use reflowd_runtime::Digest;
+use reflowd_runtime::{
+    Digest,
+    panic::{Boundary, Panic, Pauses},
+};
 use tokio::time::Instant;
 
-use super::{Reconciler, library::blocking, telling::Telling};
+use super::{Reconciler, telling::Telling};
 use crate::{
     Checked, Depth, Flow, Found, ModuleRef, ReloadOptions, Sight, Snapshot, blueprint::Texts,
 };
+
+/// A configuration over which the daemon broke.
+pub(super) struct ConfigBreakage {
+    texts: Texts,
+    pauses: Pauses,
+    /// Until when it is not asked about, unless somebody wants that.
+    until: Instant,
+}
+
+impl ConfigBreakage {
+    pub(super) fn rests(&self, texts: &Texts) -> bool {
+        self.texts == *texts && Instant::now() < self.until
+    }
+}
 
 impl Reconciler {
     /// Takes up a changed configuration, if it is right as a whole. Gives the
@@ -24,8 +41,16 @@ impl Reconciler {
         options: ReloadOptions,
         telling: &mut Telling,
     ) -> Snapshot {
+        let rests = self.config_breakage.as_ref().is_some_and(|broken| broken.rests(&texts));
+        if rests && !options.force {
+            if let Some(why) = self.memory.config_refused.clone() {
+                telling.config_still_refused(why);
+            }
+            return snapshot;
+        }
         let (blueprint, drafted) = (Arc::clone(&self.blueprint), texts.clone());
-        let draft = match blocking(move || blueprint.draft(&drafted)).await {
+        let asked = Boundary::Config.aside(move || blueprint.draft(&drafted)).await;
+        let draft = match self.unbroken(&texts, asked) {
             Ok(draft) => draft,
             Err(why) => {
                 self.refuse_config(why, telling);
@@ -48,7 +73,9 @@ impl Reconciler {
         self.load_recollected(draft.flow(), &snapshot, telling).await;
         let now = Instant::now();
         let flow = draft.flow();
-        match draft.check(&|module| self.found(module, flow, &snapshot, now)) {
+        let asked = Boundary::Config
+            .catch(|| draft.check(&|module| self.found(module, flow, &snapshot, now)));
+        match self.unbroken(&texts, asked) {
             Ok(Checked { warnings, misfits }) => {
                 telling.report.warnings.extend(warnings);
                 self.memory.misfits = misfits;
@@ -64,6 +91,23 @@ impl Reconciler {
             Err(why) => self.refuse_config(why, telling),
         }
         snapshot
+    }
+
+    /// What the blueprint has answered of these texts. Where it broke over them, they are
+    /// refused, and it is asked again after a pause that grows.
+    fn unbroken<T>(
+        &mut self,
+        texts: &Texts,
+        asked: Result<Result<T, String>, Panic>,
+    ) -> Result<T, String> {
+        asked.unwrap_or_else(|panic| {
+            let same = self.config_breakage.take().filter(|broken| broken.texts == *texts);
+            let mut pauses = same.map_or_else(Pauses::default, |broken| broken.pauses);
+            let until = Instant::now() + Boundary::Config.again_after(&mut pauses);
+            self.watcher.again(until);
+            self.config_breakage = Some(ConfigBreakage { texts: texts.clone(), pauses, until });
+            Err(panic.to_string())
+        })
     }
 
     fn refuse_config(&mut self, why: String, telling: &mut Telling) {

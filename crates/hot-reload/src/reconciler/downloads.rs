@@ -17,10 +17,10 @@ use std::{
 
 use bytes::Bytes;
 use reflowd_loader::{Loader, ModuleUrl};
-use reflowd_runtime::Digest;
+use reflowd_runtime::{Digest, panic::Boundary};
 use tokio::{
     sync::Semaphore,
-    task::{self, JoinError, JoinSet},
+    task::{JoinError, JoinSet},
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
@@ -81,7 +81,6 @@ enum State {
     OnItsWay {
         url: ModuleUrl,
         since: Instant,
-        task: task::Id,
         /// Ends it while it waits for a place.
         given_up: CancellationToken,
     },
@@ -234,33 +233,30 @@ impl Downloads {
         self.servers.retain(|_, places| Arc::strong_count(places) > 1);
         let own = self.servers.entry(url.server());
         let own = Arc::clone(own.or_insert_with(|| Arc::new(Semaphore::new(MAX_OF_ONE))));
-        let task = self.tasks.spawn(async move {
+        self.tasks.spawn(async move {
             let place = async { (own.acquire_owned().await, places.acquire_owned().await) };
             let place = tokio::select! {
                 place = place => place,
                 () = gone.cancelled() => return None,
             };
             // One that is given up goes on in its thread until it ends, and so it keeps its place.
-            let downloaded = loader.download(&url, Some(&digest)).await;
+            let attempt = Boundary::Download.hold(loader.download(&url, Some(&digest))).await;
             drop(place);
-            Some(Ended { digest, url, downloaded: downloaded.map_err(|error| chain(&error)) })
+            let downloaded = match attempt {
+                Ok(downloaded) => downloaded.map_err(|error| chain(&error)),
+                // An error of this program: it is tried again like any other.
+                Err(panic) => Err(panic.to_string()),
+            };
+            Some(Ended { digest, url, downloaded })
         });
-        let task = task.id();
-        let state = State::OnItsWay { url: from, since: Instant::now(), task, given_up };
+        let state = State::OnItsWay { url: from, since: Instant::now(), given_up };
         self.wanted.insert(digest, Download { urls: urls.to_vec(), state, failures, why });
     }
 
     /// Takes in how an attempt has ended.
     fn take(&mut self, ended: Result<Option<Ended>, JoinError>) {
-        let Ended { digest, url, downloaded } = match ended {
-            Ok(Some(ended)) => ended,
-            // One that was given up has nothing to say.
-            Ok(None) => return,
-            Err(broke) => match self.broken(&broke) {
-                Some(ended) => ended,
-                None => return,
-            },
-        };
+        // One that was given up has nothing to say.
+        let Ok(Some(Ended { digest, url, downloaded })) = ended else { return };
         let Some(download) = self.wanted.get_mut(&digest) else { return };
         match (&download.state, downloaded) {
             (State::Here(_), _) => {}
@@ -276,19 +272,6 @@ impl Downloads {
                 download.why = Some(why);
             }
         }
-    }
-
-    /// What an attempt came to that panicked, which is an error of this program: it is tried
-    /// again like any other.
-    fn broken(&self, error: &JoinError) -> Option<Ended> {
-        self.wanted.iter().find_map(|(digest, download)| match &download.state {
-            State::OnItsWay { url, task, .. } if *task == error.id() => Some(Ended {
-                digest: *digest,
-                url: url.clone(),
-                downloaded: Err(format!("the download broke: {error}")),
-            }),
-            _ => None,
-        })
     }
 
     fn sight(&self, digest: &Digest) -> Sight<Digest> {

@@ -6,6 +6,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
+    panic::resume_unwind,
     path::Path,
     sync::Arc,
 };
@@ -194,5 +195,7 @@ impl Library {
 
 /// Reads or writes files where nobody else waits for the thread.
 pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    tokio::task::spawn_blocking(work).await.expect("looking, reading and writing do not panic")
+    let done = tokio::task::spawn_blocking(work).await;
+    // Where it broke, so does the pass.
+    done.unwrap_or_else(|error| resume_unwind(error.into_panic()))
 }

@@ -6,7 +6,8 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use reflowd_runtime::{
-    ActorLog, ActorName, Change, Digest, ProgramSpec, Ready, Settings, Start, WireDef,
+    ActorLog, ActorName, Change, Digest, PrepareError, ProgramSpec, Ready, Settings, Start,
+    WireDef, panic::Boundary,
 };
 
 use super::{
@@ -123,6 +124,16 @@ impl Reconciler {
         spec: &ActorSpec,
         digest: Digest,
     ) -> Result<Ready, ChangeRefused> {
+        let made = Boundary::Prepare.hold(self.make_within(actor, spec, digest)).await;
+        made.unwrap_or_else(|panic| Err(ChangeRefused::passing(actor, panic)))
+    }
+
+    async fn make_within(
+        &self,
+        actor: &ActorName,
+        spec: &ActorSpec,
+        digest: Digest,
+    ) -> Result<Ready, ChangeRefused> {
         if let ModuleRef::Builtin { name } = &spec.module {
             let blueprint = Arc::clone(&self.blueprint);
             let (named, name, spec) = (actor.clone(), name.clone(), spec.clone());
@@ -148,7 +159,10 @@ impl Reconciler {
                 log: log.clone(),
             })
             .await
-            .map_err(|error| ChangeRefused::lasting(actor, &error))?;
+            .map_err(|error| match error {
+                PrepareError::Broke(panic) => ChangeRefused::passing(actor, panic),
+                error => ChangeRefused::lasting(actor, &error),
+            })?;
         let engine =
             program.instantiate().await.map_err(|error| ChangeRefused::lasting(actor, &error))?;
         let version = module.version().map(str::to_owned);

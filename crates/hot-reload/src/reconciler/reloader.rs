@@ -55,6 +55,11 @@ pub enum ReloadError {
     /// Something has changed that was to be as it was.
     #[error("it has changed meanwhile; look at it again")]
     Changed,
+    /// The pass broke.
+    #[error(
+        "reflowd itself broke over it, which is a bug in it; `reflowd events` has more, and it is tried again"
+    )]
+    Broke,
     /// The daemon is stopping.
     #[error("the daemon is stopping")]
     Stopping,
@@ -112,7 +117,12 @@ impl Reloader {
         let (report, answer) = oneshot::channel();
         let request = Request::Pass { options, precondition, report };
         self.requests.send(request).await.map_err(|_| ReloadError::Stopping)?;
-        answer.await.unwrap_or(Err(ReloadError::Stopping))
+        // The pass broke, or the reconciler is gone.
+        let gone = |_| {
+            let stopping = self.requests.is_closed();
+            Err(if stopping { ReloadError::Stopping } else { ReloadError::Broke })
+        };
+        answer.await.unwrap_or_else(gone)
     }
 
     /// Has an actor run what it ran before, and those that changed together with it if
@@ -129,7 +139,11 @@ impl Reloader {
         let (done, answer) = oneshot::channel();
         let request = Request::RollBack { actor, to, precondition, done };
         self.requests.send(request).await.map_err(|_| RollBackError::Stopping)?;
-        answer.await.unwrap_or(Err(RollBackError::Stopping))
+        let gone = |_| {
+            let stopping = self.requests.is_closed();
+            Err(if stopping { RollBackError::Stopping } else { RollBackError::Broke })
+        };
+        answer.await.unwrap_or_else(gone)
     }
 
     /// Asks for a pass without waiting for it.

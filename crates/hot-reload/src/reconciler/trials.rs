@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use reflowd_runtime::{
     ActorName, Change, Digest, EventKind, GoneBack, Metadata, TrialOutcome, Trialing,
+    panic::Boundary,
 };
 use thiserror::Error;
 use tracing::{error, info, warn};
@@ -84,6 +85,9 @@ pub enum RollBackError {
     /// Something has changed that was to be as it was.
     #[error("it has changed meanwhile; look at it again")]
     Changed,
+    /// The rollback broke.
+    #[error("reflowd itself broke over it, which is a bug in it; `reflowd events` has more")]
+    Broke,
     /// The daemon is stopping.
     #[error("the daemon is stopping")]
     Stopping,
@@ -336,19 +340,23 @@ impl Reconciler {
                 return Err(error);
             }
         }
-        let changed = self.system.apply(ready).await;
-        self.system.go_on(halted).await;
-        let lost_turns = changed.lost_turns.values().sum::<u64>();
+        let applied = Boundary::Change.hold(async {
+            let changed = self.system.apply(ready).await;
+            self.system.go_on(halted).await;
 
-        let left = change.swap.iter().filter_map(|swap| {
-            Some((swap.actor.clone(), self.running.actors.get(&swap.actor)?.clone()))
+            let left = change.swap.iter().filter_map(|swap| {
+                Some((swap.actor.clone(), self.running.actors.get(&swap.actor)?.clone()))
+            });
+            let left: Vec<_> = left.collect();
+            self.running.take(&change, &changed.generations);
+            self.generations.leave(&left.iter().map(|(actor, _)| actor.clone()).collect());
+            for (actor, former) in &back {
+                self.generations.went_back(actor, former.generation);
+            }
+            (left, changed.lost_turns)
         });
-        let left: Vec<_> = left.collect();
-        self.running.take(&change, &changed.generations);
-        self.generations.leave(&left.iter().map(|(actor, _)| actor.clone()).collect());
-        for (actor, former) in &back {
-            self.generations.went_back(actor, former.generation);
-        }
+        let (left, lost) = applied.await.unwrap_or_else(|panic| panic.go_on());
+        let lost_turns = lost.values().sum::<u64>();
         let mut gone_back = Vec::new();
         let mut bans = Vec::new();
         for (actor, left) in left {
@@ -364,7 +372,7 @@ impl Reconciler {
                 digest: now.digest,
                 former: former.map_or(0, |(_, former)| former.generation.number()),
                 banned,
-                lost_turns: changed.lost_turns.get(&actor).copied().unwrap_or(0),
+                lost_turns: lost.get(&actor).copied().unwrap_or(0),
                 state_from: since.get(&actor).copied(),
             });
             if banned {

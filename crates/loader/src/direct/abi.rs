@@ -8,6 +8,7 @@
 
 use std::time::Instant;
 
+use reflowd_runtime::panic::Boundary;
 use tracing::Level;
 use wasmtime::{Caller, Error, Linker, Result, Trap};
 
@@ -265,7 +266,7 @@ async fn http_request(mut caller: Caller<'_, Guest>, request: u64, body: u64) ->
             let (around, deadline) = (guest.host.around.clone(), guest.deadline());
             let (place, trace) = (guest.place.clone(), guest.host.trace());
             let blocks = std::mem::replace(&mut guest.blocks, Blocks::new());
-            let asking = tokio::task::spawn_blocking(move || {
+            let asking = Boundary::GuestHttp.aside(move || {
                 let answer = match (blocks.get(request), blocks.get(body)) {
                     (Ok(written), Ok(content)) => {
                         around.http(written, content, trace.as_ref(), deadline)

@@ -22,6 +22,7 @@ use std::{
 use cranelift_codegen::timing::{Pass, Profiler, set_thread_profiler};
 use parking_lot::Mutex;
 use rayon::{ThreadPool, ThreadPoolBuilder};
+use reflowd_runtime::panic::Boundary;
 use rustix::time::{ClockId, clock_gettime};
 use wasmtime::{Config, Engine, Module};
 
@@ -179,7 +180,8 @@ impl Clock {
         let thread = self.thread.get_or_init(|| {
             thread::Builder::new()
                 .name("ticks".into())
-                .spawn(|| self.run())
+                // Guests that nothing interrupts would hold all threads.
+                .spawn(|| -> () { Boundary::Clock.keep_thread(|| self.run()) })
                 .expect("a thread can be started")
                 .thread()
                 .clone()
@@ -193,6 +195,7 @@ impl Clock {
         loop {
             thread::park_timeout(TICK);
             engine().increment_epoch();
+            Boundary::Clock.works();
             if self.running.load(Ordering::SeqCst) > 0 {
                 idle = 0;
                 continue;

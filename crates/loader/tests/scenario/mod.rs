@@ -283,6 +283,7 @@ fn prepare_class(error: &PrepareError) -> &'static str {
         PrepareError::VersionMismatch { .. } => "version-mismatch",
         PrepareError::MemoryTooSmall { .. } => "memory-too-small",
         PrepareError::Instantiate(_) => "instantiate",
+        PrepareError::Broke(_) => "broke",
     }
 }
 

@@ -4,16 +4,15 @@
 //! A judge costs nothing until it is asked. Then it gets an engine for one turn, and
 //! the engine is dropped after.
 
-use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use futures_util::FutureExt;
 use tokio::time::Instant;
 
 use crate::{
     Context, Effects, EpochState, FailureKind, Generation, InstantiateError, Program, State,
     TrialOutcome, TrialView,
     envelope::unix_millis,
-    panic::said,
+    panic::Boundary,
     trial::{AskedOf, Opinion, SinceSwap, Trial},
 };
 
@@ -94,18 +93,15 @@ impl Probation {
             context.state = known.state.clone();
         }
         let judge = &self.judge.program;
-        let panicked =
-            |panic: &(dyn std::any::Any + Send)| format!("the host panicked: {}", said(panic));
-        let engine = match AssertUnwindSafe(judge.instantiate()).catch_unwind().await {
+        let engine = match Boundary::Judge.hold(judge.instantiate()).await {
             Ok(Ok(engine)) => engine,
             Ok(Err(error)) => return Heard::Nobody(error),
-            Err(panic) => return Heard::Nobody(InstantiateError { why: panicked(&*panic) }),
+            Err(panic) => return Heard::Nobody(InstantiateError { why: panic.to_string() }),
         };
-        let turn = AssertUnwindSafe(engine.turn(context, Instant::now() + timeout));
-        match turn.catch_unwind().await {
+        match Boundary::Judge.hold(engine.turn(context, Instant::now() + timeout)).await {
             Ok(Ok((_, effects))) => Heard::Stands(effects),
             Ok(Err(failure)) => Heard::FailsToo(failure.kind),
-            Err(panic) => Heard::FailsToo(FailureKind::Trap(panicked(&*panic))),
+            Err(panic) => Heard::FailsToo(FailureKind::Trap(panic.to_string())),
         }
     }
 

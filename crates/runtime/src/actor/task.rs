@@ -15,12 +15,11 @@ mod undeclared;
 use std::{
     error::Error,
     mem,
-    panic::AssertUnwindSafe,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
-use futures_util::{FutureExt, future::join_all};
+use futures_util::future::join_all;
 use tokio::{
     sync::mpsc,
     time::{self, Instant},
@@ -44,7 +43,7 @@ use crate::{
     dead_letter::Reason,
     envelope::{Calendar, Lineage, Moment, Origin, unix_millis},
     mailbox::{Outcome, Taken},
-    panic::said,
+    panic::{Boundary, Panic},
     span::{Collects, Spanned},
     supervisor::{FRUITLESS, Supervisor, Verdict},
     tap::Offer,
@@ -53,6 +52,9 @@ use crate::{
 
 /// How long an actor waits for room, or a join for a port, before an event says so.
 const WAIT_WORTH_AN_EVENT: Duration = Duration::from_secs(10);
+
+/// How often the task may break over the same message before that becomes a dead letter.
+const MAX_BREAKAGES: u32 = 3;
 
 /// An actor's task.
 pub(crate) struct ActorTask {
@@ -82,6 +84,11 @@ pub(crate) struct ActorTask {
     /// the end of the last turn, or of the last wait for something else.
     free: Instant,
     calendar: Calendar,
+    /// Times that this task has broken since the last turn that succeeded.
+    breakages: u32,
+    /// Whether what the turn in hand has come to is being moved. Where that breaks, some of it
+    /// may have left, and the message must not be processed again.
+    committing: bool,
 }
 
 struct Rest {
@@ -136,11 +143,21 @@ impl ActorTask {
             swapped: false,
             free: Instant::now(),
             calendar: Calendar::new(),
+            breakages: 0,
+            committing: false,
         }
     }
 
-    /// Runs until the actor is stopped or drained.
+    /// Runs until the actor is stopped or drained. Where the task itself breaks, it rests and
+    /// goes on.
     pub(crate) async fn run(mut self) {
+        while let Err(panic) = Boundary::Actor.hold(self.live()).await {
+            self.broke(&panic);
+        }
+        self.end().await;
+    }
+
+    async fn live(&mut self) {
         while !self.shared.kill.is_cancelled() {
             if let Ok(command) = self.commands.try_recv() {
                 self.obey(command);
@@ -172,7 +189,23 @@ impl ActorTask {
                 }
             }
         }
-        self.end().await;
+        // Here, where a panic of theirs is caught.
+        self.engine = None;
+    }
+
+    /// The task broke, which is an error of this program and not of the actor's. What is in
+    /// hand stays there to be tried again, unless it may have been processed already, or it
+    /// is what breaks the task.
+    fn broke(&mut self, panic: &Panic) {
+        self.breakages += 1;
+        // Nobody knows how far it has come. One that breaks as it goes has gone all the same.
+        _ = Boundary::Actor.catch(|| drop(self.engine.take()));
+        if mem::take(&mut self.committing) || self.breakages >= MAX_BREAKAGES {
+            self.give_up_message(&FailureKind::Trap(panic.to_string()), self.breakages);
+            self.breakages = 0;
+        }
+        let rest = self.supervisor.outage();
+        self.outage(rest, panic.to_string());
     }
 
     /// Whether nothing stands between the actor and its next message.
@@ -382,7 +415,7 @@ impl ActorTask {
         let started = self.begin(arrived, complete);
         // A panic here is an error of this program in this one turn, and as bad for
         // the engine as a trap.
-        let turn = AssertUnwindSafe(engine.turn(context, started + timeout)).catch_unwind();
+        let turn = Boundary::Turn.hold(engine.turn(context, started + timeout));
         let turn = tokio::select! {
             biased;
             turn = turn => turn,
@@ -416,8 +449,8 @@ impl ActorTask {
             }
             Ok(Err(failure)) => self.fail(failure, &origin, &routes).await,
             Err(panic) => {
-                let what = format!("the host panicked: {}", said(&*panic));
-                let failure = Failure { kind: FailureKind::Trap(what), engine: None };
+                let kind = FailureKind::Trap(panic.to_string());
+                let failure = Failure { kind, engine: None };
                 self.fail(failure, &origin, &routes).await;
             }
         }
@@ -467,11 +500,9 @@ impl ActorTask {
     /// Another engine of the same generation.
     async fn instantiate(&mut self) -> Result<Box<dyn Engine>, InstantiateError> {
         self.shared.set_status(ActorState::Initializing, None);
-        let made = AssertUnwindSafe(self.program.instantiate()).catch_unwind().await;
+        let made = Boundary::Instantiate.hold(self.program.instantiate()).await;
         self.show();
-        made.unwrap_or_else(|panic| {
-            Err(InstantiateError { why: format!("the host panicked: {}", said(&*panic)) })
-        })
+        made.unwrap_or_else(|panic| Err(InstantiateError { why: panic.to_string() }))
     }
 
     /// How a turn failed, for its span.
@@ -503,7 +534,7 @@ impl ActorTask {
         message: MessageId,
         at: Moment,
         took: Duration,
-        turn: &std::thread::Result<Turn>,
+        turn: &Result<Turn, Panic>,
     ) -> Span {
         let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         Span {
@@ -519,14 +550,14 @@ impl ActorTask {
         }
     }
 
-    fn failure_of(&self, turn: &std::thread::Result<Turn>) -> Option<(&'static str, String)> {
+    fn failure_of(&self, turn: &Result<Turn, Panic>) -> Option<(&'static str, String)> {
         match turn {
             Ok(Ok(_)) => None,
             Ok(Err(failure)) => {
                 let kind = self.shared.masked(failure.kind.clone());
                 Some((kind.class(), kind.to_string()))
             }
-            Err(panic) => Some(("trap", said(&**panic).to_owned())),
+            Err(panic) => Some(("trap", panic.to_string())),
         }
     }
 
@@ -566,6 +597,7 @@ impl ActorTask {
             let actor = self.shared.name.clone();
             self.shared.events.record(EventKind::Recovered { actor });
         }
+        self.committing = true;
         if let Some(state) = effects.state {
             let mut held = self.shared.state.lock();
             held.state = state;
@@ -578,6 +610,7 @@ impl ActorTask {
             self.shared.emit(routes, origin, &port, message, &mut self.outbox);
         }
         self.complete(origin);
+        (self.committing, self.breakages) = (false, 0);
     }
 
     /// The messages in hand have been processed.
@@ -644,14 +677,7 @@ impl ActorTask {
                 if self.consult(&kind, &settings, origin, routes).await == Consulted::Settled {
                     return;
                 }
-                warn!(%actor, error = %kind, attempts, "message became a dead letter");
-                let ran = Some(self.shared.ran());
-                for envelope in &self.shared.mailbox.in_hand() {
-                    let reason = Reason::Failed(kind.clone());
-                    self.shared.sinks.waits.died(envelope.correlation, &reason);
-                    self.shared.sinks.dead.put(&actor, envelope, reason, ran, attempts);
-                }
-                self.shared.mailbox.finish(Outcome::DeadLettered);
+                self.give_up_message(&kind, attempts);
                 self.message_left();
                 if let Some(rest) = rest {
                     let why = format!(
@@ -662,6 +688,23 @@ impl ActorTask {
                 }
             }
         }
+    }
+
+    /// What is in hand becomes a dead letter.
+    fn give_up_message(&self, kind: &FailureKind, attempts: u32) {
+        let in_hand = self.shared.mailbox.in_hand();
+        if in_hand.is_empty() {
+            return;
+        }
+        let actor = &self.shared.name;
+        warn!(%actor, error = %kind, attempts, "message became a dead letter");
+        let ran = Some(self.shared.ran());
+        for envelope in &in_hand {
+            let reason = Reason::Failed(kind.clone());
+            self.shared.sinks.waits.died(envelope.correlation, &reason);
+            self.shared.sinks.dead.put(actor, envelope, reason, ran, attempts);
+        }
+        self.shared.mailbox.finish(Outcome::DeadLettered);
     }
 
     /// No engine can be made: the mailbox is kept, and it is tried again later.

@@ -7,6 +7,7 @@
 //! memory and it is tried again each second.
 
 use std::{
+    path::PathBuf,
     sync::Arc,
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -14,8 +15,14 @@ use std::{
 
 use tracing::{info, warn};
 
-use super::{DeadLetters, Loss, Losses, StoreError, store};
-use crate::{EventKind, Events};
+use super::{
+    DeadLetters, Loss, Losses, StoreError,
+    store::{self, Store},
+};
+use crate::{
+    EventKind, Events,
+    panic::{Boundary, Pauses},
+};
 
 /// From one synchronization to the next, from one attempt after a failure to the next,
 /// and from one word about losses to the next.
@@ -71,21 +78,44 @@ impl Drop for Keeper {
 /// Starts the thread.
 pub(super) fn start(
     letters: Arc<DeadLetters>,
+    (folder, bytes): (PathBuf, u64),
     events: Arc<Events>,
 ) -> std::io::Result<(Keeper, JoinHandle<()>)> {
     let keeper = Keeper { letters: Arc::clone(&letters) };
     let said = Losses::default();
-    let writer = Writer { letters, events, said, due: Due::default() };
+    let writer = Writer { letters, folder, bytes, events, said, due: Due::default() };
     let thread = thread::Builder::new().name("dead-letters".into()).spawn(|| writer.run())?;
     Ok((keeper, thread))
 }
 
 struct Writer {
     letters: Arc<DeadLetters>,
+    /// The ring on disk.
+    folder: PathBuf,
+    /// The bytes that it may have.
+    bytes: u64,
     events: Arc<Events>,
     /// Losses that were told.
     said: Losses,
     due: Due,
+}
+
+/// What is known of the ring on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum StoreIs {
+    Whole,
+    /// A round broke: what is in memory of it may not be what is on disk.
+    Doubtful,
+}
+
+/// How a round ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum RoundEnd {
+    Done,
+    /// The ring on disk could not be opened again.
+    NotOpened,
+    /// The end has come.
+    Last,
 }
 
 /// When things may be done next; at once where nothing is said.
@@ -123,20 +153,73 @@ impl Due {
 
 impl Writer {
     fn run(mut self) {
-        while let Some(work) = self.wait() {
-            if work.write {
-                let result = self.write_some();
-                self.due.write = result.is_err().then(|| Instant::now() + PAUSE);
-                self.show(result);
-            }
-            if work.sync {
-                self.sync();
-            }
-            if work.say {
-                self.say();
+        let mut pauses = Pauses::default();
+        let mut store = StoreIs::Whole;
+        loop {
+            match Boundary::DeadLetters.catch(|| self.round(store)) {
+                Ok(RoundEnd::Done) => {
+                    store = StoreIs::Whole;
+                    pauses.succeeded();
+                    Boundary::DeadLetters.works();
+                }
+                Ok(RoundEnd::Last) => break,
+                Ok(RoundEnd::NotOpened) | Err(_) => {
+                    store = StoreIs::Doubtful;
+                    self.rest(Boundary::DeadLetters.again_after(&mut pauses));
+                }
             }
         }
-        self.finish();
+        // However the last words end, nobody waits for more.
+        _ = Boundary::DeadLetters.catch(|| self.finish());
+        self.letters.ring.lock().ended = true;
+        self.letters.done.notify_all();
+    }
+
+    /// Waits for something to do, and does it.
+    fn round(&mut self, store: StoreIs) -> RoundEnd {
+        if store == StoreIs::Doubtful {
+            if let Err(error) = self.open_again() {
+                self.show(Err(error));
+                return RoundEnd::NotOpened;
+            }
+            // There may be nothing to do for long.
+            Boundary::DeadLetters.works();
+        }
+        let Some(work) = self.wait() else { return RoundEnd::Last };
+        if work.write {
+            let result = self.write_some();
+            self.due.write = result.is_err().then(|| Instant::now() + PAUSE);
+            self.show(result);
+        }
+        if work.sync {
+            self.sync();
+        }
+        if work.say {
+            self.say();
+        }
+        RoundEnd::Done
+    }
+
+    /// Goes by what is on disk, and no longer by what a round that broke has left in memory of it.
+    fn open_again(&mut self) -> Result<(), StoreError> {
+        let mut place = self.letters.store.lock();
+        *place = None;
+        let (store, lost) = Store::open(&self.folder, self.bytes)?;
+        let mut ring = self.letters.ring.lock();
+        let last = store.last();
+        // Those that were written before it broke.
+        let written = ring.letters().take_while(|letter| letter.number <= last).count();
+        ring.end_writing(written);
+        ring.losses.add(Loss::Damaged, lost);
+        *place = Some(store);
+        Ok(())
+    }
+
+    /// Does nothing for a while, unless the end comes.
+    fn rest(&self, pause: Duration) {
+        let until = Instant::now() + pause;
+        let mut ring = self.letters.ring.lock();
+        while !ring.closing && !self.letters.wake.wait_until(&mut ring, until).timed_out() {}
     }
 
     /// Waits until there is something to do; nothing, when the end has come.
@@ -184,7 +267,7 @@ impl Writer {
 
     fn sync(&mut self) {
         self.due.sync = Some(Instant::now() + PAUSE);
-        let files = self.letters.store.lock().as_mut().map(store::Store::take_unsynced);
+        let files = self.letters.store.lock().as_mut().map(Store::take_unsynced);
         // Nobody who puts, reads or removes waits for the disk.
         let result = match files {
             Some(Ok(files)) => store::sync(&files),
@@ -234,7 +317,7 @@ impl Writer {
     }
 
     /// The last words: everything that can be written is.
-    fn finish(mut self) {
+    fn finish(&mut self) {
         let result = loop {
             let result = self.write_some();
             if result.is_err() || self.letters.ring.lock().len() == 0 {
@@ -244,8 +327,6 @@ impl Writer {
         self.show(result);
         self.sync();
         self.say();
-        self.letters.ring.lock().ended = true;
-        self.letters.done.notify_all();
     }
 }
 

@@ -6,7 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    panic::AssertUnwindSafe,
+    mem,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
@@ -15,7 +15,6 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use futures_util::FutureExt;
 use parking_lot::Mutex;
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -24,13 +23,13 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::{System, past::Left};
+use super::{Inner, System, past::Left};
 use crate::{
     Actor, ActorLog, ActorName, ActorState, Digest, Engine, EpochState, EventKind, Generation,
     Mailbox, Meters, Overflow, PortRef, Program, Settings, Source, State, Status, Wire,
     actor::{ActorTask, Command, Kind, MAX_COMMANDS, Shared, bounds_of},
     envelope::unix_millis,
-    panic::said,
+    panic::Boundary,
     position::Progress,
     source::SourceTask,
 };
@@ -119,9 +118,25 @@ pub struct Change {
     pub states: BTreeMap<ActorName, EpochState>,
 }
 
-/// Actors that take no turn until they are [let go on](System::go_on).
-#[must_use = "actors stay halted until they are let go on"]
-pub struct Halted(Vec<Arc<Actor>>);
+/// Actors that take no turn until they are [let go on](System::go_on), or this is dropped:
+/// whoever has halted them may break before it lets them go on.
+#[must_use = "actors stay halted for as long as this is there"]
+pub struct Halted {
+    actors: Vec<Arc<Actor>>,
+    system: System,
+}
+
+impl Drop for Halted {
+    fn drop(&mut self) {
+        let actors = mem::take(&mut self.actors);
+        if actors.is_empty() {
+            return;
+        }
+        let system = self.system.clone();
+        let Inner { tasks, turns, .. } = &*self.system.0;
+        tasks.spawn_on(async move { system.release(actors).await }, turns);
+    }
+}
 
 /// What the swaps of a change have to prove.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -303,12 +318,12 @@ impl System {
         for name in actors {
             halted.extend(self.hold(name).await);
         }
-        Halted(halted)
+        Halted { actors: halted, system: self.clone() }
     }
 
     /// Lets halted actors take turns again.
-    pub async fn go_on(&self, halted: Halted) {
-        self.release(halted.0).await;
+    pub async fn go_on(&self, mut halted: Halted) {
+        self.release(mem::take(&mut halted.actors)).await;
     }
 
     /// Halts an actor before its next turn.
@@ -545,8 +560,8 @@ impl System {
         let (shared, end) = (Arc::clone(shared), ended.clone().drop_guard());
         let run = async move {
             let _end = end;
-            if let Err(panic) = AssertUnwindSafe(task).catch_unwind().await {
-                shared.broke(said(&*panic));
+            if let Err(panic) = Boundary::Burial.hold(task).await {
+                shared.broke(&panic.to_string());
             }
         };
         self.0.tasks.spawn_on(run, &self.0.turns);
@@ -557,13 +572,14 @@ impl System {
         let Some(actor) = self.actor(name.as_str()) else { return };
         actor.drain(until).await;
         let system = self.clone();
-        self.0.tasks.spawn(async move {
+        let burial = async move {
             actor.stopped().await;
             // It may have been taken up again meanwhile, and left its seat to another.
             if actor.leaving() && !actor.shared.kill.is_cancelled() {
                 system.bury(&actor);
             }
-        });
+        };
+        self.0.tasks.spawn(async { _ = Boundary::Burial.hold(burial).await });
     }
 
     /// Takes a stopped actor off the registry and keeps its books and state.

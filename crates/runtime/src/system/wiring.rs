@@ -9,7 +9,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use super::System;
 use crate::{
     ActorName, Entry, PortName, PortRef, Routes, Wire, WireDef, actor::Kind, dead_letter::Reason,
-    wire::WireTarget,
+    panic::Boundary, wire::WireTarget,
 };
 
 impl System {
@@ -96,6 +96,7 @@ impl System {
                 () = kill.cancelled() => {}
             }
         };
+        let finished = async { _ = Boundary::Burial.hold(finished).await };
         self.0.tasks.spawn_on(finished, &self.0.turns);
     }
 

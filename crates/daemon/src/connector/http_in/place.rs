@@ -19,7 +19,7 @@ use axum::body::Body;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
-use reflowd_runtime::{ActorName, Emitter, SourceError};
+use reflowd_runtime::{ActorName, Emitter, SourceError, panic::Boundary};
 use tokio::{
     net::{TcpListener, TcpStream},
     time,
@@ -144,9 +144,8 @@ impl Place {
             let Some(stream) = self.arrived.lock().take() else { continue };
             let (behind, closing) = (Arc::clone(&self.behind), self.closing.clone());
             let stopping = self.stopping.clone();
-            self.tasks.spawn(async move {
-                serve(stream, guest, behind, closing, stopping).await;
-            });
+            let served = serve(stream, guest, behind, closing, stopping);
+            self.tasks.spawn(async { _ = Boundary::IngressConnection.hold(served).await });
         }
     }
 
@@ -198,7 +197,8 @@ async fn serve(
         let request = request.map(|body| in_hand.request(Body::new(body)));
         let behind = behind.load_full();
         async move {
-            let answer = request::answer(behind, request).await;
+            let answering = Boundary::IngressRequest.hold(request::answer(behind, request));
+            let answer = answering.await.unwrap_or_else(|_| request::broke());
             Ok::<_, Infallible>(answer.map(|body| in_hand.answer(body)))
         }
     });

@@ -36,6 +36,14 @@ pub(super) async fn answer(behind: Option<Arc<Behind>>, request: Request<Body>) 
     }
 }
 
+/// The answer to a request over which the daemon itself broke. Whoever sends requests need not
+/// know more of it.
+pub(super) fn broke() -> Response<Body> {
+    let status = StatusCode::INTERNAL_SERVER_ERROR;
+    let why = "the message may have been taken; the operator is told";
+    Problem::new(status, "broke", "the daemon broke over it", why).into_response()
+}
+
 async fn take(behind: &Behind, mut request: Request<Body>) -> Result<Response<Body>, Problem> {
     let Behind { door, out, receipts, stopping } = behind;
     settle(&mut request)?;

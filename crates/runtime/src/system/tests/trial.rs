@@ -93,7 +93,8 @@ impl Rig {
         events
             .filter_map(|event| match event.kind {
                 EventKind::Opinion { stands, state, failures, .. } => {
-                    let known = ["present", "at-swap"].into_iter().find(|known| *known == state);
+                    let states = ["present", "before-migration", "at-swap"];
+                    let known = states.into_iter().find(|known| *known == state);
                     Some((stands, known.unwrap(), failures))
                 }
                 _ => None,
