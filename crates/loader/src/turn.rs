@@ -396,7 +396,7 @@ fn for_each_entry(
     each: impl FnMut(&str, &RawValue) -> Flow,
 ) -> Result<(), serde_json::Error> {
     let mut deserializer = serde_json::Deserializer::from_slice(text);
-    match (&mut deserializer).deserialize_map(ForEach::new(each))? {
+    match (&mut deserializer).deserialize_any(ForEach::new(each))? {
         Flow::Continue(()) => deserializer.end(),
         Flow::Break(()) => Ok(()),
     }
@@ -445,11 +445,12 @@ impl<'de, V: Deserialize<'de>, F: FnMut(&str, V) -> Flow> DeserializeSeed<'de> f
     type Value = Flow;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Flow, D::Error> {
-        deserializer.deserialize_map(self)
+        deserializer.deserialize_any(self)
     }
 }
 
-/// A string is no object. Without this, the error would show all of it.
+/// A string is no object. Without this, the error would show all of it; so would the one of
+/// a reader that was asked for a map.
 fn not_an_object<E: serde::de::Error>(text: &str) -> E {
     E::custom(format_args!("the string {:?}, expected a JSON object", excerpt(text.as_bytes())))
 }
@@ -491,7 +492,7 @@ impl<'s, 'w, V: Output<'w>> Written<'s, 'w, V> {
     /// Reads it. What remains is its state, if it has one.
     fn read(self) -> Result<Option<&'w RawValue>, serde_json::Error> {
         let mut deserializer = serde_json::Deserializer::from_slice(self.whole);
-        let state = (&mut deserializer).deserialize_map(self)?;
+        let state = (&mut deserializer).deserialize_any(self)?;
         deserializer.end()?;
         Ok(state)
     }
@@ -822,6 +823,9 @@ mod tests {
         let account = &mut Account::new(1 << 30);
         let why = Side::new(context("{}")).finish(result, account).unwrap_err();
         assert!(why.len() < 2000 && why.contains("expected a JSON object"), "{why}");
+        let result = Bytes::from(format!("{{\"outputs\":{{\"o\":{long}}}}}"));
+        let why = Side::new(context("{}")).finish(result, account).unwrap_err();
+        assert!(why.len() < 2000 && why.starts_with("port `o`: expected"), "{why}");
         let mut side = Side::new(context("{}"));
         side.send_output(long.as_bytes(), account);
         let why = side.finish(Bytes::from_static(br#"{"outputs":{}}"#), account).unwrap_err();

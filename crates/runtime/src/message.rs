@@ -401,7 +401,8 @@ impl<'de: 'a, 'a> Deserialize<'de> for WrittenMessage<'a> {
 
 /// Why there is no message, as the reader of JSON has it.
 fn unread(error: serde_json::Error) -> MessageError {
-    let why = error.to_string();
+    // The reader shows a whole string that stands in another thing's place.
+    let why = excerpt(error.to_string().as_bytes());
     if error.is_data() { MessageError::Shape(why) } else { MessageError::NotJson(why) }
 }
 
