@@ -91,3 +91,50 @@ fn an_actor_changes_its_language_and_keeps_its_state() {
         assert_eq!(add(&daemon, n)["data"], sum, "{language}");
     }
 }
+
+/// Breaks in a way and gives the reason in the dead letter, and the actor's log.
+fn break_down(language: &str, engine: &str, way: &str) -> (String, String) {
+    let engine = format!("engine = \"{engine}\"\n[actors.faulty]\nmodule = \"faulty\"\n");
+    let config = CONFIG.split("[actors.sum]").next().unwrap().to_owned() + &engine;
+    let world = World::new(&format!("{config}memory = \"16 MiB\"\nretries = 0\n"));
+    world.module("faulty", &guest(&format!("faulty-{language}")));
+    let daemon = world.start();
+    daemon.send("faulty.way", &format!("\"{way}\""));
+    daemon.until("it is a dead letter", |d| d.sum("reflowd_dead_letters_total") == 1.0);
+    let letter = daemon.get("/v1/dead-letters").body;
+    let letter: serde_json::Value = serde_json::from_str(letter.lines().next().unwrap()).unwrap();
+    let log = daemon.get("/v1/actors/faulty/logs").body;
+    daemon.check_books();
+    (letter["reason"].as_str().unwrap().to_owned(), log)
+}
+
+#[test]
+fn a_guest_that_breaks_says_why_and_where_on_either_engine() {
+    for engine in ["direct", "extism"] {
+        for (language, place, function) in [
+            ("rust", "panicked at crates/guest/examples/faulty.rs:31:5: ", "faulty::give_up"),
+            ("assemblyscript", "stopped at faulty.ts:11:26: ", "faulty/process"),
+        ] {
+            let (reason, log) = break_down(language, engine, "panic");
+            let why = format!("{place}cannot go on: the tank is empty");
+            assert!(reason.contains(&why), "{engine} {language}: {reason}");
+            assert!(log.contains(&why), "{engine} {language}: {log}");
+            assert!(log.contains(&format!("in {function}")), "{engine} {language}: {log}");
+        }
+    }
+}
+
+#[test]
+fn a_guest_that_takes_all_memory_is_told_apart_from_other_traps() {
+    for engine in ["direct", "extism"] {
+        for (language, function) in
+            [("rust", "faulty::take_all"), ("assemblyscript", "faulty/process")]
+        {
+            let (reason, log) = break_down(language, engine, "memory");
+            let why = "memory limit reached (16 MiB)";
+            assert!(reason.contains(why), "{engine} {language}: {reason}");
+            assert!(log.contains(why), "{engine} {language}: {log}");
+            assert!(log.contains(&format!("in {function}")), "{engine} {language}: {log}");
+        }
+    }
+}

@@ -209,7 +209,17 @@ function valueEnd(json: string, i: i32): i32 {
   return i;
 }
 
-// What the compiler calls where a program cannot go on.
-export function stop(_message: string | null, _file: string | null, _line: u32, _column: u32): void {
+let stopping: bool = false;
+
+// What the compiler calls where a program cannot go on: the text and the place become the
+// reason why the call fails.
+export function stop(message: string | null, file: string | null, line: u32, column: u32): void {
+  // To tell takes memory, of which there may be none.
+  if (!stopping) {
+    stopping = true;
+    const text = message === null ? "no reason given" : message;
+    const where = file === null ? "?" : file;
+    error_set(block("stopped at " + where + ":" + line.toString() + ":" + column.toString() + ": " + text));
+  }
   unreachable();
 }

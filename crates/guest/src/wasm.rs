@@ -1,5 +1,7 @@
 //! The exports of a module, and the host functions that they call.
 
+use std::{panic, sync::Once};
+
 use extism_pdk::{Memory, host_fn};
 
 use crate::{Actor, Level, Outcome, actor, host::Host};
@@ -62,22 +64,42 @@ fn end(answer: Outcome<String>) -> i32 {
     code
 }
 
+/// Has the text and the place of a panic become the reason why the call fails. A module has
+/// no standard error, so they would be lost.
+#[expect(unsafe_code, reason = "the host's functions are foreign ones")]
+fn tell_of_panics() {
+    static TOLD: Once = Once::new();
+    TOLD.call_once(|| {
+        panic::set_hook(Box::new(|panic| {
+            let place = panic.location().map_or_else(|| "?".into(), ToString::to_string);
+            let why = panic.payload_as_str().unwrap_or("no reason given");
+            if let Ok(memory) = Memory::from_bytes(format!("panicked at {place}: {why}")) {
+                unsafe { extism_pdk::extism::error_set(memory.offset()) };
+            }
+        }));
+    });
+}
+
 /// Serves `get_metadata`.
 pub fn get_metadata<A: Actor>(name: &str) -> i32 {
+    tell_of_panics();
     end(Ok(actor::metadata::<A>(name)))
 }
 
 /// Serves `process`.
 pub fn process<A: Actor>() -> i32 {
+    tell_of_panics();
     end(actor::process::<A>(&extism_pdk::input_bytes(), &mut Daemon))
 }
 
 /// Serves `validate_config`.
 pub fn validate_config<A: Actor>() -> i32 {
+    tell_of_panics();
     end(actor::accepts::<A>(&extism_pdk::input_bytes()))
 }
 
 /// Serves `migrate_state`.
 pub fn migrate_state<A: Actor>() -> i32 {
+    tell_of_panics();
     end(actor::migrate::<A>(&extism_pdk::input_bytes()))
 }

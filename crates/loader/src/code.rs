@@ -9,8 +9,14 @@ use reflowd_runtime::{Digest, EnginePer, Metadata, Program};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::runtime::Handle;
+use tracing::Level;
 
-use crate::{binary::Binary, code_cache::CodeCache, direct, extism_engine, host::Surroundings};
+use crate::{
+    binary::Binary,
+    code_cache::CodeCache,
+    direct, extism_engine,
+    host::{Host, Surroundings},
+};
 
 /// What runs modules.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -240,10 +246,33 @@ pub(crate) enum Ended {
     Timeout,
 }
 
+/// Calls of a backtrace that are logged, the innermost first. Each costs time.
+pub(crate) const MAX_FRAMES: usize = 20;
+
+/// Why a guest broke that had reached its limit of memory.
+pub(crate) fn memory_limit_reached(limit: u64) -> String {
+    let size = match limit {
+        limit if limit.is_multiple_of(1 << 20) => format!("{} MiB", limit >> 20),
+        limit if limit.is_multiple_of(1 << 10) => format!("{} KiB", limit >> 10),
+        limit => format!("{limit} bytes"),
+    };
+    format!("memory limit reached ({size})")
+}
+
 /// Bytes of what a guest says went wrong that are kept: enough for whoever reads it.
 const MAX_ERROR: usize = 8 << 10;
 
 impl Ended {
+    /// Tells the actor's log of a guest that broke, and of the calls that it was in.
+    pub(crate) fn log(&self, host: &Host, calls: &[String]) {
+        match self {
+            Self::Trap(why) => host.log(Level::ERROR, format!("broke: {why}").as_bytes()),
+            Self::Timeout => host.log(Level::ERROR, b"was stopped at its deadline"),
+            Self::Answer(_) | Self::Guest(_) | Self::Bad(_) => return,
+        }
+        calls.iter().for_each(|call| host.log(Level::ERROR, format!("  in {call}").as_bytes()));
+    }
+
     /// The guest answered with that error. What is too long to read is cut.
     pub(crate) fn guest(error: String) -> Self {
         Self::Guest(readable(error))
@@ -275,6 +304,14 @@ fn readable(mut text: String) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_limit_is_shown_in_its_own_unit() {
+        for (limit, shown) in [(100 << 20, "100 MiB"), (1536 << 10, "1536 KiB"), (100, "100 bytes")]
+        {
+            assert_eq!(memory_limit_reached(limit), format!("memory limit reached ({shown})"));
+        }
+    }
 
     #[test]
     fn what_a_guest_says_went_wrong_is_cut_to_what_anybody_reads() {

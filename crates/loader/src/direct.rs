@@ -27,7 +27,9 @@ use reflowd_runtime::{
 };
 use tokio::runtime::Handle;
 use tracing::warn;
-use wasmtime::{InstancePre, Linker, Module, Store, Trap, TypedFunc, Val};
+use wasmtime::{
+    FrameInfo, InstancePre, Linker, Module, Store, Trap, TypedFunc, Val, WasmBacktrace,
+};
 
 use self::{
     abi::AT_ONCE,
@@ -207,18 +209,31 @@ impl Instance {
 async fn call(store: &mut Store<Guest>, function: &TypedFunc<(), i32>) -> Ended {
     let running = Running::new();
     store.set_epoch_deadline(1);
+    store.data_mut().room.begin();
     let code = function.call_async(&mut *store, ()).await;
     drop(running);
     let guest = store.data_mut();
     Wasi::flush(guest);
-    let ended = ended(code, &mut guest.blocks, &mut guest.host.account);
+    let calls = code.as_ref().err().map(calls).unwrap_or_default();
+    let ended = ended(code, guest);
+    ended.log(&guest.host, &calls);
     guest.blocks.end(&mut guest.host.account);
     ended
 }
 
+/// The calls that a guest was in when it broke, with their names where the module has them.
+fn calls(error: &wasmtime::Error) -> Vec<String> {
+    let trace = error.downcast_ref::<WasmBacktrace>();
+    let call = |frame: &FrameInfo| match frame.func_name() {
+        Some(name) => format!("{:#}", rustc_demangle::demangle(name)),
+        None => format!("function {}", frame.func_index()),
+    };
+    trace.into_iter().flat_map(WasmBacktrace::frames).map(call).collect()
+}
+
 /// What it means that a guest ended with that code, or did not end by itself.
-fn ended(code: wasmtime::Result<i32>, blocks: &mut Blocks, account: &mut Account) -> Ended {
-    let said = blocks.error().map(code::error_text);
+fn ended(code: wasmtime::Result<i32>, guest: &mut Guest) -> Ended {
+    let said = guest.blocks.error().map(code::error_text);
     let code = match code {
         Err(error) if error.downcast_ref() == Some(&Exit(0)) => Ok(0),
         code => code,
@@ -226,11 +241,20 @@ fn ended(code: wasmtime::Result<i32>, blocks: &mut Blocks, account: &mut Account
     match code {
         Ok(code) => match (said, code) {
             (Some(error), _) => Ended::guest(error),
-            (None, 0) => blocks.take_output(account).map_or_else(Ended::Bad, Ended::Answer),
+            (None, 0) => {
+                let output = guest.blocks.take_output(&mut guest.host.account);
+                output.map_or_else(Ended::Bad, Ended::Answer)
+            }
             (None, code) => Ended::Guest(format!("exit code {code}, and no text")),
         },
         Err(error) if error.downcast_ref() == Some(&Trap::Interrupt) => Ended::Timeout,
-        Err(error) => Ended::trap(said.unwrap_or_else(|| error.root_cause().to_string())),
+        Err(error) => {
+            let why = said.unwrap_or_else(|| error.root_cause().to_string());
+            Ended::trap(match guest.room.refused() {
+                Some(limit) => format!("{}: {why}", code::memory_limit_reached(limit)),
+                None => why,
+            })
+        }
     }
 }
 
@@ -239,7 +263,7 @@ fn unstarted(error: wasmtime::Error, guest: &mut Guest) -> Unstarted {
     if let Some(why) = mappings::refusal(&error) {
         return Unstarted::NoRoom(why);
     }
-    match ended(Err(error), &mut guest.blocks, &mut guest.host.account) {
+    match ended(Err(error), guest) {
         Ended::Timeout => Unstarted::Late,
         Ended::Trap(why) | Ended::Bad(why) | Ended::Guest(why) => Unstarted::Broke(why),
         Ended::Answer(_) => Unstarted::Broke("it exits while it is initialised".into()),

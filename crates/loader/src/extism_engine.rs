@@ -39,7 +39,7 @@ use tracing::Level;
 use crate::{
     account::Account,
     binary::{Binary, PAGE},
-    code::{self, Ended, Parts},
+    code::{self, Ended, MAX_FRAMES, Parts},
     deadline,
     host::{self, Host, Surroundings},
     migration,
@@ -59,6 +59,8 @@ pub(crate) struct Code {
     seat: Arc<Seat>,
     /// A name that the module does not export; calling it only instantiates.
     absent: String,
+    /// Bytes of linear memory that its instances may have.
+    memory: u64,
 }
 
 impl Code {
@@ -99,8 +101,9 @@ impl Code {
         if let Some(fuel) = fuel {
             builder = builder.with_fuel_limit(fuel);
         }
-        let compiled = with_host_functions(builder, &seat).compile().map_err(|e| innermost(&e))?;
-        Ok(Self { compiled, seat, absent: binary.absent_export() })
+        let compiled =
+            with_host_functions(builder, &seat).compile().map_err(|e| innermost(&e, memory))?;
+        Ok(Self { compiled, seat, absent: binary.absent_export(), memory })
     }
 
     /// A new instance, initialised. Blocks.
@@ -108,7 +111,7 @@ impl Code {
     /// # Errors
     /// What went wrong in its start function or initialisers.
     pub(crate) fn instantiate(&self, around: &Arc<Surroundings>) -> Result<Instance, String> {
-        let failed = |error: &Error| innermost(error);
+        let failed = |error: &Error| innermost(error, self.memory);
         let mut plugin = Plugin::new_from_compiled(&self.compiled).map_err(|e| failed(&e))?;
         match plugin.call::<&[u8], Output>(&self.absent, &[]) {
             Err(error) if error.to_string().starts_with("Function not found") => {}
@@ -116,7 +119,7 @@ impl Code {
             Ok(_) => return Err(format!("answers a call of `{}`", self.absent)),
         }
         let host = Some(Host::new(around.clone()));
-        Ok(Instance { plugin, seat: self.seat.clone(), host })
+        Ok(Instance { plugin, seat: self.seat.clone(), host, memory: self.memory })
     }
 }
 
@@ -126,6 +129,8 @@ pub(crate) struct Instance {
     seat: Arc<Seat>,
     /// Absent only while it is in the seat.
     host: Option<Host>,
+    /// Bytes of linear memory that it may have.
+    memory: u64,
 }
 
 /// The earliest that a deadline strikes, counted from the beginning of a call.
@@ -166,13 +171,15 @@ impl Instance {
         let seated = self.seat.0.lock().take();
         let mut host = seated.expect("only the call that took the seat leaves it").host;
         let side = host.side.take();
-        self.host = Some(host);
+        let calls = answer.as_ref().err().map(calls).unwrap_or_default();
         let ended = match answer {
             _ if struck => Ended::Timeout,
             Ok(Output(Ok(bytes))) => Ended::Answer(bytes),
             Ok(Output(Err(size))) => Ended::Bad(format!("an output of {size} bytes")),
-            Err(error) => classify(&error),
+            Err(error) => classify(&error, self.memory),
         };
+        ended.log(&host, &calls);
+        self.host = Some(host);
         (side, ended)
     }
 }
@@ -183,7 +190,7 @@ impl Instance {
 /// hands out the guest's own message alone. What it says itself, alone as well,
 /// is known by its words; a guest that uses the same words is taken for broken,
 /// which costs it an engine and a retry.
-fn classify(error: &Error) -> Ended {
+fn classify(error: &Error, memory: u64) -> Ended {
     let cause = error.root_cause().to_string();
     let sdk = ["oom", "timeout", "plugin ran out of fuel"].contains(&cause.as_str())
         || ["unable to ", "Function ", "wasm trap: ", "instance lock "]
@@ -193,13 +200,32 @@ fn classify(error: &Error) -> Ended {
     if error.chain().count() == 1 && !sdk {
         Ended::guest(cause)
     } else {
-        Ended::trap(innermost(error))
+        Ended::trap(innermost(error, memory))
     }
 }
 
-fn innermost(error: &Error) -> String {
+/// The calls that a guest was in when it broke. The SDK gives them as text alone, a line
+/// for each: `  0: 0x1f - module!name`.
+fn calls(error: &Error) -> Vec<String> {
+    let text = error.chain().map(ToString::to_string).find(|text| text.contains(BACKTRACE));
+    let text = text.unwrap_or_default();
+    let lines = text.lines().skip_while(|line| !line.contains(BACKTRACE)).skip(1);
+    let call = |line: &str| {
+        let name = line.rsplit_once('!').map_or(line, |(_, name)| name).trim();
+        match name.strip_prefix("<wasm function ").and_then(|number| number.strip_suffix('>')) {
+            Some(number) => format!("function {number}"),
+            None => name.to_owned(),
+        }
+    };
+    lines.take(MAX_FRAMES).map(call).collect()
+}
+
+/// What the SDK's text begins with.
+const BACKTRACE: &str = "wasm backtrace:";
+
+fn innermost(error: &Error, memory: u64) -> String {
     match error.root_cause().to_string().as_str() {
-        "oom" => "out of memory: it grew over `memory`".into(),
+        "oom" => code::memory_limit_reached(memory),
         "plugin ran out of fuel" | "wasm trap: all fuel consumed by WebAssembly" => {
             "its initialisers do not end".into()
         }

@@ -26,7 +26,7 @@ use reflowd_runtime::panic::Boundary;
 use rustix::time::{ClockId, clock_gettime};
 use wasmtime::{Config, Engine, Module};
 
-use crate::code::Uncompiled;
+use crate::code::{MAX_FRAMES, Uncompiled};
 
 /// The time between two ticks: how long a guest computes before it must let others.
 pub(super) const TICK: Duration = Duration::from_millis(1);
@@ -68,8 +68,7 @@ fn config() -> Config {
         .async_stack_size(WHOLE_STACK)
         // Nothing here awaits within a store but one call.
         .concurrency_support(false)
-        // Only an error's first cause is shown, and each frame costs time.
-        .wasm_backtrace_max_frames(None::<NonZeroUsize>)
+        .wasm_backtrace_max_frames(NonZeroUsize::new(MAX_FRAMES))
         // What would void a limit: second, shared and 64-bit memories.
         .wasm_multi_memory(false)
         .wasm_memory64(false)

@@ -35,12 +35,24 @@ pub(super) struct Room {
     tables: usize,
     /// What the last growth added, in case that it fails after all.
     added: usize,
+    /// Whether it was refused more, in the call that goes on.
+    refused: bool,
 }
 
 impl Room {
     fn new(limit: u64) -> Self {
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-        Self { limit, memory: 0, tables: 0, added: 0 }
+        Self { limit, memory: 0, tables: 0, added: 0, refused: false }
+    }
+
+    /// A call begins, in which nothing has been refused yet.
+    pub(super) fn begin(&mut self) {
+        self.refused = false;
+    }
+
+    /// The limit, if the call that goes on has been refused more.
+    pub(super) fn refused(&self) -> Option<u64> {
+        self.refused.then_some(self.limit as u64)
     }
 
     /// Bytes that are taken.
@@ -49,8 +61,10 @@ impl Room {
     }
 
     /// Whether `more` bytes fit.
-    fn fits(&self, more: usize) -> bool {
-        self.taken().checked_add(more).is_some_and(|taken| taken <= self.limit)
+    fn fits(&mut self, more: usize) -> bool {
+        let fits = self.taken().checked_add(more).is_some_and(|taken| taken <= self.limit);
+        self.refused |= !fits;
+        fits
     }
 }
 

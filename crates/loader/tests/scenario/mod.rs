@@ -180,11 +180,15 @@ async fn run(loader: &Loader, scenario: &Scenario, actor: &str) -> Seen {
         }
         Err(error) => seen.line(format_args!("refused: {}", error.reason())),
     }
-    for line in LINES.lock().unwrap().remove(actor).unwrap_or_default() {
+    let lines = LINES.lock().unwrap().remove(actor).unwrap_or_default();
+    for line in lines.iter().filter(|line| !HOST_LINES.iter().any(|host| line.starts_with(host))) {
         seen.line(format_args!("log: {line}"));
     }
     seen
 }
+
+/// What the host adds when a guest breaks: why and where it did, in each engine's own words.
+const HOST_LINES: [&str; 3] = ["ERROR broke: ", "ERROR was stopped at ", "ERROR   in "];
 
 async fn turns(module: &dyn Module, scenario: &Scenario, actor: &str, seen: &mut Seen) {
     let program = match soon(module.prepare(spec(scenario, actor))).await {
