@@ -112,7 +112,7 @@ fn break_down(language: &str, engine: &str, way: &str) -> (String, String) {
 fn a_guest_that_breaks_says_why_and_where_on_either_engine() {
     for engine in ["direct", "extism"] {
         for (language, place, function) in [
-            ("rust", "panicked at crates/guest/examples/faulty.rs:31:5: ", "faulty::give_up"),
+            ("rust", "panicked at crates/guest/examples/faulty.rs:27:5: ", "faulty::give_up"),
             ("assemblyscript", "stopped at faulty.ts:11:26: ", "faulty/process"),
         ] {
             let (reason, log) = break_down(language, engine, "panic");
@@ -134,7 +134,9 @@ fn a_guest_that_takes_all_memory_is_told_apart_from_other_traps() {
             let why = "memory limit reached (16 MiB)";
             assert!(reason.contains(why), "{engine} {language}: {reason}");
             assert!(log.contains(why), "{engine} {language}: {log}");
-            assert!(log.contains(&format!("in {function}")), "{engine} {language}: {log}");
+            // The stock SDK keeps no backtrace of a guest that is out of memory.
+            let named = log.contains(&format!("in {function}"));
+            assert_eq!(named, engine == "direct", "{engine} {language}: {log}");
         }
     }
 }
