@@ -113,7 +113,7 @@ fn a_guest_that_breaks_says_why_and_where_on_either_engine() {
     for engine in ["direct", "extism"] {
         for (language, place, function) in [
             ("rust", "panicked at crates/guest/examples/faulty.rs:27:5: ", "faulty::give_up"),
-            ("assemblyscript", "stopped at faulty.ts:11:26: ", "faulty/process"),
+            ("assemblyscript", "stopped at faulty.ts:11:25: ", "faulty/process"),
         ] {
             let (reason, log) = break_down(language, engine, "panic");
             let why = format!("{place}cannot go on: the tank is empty");
