@@ -57,10 +57,12 @@ const MESSAGES: [(Type, &str); 34] = [
 ];
 
 /// Modules that are committed, by their path in the repository.
-const FILES: [&str; 18] = [
+const FILES: [&str; 20] = [
     "modules/magnitude-filter.wasm",
     "modules/region-count.wasm",
     "modules/versions/magnitude-filter-2.0.0.wasm",
+    "tests/guests/faulty-assemblyscript.wasm",
+    "tests/guests/faulty-rust.wasm",
     "tests/guests/json.wasm",
     "tests/guests/relay.wasm",
     "tests/guests/shaky.wasm",
