@@ -6,7 +6,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use crate::rig::{PATIENCE, World, repository, shaky};
+use crate::rig::{PATIENCE, World, guest, repository, shaky};
 
 #[test]
 fn all_actors_that_are_gone_are_one_series() {
@@ -96,6 +96,32 @@ fn the_last_look_at_disk_is_told_of_and_whether_it_was_a_success() {
     let [successful, last, success] = figures();
     assert_eq!((successful, success), (1.0, last));
     assert!(last > failed);
+}
+
+#[test]
+fn what_an_actor_needs_of_its_host_memory_is_told_and_what_it_is_refused() {
+    let config = "[daemon]\nmodules = \"../modules\"\ndata = \"../data\"\nautostart = false\n\
+                  [actors.relay]\nmodule = \"relay\"\nhost_memory = \"1 MiB\"\n";
+    let world = World::new(config);
+    world.module("relay", &guest("relay"));
+    let daemon = world.start();
+    let figures = || {
+        let metrics = daemon.metrics();
+        ["bytes", "refused_total"]
+            .map(|what| metrics[&format!("reflowd_host_memory_{what}{{actor=\"relay\"}}")])
+    };
+    assert_eq!(figures(), [0.0, 0.0]);
+    let text = |bytes: usize| format!("\"{}\"", "x".repeat(bytes));
+    daemon.send("relay.in", &text(300_000));
+    daemon.until("it is through", |d| d.sum("reflowd_messages_completed_total") == 1.0);
+    let [most, refused] = figures();
+    assert!((300_000.0..=f64::from(1 << 20)).contains(&most) && refused == 0.0, "{most}");
+    daemon.send("relay.in", &text(2 << 20));
+    daemon.until("it is a dead letter", |d| d.sum("reflowd_dead_letters_total") == 1.0);
+    assert_eq!(figures(), [most, 1.0], "what was not held is no figure");
+    let letters = daemon.get("/v1/dead-letters").body;
+    assert!(letters.contains("`host_memory` allows 1048576"), "{letters}");
+    daemon.check_books();
 }
 
 #[test]

@@ -266,6 +266,9 @@ fn actors(page: &mut Page, ledger: &Ledger) {
     let name = "reflowd_tap_skipped_total";
     let help = "Messages that did not fit a tap whose reader was slow";
     each(&mut page.counter(name, help), &[], |meters| meters.tap_skipped.get());
+    let name = "reflowd_host_memory_refused_total";
+    let help = "Times that `host_memory` left no room for what a turn asked for";
+    each(&mut page.counter(name, help), &[], |meters| meters.host_memory.refused());
     let name = "reflowd_blocked_seconds_total";
     let mut family = page.counter(name, "Time that an actor waited for full mailboxes");
     for (name, meters) in &metered {
@@ -282,6 +285,12 @@ fn actors(page: &mut Page, ledger: &Ledger) {
     let mut family = page.gauge("reflowd_engine_memory_bytes", help);
     for actor in &all {
         family.sample(&[("actor", actor.name().as_str())], actor.memory_bytes());
+    }
+    let help = "The most that counted against an actor's `host_memory` in one turn";
+    let mut family = page.gauge("reflowd_host_memory_bytes", help);
+    for actor in &all {
+        let most = actor.meters().host_memory.most();
+        family.sample(&[("actor", actor.name().as_str())], most);
     }
     let runs = |actor: &&&Actor| {
         !actor.is_source()

@@ -379,6 +379,7 @@ impl Alone {
             state_in_context: true,
             limits: TurnLimits::default(),
             now: None,
+            host_memory: None,
         };
         Self { engine: Some(engine), contexts: messages.iter().map(context).collect(), runtime }
     }

@@ -5,6 +5,7 @@
 //! blocks, variables, the state and what the turn has made of it, outputs, answers of
 //! servers. So no host function needs a limit of its own, and none can forget it.
 
+use reflowd_runtime::HostMemoryMeter;
 use thiserror::Error;
 
 /// Bytes that the host holds for one actor, and how many it may hold.
@@ -12,6 +13,10 @@ use thiserror::Error;
 pub(crate) struct Account {
     limit: u64,
     held: u64,
+    /// The most that was held in this call.
+    most: u64,
+    /// How often this call was refused more.
+    refused: u64,
 }
 
 /// The host would hold more for the actor than it may.
@@ -25,13 +30,13 @@ pub(crate) struct OverHostMemory {
 impl Account {
     /// An account that holds nothing yet.
     pub(crate) fn new(limit: u64) -> Self {
-        Self { limit, held: 0 }
+        Self { limit, held: 0, most: 0, refused: 0 }
     }
 
     /// Begins a call of the guest, under that limit. Of all that was held, only `lasting`
     /// bytes are there.
     pub(crate) fn begin(&mut self, limit: u64, lasting: u64) {
-        (self.limit, self.held) = (limit, lasting);
+        *self = Self { limit, held: lasting, most: lasting, refused: 0 };
     }
 
     /// Asks for so many bytes more. For before they are allocated.
@@ -41,10 +46,24 @@ impl Account {
     pub(crate) fn take(&mut self, bytes: u64) -> Result<(), OverHostMemory> {
         let wanted = self.held.saturating_add(bytes);
         if wanted > self.limit {
+            self.refused += 1;
             return Err(OverHostMemory { wanted, limit: self.limit });
         }
         self.held = wanted;
+        self.most = self.most.max(wanted);
         Ok(())
+    }
+
+    /// Whether so many bytes more could be held. Asking is no refusal.
+    pub(crate) fn has_room(&self, bytes: u64) -> bool {
+        self.held.saturating_add(bytes) <= self.limit
+    }
+
+    /// Tells the actor's meter of the call that has ended.
+    pub(crate) fn tell(&self, meter: Option<&HostMemoryMeter>) {
+        if let Some(meter) = meter {
+            meter.note(self.most, self.refused);
+        }
     }
 
     /// Gives back bytes that are freed.
@@ -74,5 +93,22 @@ mod tests {
         assert!(account.take(u64::MAX).is_err() && account.held() == 100);
         account.begin(50, 50);
         assert!(account.take(0).is_ok() && account.take(1).is_err());
+    }
+
+    #[test]
+    fn a_meter_is_told_of_the_most_that_a_call_held_and_of_what_it_was_refused() {
+        let (meter, mut account) = (HostMemoryMeter::default(), Account::new(0));
+        let mut call = |taken: u64, refusals: u64| {
+            account.begin(100, 10);
+            account.take(taken).unwrap();
+            account.give_back(taken);
+            assert!(account.has_room(90) && !account.has_room(91));
+            (0..refusals).for_each(|_| assert!(account.take(91).is_err()));
+            account.tell(Some(&meter));
+            (meter.most(), meter.refused())
+        };
+        assert_eq!(call(0, 0), (10, 0));
+        assert_eq!(call(70, 2), (80, 2));
+        assert_eq!(call(30, 1), (80, 3));
     }
 }

@@ -385,7 +385,11 @@ impl Engine for DirectEngine {
 }
 
 impl DirectEngine {
-    async fn run(&mut self, context: Context, deadline: Instant) -> Result<Effects, FailureKind> {
+    async fn run(
+        &mut self,
+        mut context: Context,
+        deadline: Instant,
+    ) -> Result<Effects, FailureKind> {
         let Self { made, place, ready } = self;
         let _entered = place.enter();
         let begun = Instant::now();
@@ -417,9 +421,11 @@ impl DirectEngine {
         let guest = store.data_mut();
         guest.host.begin(limit, held);
         guest.host.deadline = deadline;
-        let begun_with = begin(guest, context, &parts.around).await;
-        begun_with
-            .map_err(|over| FailureKind::Turn(format!("the turn's input has no room: {over}")))?;
+        let meter = context.host_memory.take();
+        if let Err(over) = begin(guest, context, &parts.around).await {
+            guest.host.account.tell(meter.as_deref());
+            return Err(FailureKind::Turn(format!("the turn's input has no room: {over}")));
+        }
         let ended = call(store, &ready.entry).await;
         let guest = store.data_mut();
         let (side, mut account) = (guest.host.side.take(), guest.host.account);
@@ -432,25 +438,25 @@ impl DirectEngine {
             Ended::Answer(result) => side.finishing(result.len()),
             _ => 0,
         };
-        match ended {
+        let outcome = match ended {
             Ended::Answer(result) => {
-                let finish = move || side.finish(result, &mut account);
-                let finished = if work <= AT_ONCE {
-                    finish()
+                let finish = move || (side.finish(result, &mut account), account);
+                let is_long = work > AT_ONCE;
+                let finished = if is_long { place.aside(finish).await } else { finish() };
+                account = finished.1;
+                if is_long && Instant::now() >= deadline {
+                    Err(FailureKind::Timeout(begun.elapsed()))
                 } else {
-                    let finished = place.aside(finish).await;
-                    if Instant::now() >= deadline {
-                        return Err(FailureKind::Timeout(begun.elapsed()));
-                    }
-                    finished
-                };
-                finished.map_err(FailureKind::Turn)
+                    finished.0.map_err(FailureKind::Turn)
+                }
             }
             Ended::Bad(why) => Err(FailureKind::Turn(format!("the guest gave {why}"))),
             Ended::Guest(error) => Err(FailureKind::Guest(error)),
             Ended::Trap(why) => Err(FailureKind::Trap(why)),
             Ended::Timeout => Err(FailureKind::Timeout(begun.elapsed())),
-        }
+        };
+        account.tell(meter.as_deref());
+        outcome
     }
 }
 
@@ -557,6 +563,7 @@ mod tests {
             state_in_context: true,
             limits: TurnLimits::default(),
             now: None,
+            host_memory: None,
         };
         let time = Duration::from_secs(1);
         // On a busy machine the clock may tick too late to see a turn: then another is taken.

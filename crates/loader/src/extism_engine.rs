@@ -542,7 +542,7 @@ impl Engine for ExtismEngine {
 impl ExtismEngine {
     fn run(
         &mut self,
-        context: Context,
+        mut context: Context,
         deadline: Instant,
     ) -> Result<reflowd_runtime::Effects, FailureKind> {
         let begun = Instant::now();
@@ -554,8 +554,10 @@ impl ExtismEngine {
             }
         };
         let host = instance.host.as_mut().expect("nobody sits there between two calls");
+        let meter = context.host_memory.take();
         host.begin(context.limits.host_memory, context.state.held_bytes());
         if let Err(over) = host.account.take(encoded_len(&context, &config) as u64) {
+            host.account.tell(meter.as_deref());
             self.instance = Some(instance);
             return Err(FailureKind::Turn(format!("the turn's input has no room: {over}")));
         }
@@ -570,7 +572,7 @@ impl ExtismEngine {
             self.instance = Some(instance);
         }
         let side = side.expect("a turn's side comes back from the call");
-        match ended {
+        let outcome = match ended {
             Ended::Answer(result) => account
                 .take(result.len() as u64)
                 .map_err(|over| over.to_string())
@@ -580,7 +582,9 @@ impl ExtismEngine {
             Ended::Guest(error) => Err(FailureKind::Guest(error)),
             Ended::Trap(why) => Err(FailureKind::Trap(why)),
             Ended::Timeout => Err(FailureKind::Timeout(begun.elapsed())),
-        }
+        };
+        account.tell(meter.as_deref());
+        outcome
     }
 }
 

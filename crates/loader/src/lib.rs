@@ -79,6 +79,7 @@
 //!     state_in_context: true,
 //!     limits: TurnLimits::default(),
 //!     now: None,
+//!     host_memory: None,
 //! };
 //! let deadline = Instant::now() + Duration::from_secs(30);
 //! let (_engine, effects) = engine.turn(context, deadline).await.map_err(|failure| failure.kind)?;

@@ -73,8 +73,8 @@ pub(crate) struct Side {
     state: State,
     edits: Option<Edits>,
     outputs: Vec<(PortName, Message)>,
-    /// Encoded bytes put out so far, those sent at once included.
-    put_out: u64,
+    /// What was put out so far, what was sent at once included.
+    put_out: PutOut,
     limits: TurnLimits,
     now: Option<Arc<dyn SendNow>>,
     /// The trace that requests belong to.
@@ -89,7 +89,7 @@ impl Side {
             state: context.state,
             edits: None,
             outputs: Vec::new(),
-            put_out: 0,
+            put_out: PutOut::default(),
             limits: context.limits,
             now: context.now,
             trace: context.trace,
@@ -294,8 +294,14 @@ impl Side {
     ) -> Result<(), String> {
         let name = port.parse::<PortName>().map_err(|e| e.to_string())?;
         let message = message.map_err(|why| format!("port `{name}`: {why}"))?;
-        self.put_out += message.encoded_len() as u64;
-        let (size, max) = (self.put_out, self.limits.output);
+        self.put_out.messages += 1;
+        if self.put_out.messages > MAX_OUTPUTS {
+            return Err(format!(
+                "the turn puts out more than {MAX_OUTPUTS} messages; put several into one, as an array"
+            ));
+        }
+        self.put_out.bytes += message.encoded_len() as u64;
+        let (size, max) = (self.put_out.bytes, self.limits.output);
         if size > max {
             return Err(format!("the outputs are over `output`: {size} bytes of {max}"));
         }
@@ -319,6 +325,18 @@ impl Side {
         self.fault.get_or_insert(fault);
     }
 }
+
+/// How much a turn has put out.
+#[derive(Clone, Copy, Default)]
+struct PutOut {
+    messages: u64,
+    /// Of the messages as they are encoded.
+    bytes: u64,
+}
+
+/// Messages that one turn may put out, however short they are. All of them move at once when
+/// it is committed, and whatever else waits for the thread waits for that.
+const MAX_OUTPUTS: u64 = 100_000;
 
 /// Bytes that an output takes beside its data and the name of its port: its places in the
 /// turn's effects and, later, in a wire's queue.
@@ -549,6 +567,7 @@ mod tests {
             state_in_context: true,
             limits: TurnLimits { output: 1000, state: 1000, ..TurnLimits::default() },
             now: None,
+            host_memory: None,
         }
     }
 
@@ -763,6 +782,41 @@ mod tests {
             }
         };
         faulty(sends, "over `output`");
+    }
+
+    #[test]
+    fn a_turn_puts_out_so_many_messages_and_no_more() {
+        #[derive(Default)]
+        struct Counted(Mutex<u64>);
+        impl SendNow for Counted {
+            fn send(&self, _: PortName, _: Message) {
+                *self.0.lock() += 1;
+            }
+        }
+        let half = usize::try_from(MAX_OUTPUTS / 2).unwrap();
+        let put_out = |sent: usize, in_result: usize, now: Option<Arc<Counted>>| {
+            let mut side = Side::new(Context { now: now.map(|now| now as _), ..context("{}") });
+            side.limits = TurnLimits::default();
+            let account = &mut Account::new(1 << 30);
+            let entries = |entry: &str, count: usize| vec![entry; count].join(",");
+            side.send_output(format!("{{{}}}", entries(r#""o":1"#, sent)).as_bytes(), account);
+            let outputs = entries(r#""o":{"type":"Flow"}"#, in_result);
+            let effects = side.finish(format!(r#"{{"outputs":{{{outputs}}}}}"#).into(), account);
+            effects.map(|effects| effects.outputs.len())
+        };
+        let over =
+            Err("the turn puts out more than 100000 messages; put several into one, as an array");
+        let short = |found: Result<usize, String>| {
+            found.map_err(|why| why.trim_start_matches("__send_output: ").to_owned())
+        };
+        let over = over.map_err(str::to_owned);
+        assert_eq!(short(put_out(half, half, None)), Ok(2 * half));
+        assert_eq!(short(put_out(half, half + 1, None)), over);
+        assert_eq!(short(put_out(2 * half + 1, 0, None)), over);
+        // What is gone cannot be taken back, but it ends.
+        let now = Arc::new(Counted::default());
+        assert_eq!(short(put_out(2 * half + 1, 0, Some(now.clone()))), over);
+        assert_eq!(*now.0.lock(), MAX_OUTPUTS);
     }
 
     #[test]

@@ -4,11 +4,13 @@
 
 mod guest;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use guest::*;
 use reflowd_loader::{EngineKind, Limits, Loader, Source};
-use reflowd_runtime::{EnginePer, FailureKind, Message, Module, Type};
+use reflowd_runtime::{
+    Context, EnginePer, FailureKind, HostMemoryMeter, Message, Module, TurnLimits, Type,
+};
 use serde_json::{Value, json};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -154,6 +156,8 @@ on_both_engines! {
     host_functions_free_the_blocks_that_they_own
     a_guest_reads_back_what_it_has_set
     variables_have_a_bound
+    what_counts_against_host_memory_is_told
+    a_turn_puts_out_so_many_messages_and_no_more
 }
 
 async fn data_crosses_a_guest_byte_for_byte(on: Rig) {
@@ -616,4 +620,47 @@ async fn variables_have_a_bound(on: Rig) {
     let (kind, kept) = on.fails(body).await;
     let FailureKind::Trap(why) = &kind else { panic!("{kind:?}") };
     assert!(why.contains("over 1 MiB") && !kept, "{why}");
+}
+
+async fn what_counts_against_host_memory_is_told(on: Rig) {
+    let meter = Arc::new(HostMemoryMeter::default());
+    let context = |host_memory| Context {
+        host_memory: Some(meter.clone()),
+        limits: TurnLimits { host_memory, ..TurnLimits::default() },
+        ..context("null")
+    };
+    let sends =
+        r#"(call $send_output (call $block <<{"z":1}>>)) (call $answer <<{"outputs":{}}>>)"#;
+    let (engine, _) = turn(on.engine(process(sends)).await, context(1 << 20)).await;
+    let most = meter.most();
+    assert!((257..1 << 20).contains(&most) && meter.refused() == 0, "{meter:?}");
+    // The input alone is larger.
+    let refused = failure(engine, context(100), LONG).await;
+    assert!(matches!(refused.kind, FailureKind::Turn(_)), "{refused:?}");
+    assert_eq!((meter.most(), meter.refused()), (most, 1));
+    // A guest that breaks on it is counted too, though its engine is gone.
+    let sets =
+        r#"(call $var_set (call $block <<k>>) (call $alloc (i64.const 0x10000))) (i32.const 0)"#;
+    let broken = failure(on.engine(process(sets)).await, context(10_000), LONG).await;
+    assert!(matches!(broken.kind, FailureKind::Trap(_)), "{broken:?}");
+    assert_eq!(meter.refused(), 2);
+}
+
+async fn a_turn_puts_out_so_many_messages_and_no_more(on: Rig) {
+    let sends = |count: u32| {
+        process(&format!(
+            r#"(local $left i32) (local $block i64)
+            (local.set $left (i32.const {count}))
+            (local.set $block (call $block <<{{"z":1}}>>))
+            (loop $next
+              (call $send_output (local.get $block))
+              (br_if $next (local.tee $left (i32.sub (local.get $left) (i32.const 1)))))
+            (call $answer <<{{"outputs":{{}}}}>>)"#
+        ))
+    };
+    let (_, effects) = turn(on.engine(sends(100_000)).await, context("null")).await;
+    assert_eq!(effects.outputs.len(), 100_000);
+    let over = failure(on.engine(sends(100_001)).await, context("null"), LONG).await;
+    let FailureKind::Turn(why) = &over.kind else { panic!("{over:?}") };
+    assert!(why.contains("more than 100000 messages") && over.engine.is_some(), "{why}");
 }

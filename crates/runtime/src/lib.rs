@@ -49,7 +49,7 @@ pub use journal::{Journal, LogLine};
 pub use log::ActorLog;
 pub use mailbox::{Bounds, Counts, Entry, Mailbox};
 pub use message::{EXCERPT, Message, MessageError, Type, WrittenMessage, excerpt};
-pub use meter::{Counter, Histogram, Meters};
+pub use meter::{Counter, Histogram, HostMemoryMeter, Meters};
 pub use module::{
     Context, Digest, DigestError, Effects, Engine, EnginePer, Failure, FailureKind,
     InstantiateError, LeftState, Metadata, MigrateError, Module, Port, PrepareError, Program,

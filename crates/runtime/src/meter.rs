@@ -1,7 +1,10 @@
 //! What an actor counts of itself, for metrics and `ps`.
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -86,6 +89,38 @@ impl Default for Histogram {
     }
 }
 
+/// What has counted against an actor's `host_memory` in its turns. Written by one task.
+#[derive(Debug, Default)]
+pub struct HostMemoryMeter {
+    most: AtomicU64,
+    refused: Counter,
+}
+
+impl HostMemoryMeter {
+    /// Notes a turn in which the host has held at most so many bytes, and has refused to
+    /// hold more so many times.
+    pub fn note(&self, most: u64, refused: u64) {
+        if most > self.most() {
+            self.most.store(most, Ordering::Relaxed);
+        }
+        if refused > 0 {
+            self.refused.add(refused);
+        }
+    }
+
+    /// The most bytes that were held in one turn.
+    #[must_use]
+    pub fn most(&self) -> u64 {
+        self.most.load(Ordering::Relaxed)
+    }
+
+    /// How often there was no room for more.
+    #[must_use]
+    pub fn refused(&self) -> u64 {
+        self.refused.get()
+    }
+}
+
 /// All that one actor counts, but its mailbox and wires, which count for themselves.
 #[derive(Debug, Default)]
 pub struct Meters {
@@ -132,6 +167,8 @@ pub struct Meters {
     pub blocked_millis: Counter,
     /// Messages that did not fit a tap whose reader was slow.
     pub tap_skipped: Counter,
+    /// What the host held for its turns, which take note of it themselves.
+    pub host_memory: Arc<HostMemoryMeter>,
 }
 
 impl Meters {
@@ -157,6 +194,7 @@ impl Meters {
             unreadable,
             blocked_millis,
             tap_skipped,
+            host_memory,
         } = other;
         self.turns_ok.add(turns_ok.get());
         self.turns_trap.add(turns_trap.get());
@@ -177,6 +215,7 @@ impl Meters {
         self.unreadable.add(unreadable.get());
         self.blocked_millis.add(blocked_millis.get());
         self.tap_skipped.add(tap_skipped.get());
+        self.host_memory.note(host_memory.most(), host_memory.refused());
     }
 
     /// Turns that did not succeed.

@@ -21,7 +21,7 @@ use thiserror::Error;
 use tokio::time::Instant;
 
 use crate::{
-    ActorLog, ActorName, Message, MessageId, PortName, Settings, TurnTrace, Type,
+    ActorLog, ActorName, HostMemoryMeter, Message, MessageId, PortName, Settings, TurnTrace, Type,
     panic::Panic,
     state_index::{Entries, Index, look_through},
     strict_json::{self, JsonFault, MAX_DEPTH},
@@ -142,6 +142,8 @@ pub struct Context {
     pub limits: TurnLimits,
     /// Takes what `__send_output` gives at once, where the actor sends `now`.
     pub now: Option<Arc<dyn SendNow>>,
+    /// Counts what the host holds for the turn, where somebody wants to know.
+    pub host_memory: Option<Arc<HostMemoryMeter>>,
 }
 
 /// Sizes that a turn must keep, in bytes.

@@ -491,13 +491,8 @@ fn grow(bytes: &mut Vec<u8>, needed: usize, account: &mut Account) -> Result<(),
     }
     let double = needed.max((2 * there).min(SEGMENT));
     // Where there is no room for twice as much there may still be for what is needed.
-    let capacity = match account.take((double - there) as u64) {
-        Ok(()) => double,
-        Err(_) => {
-            account.take((needed - there) as u64)?;
-            needed
-        }
-    };
+    let capacity = if account.has_room((double - there) as u64) { double } else { needed };
+    account.take((capacity - there) as u64)?;
     bytes.reserve_exact(capacity - bytes.len());
     Ok(())
 }

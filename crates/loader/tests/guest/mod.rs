@@ -228,6 +228,7 @@ pub(crate) fn context(data: &str) -> Context {
         state_in_context: true,
         limits: TurnLimits::default(),
         now: None,
+        host_memory: None,
     }
 }
 

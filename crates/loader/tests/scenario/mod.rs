@@ -269,6 +269,7 @@ fn context(scenario: &Scenario, metadata: &Metadata, given: &Given, state: &Stat
         state_in_context: scenario.state_in_context,
         limits: scenario.limits,
         now: None,
+        host_memory: None,
     }
 }
 

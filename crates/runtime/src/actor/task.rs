@@ -577,6 +577,7 @@ impl ActorTask {
                 host_memory: settings.host_memory,
             },
             now,
+            host_memory: Some(Arc::clone(&self.shared.meters.host_memory)),
         }
     }
 
