@@ -268,10 +268,11 @@ impl Binary {
         let mut parser = Parser::new(0);
         parser.set_features(features());
         let mut declared = Declared::default();
+        let mut sections = bounds::Sections::default();
         let mut valid = Ok(());
         for payload in parser.parse_all(bytes) {
             let surveyed = payload.map_err(Refused::from).and_then(|payload| {
-                bounds::check_section(&payload, self.memory.map(|memory| memory.min))?;
+                sections.check(&payload, self.memory.map(|memory| memory.min))?;
                 self.survey(&payload, &mut declared)?;
                 Ok(payload)
             });
@@ -363,6 +364,8 @@ impl Binary {
 struct Declared {
     /// By index; only functions have a type that matters.
     types: Vec<Option<FuncType>>,
+    /// Parameters and results of all of them.
+    values: usize,
     /// The type of each function, imports first.
     functions: Vec<u32>,
 }
@@ -373,6 +376,8 @@ impl Declared {
         if let Some(ty) = &ty {
             bounds::PARAMS.check(ty.params().len())?;
             bounds::RESULTS.check(ty.results().len())?;
+            self.values += ty.params().len() + ty.results().len();
+            bounds::VALUES.check(self.values)?;
         }
         self.types.push(ty);
         // One entry of the section may stand for many types.
@@ -607,9 +612,56 @@ mod tests {
         at_most(64, "results of one function or block", |n| {
             format!("(module (type (func (result {}))))", "i32 ".repeat(n))
         });
+        at_most(200_000, "parameters and results of all types", |n| {
+            let values = |n| "i32 ".repeat(n);
+            let whole = format!("(type (func (param {}) (result {})))", values(192), values(8));
+            let rest = format!("(type (func (param {})))", values(n % 200));
+            format!("(module {} {rest})", whole.repeat(n / 200))
+        });
+        at_most(400_000, "entries of all element segments", |n| {
+            let segment = |n| format!("(elem func {})", "0 ".repeat(n));
+            format!("(module (func) {} {})", segment(300_000), segment(n - 300_000))
+        });
         at_most(PAGE, "bytes up to the end of its data in its memory", |n| {
             format!("(module (memory 1) (data (i32.const {}) \"abcd\"))", n - 4)
         });
+    }
+
+    /// A value that takes so many instructions, an even number, one more, and the end.
+    fn computed(instructions: usize) -> String {
+        "i32.const 1 ".repeat(instructions / 2 + 1) + &"i32.add ".repeat(instructions / 2)
+    }
+
+    #[test]
+    fn what_is_computed_for_each_instance_is_bounded_wherever_it_stands() {
+        const WHAT: &str = "instructions in computed initial values and places";
+        let module = |item: &str| {
+            format!(
+                "(module (func) (memory 1) (table 9 funcref) (global $g i32 i32.const 0) {item})"
+            )
+        };
+        let read = |item: &str| Binary::read(&wat::parse_str(module(item)).unwrap()).1;
+        let over = |valid| matches!(valid, Err(InvalidBinary::OverLimit { what: WHAT, .. }));
+        for (before, after) in
+            [("(global i32", ")"), ("(data (offset", ") \"\")"), ("(elem (offset", ") func 0)")]
+        {
+            // 9,999 and the end.
+            assert_eq!(read(&format!("{before} {} {after}", computed(9_998))), Ok(()), "{before}");
+            assert!(over(read(&format!("{before} {} {after}", computed(10_000)))), "{before}");
+            // Many small ones, of three and the end.
+            let small = |n| format!("{before} {} {after}", computed(2)).repeat(n);
+            assert_eq!(read(&small(2_500)), Ok(()), "{before}");
+            assert!(over(read(&small(2_501))), "{before}");
+        }
+        let together = format!("(global i32 {0}) (data (offset {0}) \"\")", computed(5_000));
+        assert!(over(read(&together)));
+        for plain in [
+            "(global i64 i64.const 1)",
+            "(data (i32.const 1) \"\")",
+            "(elem (i32.const 1) funcref (ref.func 0))",
+        ] {
+            assert_eq!(read(&plain.repeat(9_000)), Ok(()), "{plain}");
+        }
     }
 
     #[test]

@@ -2,7 +2,12 @@
 //!
 //! Everything here may take long, and blocks: it belongs on threads for that.
 
-use std::{fmt, str::FromStr, sync::Arc, time::Duration};
+use std::{
+    fmt::{self, Write as _},
+    str::FromStr,
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use reflowd_runtime::{Digest, EnginePer, Metadata, Program};
@@ -249,6 +254,34 @@ pub(crate) enum Ended {
 /// Calls of a backtrace that are logged, the innermost first. Each costs time.
 pub(crate) const MAX_FRAMES: usize = 20;
 
+/// Bytes of the name of a function that are shown. A module may name one as it likes, and a
+/// mangled name may stand for one that is many times as long.
+const MAX_CALL: usize = 1 << 10;
+
+/// The name of a function for whoever reads a backtrace.
+pub(crate) fn readable_call(name: &str) -> String {
+    let mut shown = Cut(String::new());
+    // It is an error of `Cut` alone that ends this early.
+    _ = write!(shown, "{:#}", rustc_demangle::demangle(cut(name, MAX_CALL)));
+    shown.0
+}
+
+/// The beginning of a text, of so many bytes at most.
+fn cut(text: &str, max: usize) -> &str {
+    &text[..text.floor_char_boundary(max)]
+}
+
+/// The first bytes of a text that is written, which takes no more than they are.
+struct Cut(String);
+
+impl fmt::Write for Cut {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let part = cut(text, MAX_CALL - self.0.len());
+        self.0.push_str(part);
+        if part.len() < text.len() { Err(fmt::Error) } else { Ok(()) }
+    }
+}
+
 /// Why a guest broke that had reached its limit of memory.
 pub(crate) fn memory_limit_reached(limit: u64) -> String {
     let size = match limit {
@@ -326,6 +359,14 @@ mod tests {
             let (Ended::Guest(text) | Ended::Trap(text)) = ended else { panic!("another end") };
             assert!(text.len() <= MAX_ERROR + 3, "{}", text.len());
         }
+    }
+
+    #[test]
+    fn the_name_of_a_function_is_demangled_and_cut_to_what_anybody_reads() {
+        assert_eq!(readable_call("_ZN5guest4fail17h0123456789abcdefE"), "guest::fail");
+        assert_eq!(readable_call("plain"), "plain");
+        assert_eq!(readable_call(&"x".repeat(28 << 20)), "x".repeat(MAX_CALL));
+        assert!(readable_call(&"é".repeat(MAX_CALL)).len() <= MAX_CALL);
     }
 
     #[test]

@@ -225,7 +225,7 @@ async fn call(store: &mut Store<Guest>, function: &TypedFunc<(), i32>) -> Ended 
 fn calls(error: &wasmtime::Error) -> Vec<String> {
     let trace = error.downcast_ref::<WasmBacktrace>();
     let call = |frame: &FrameInfo| match frame.func_name() {
-        Some(name) => format!("{:#}", rustc_demangle::demangle(name)),
+        Some(name) => code::readable_call(name),
         None => format!("function {}", frame.func_index()),
     };
     trace.into_iter().flat_map(WasmBacktrace::frames).map(call).collect()

@@ -214,7 +214,7 @@ fn calls(error: &Error) -> Vec<String> {
         let name = line.rsplit_once('!').map_or(line, |(_, name)| name).trim();
         match name.strip_prefix("<wasm function ").and_then(|number| number.strip_suffix('>')) {
             Some(number) => format!("function {number}"),
-            None => name.to_owned(),
+            None => code::readable_call(name),
         }
     };
     lines.take(MAX_FRAMES).map(call).collect()

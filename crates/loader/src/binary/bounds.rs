@@ -5,8 +5,9 @@
 //! the largest programs of real languages have.
 
 use wasmparser::{
-    DataKind, DataSectionReader, FuncToValidate, FuncValidatorAllocations, FunctionBody, Operator,
-    OperatorsReader, Payload, TableSectionReader, ValidatorResources,
+    ConstExpr, DataKind, DataSectionReader, ElementItems, ElementKind, ElementSectionReader,
+    FuncToValidate, FuncValidatorAllocations, FunctionBody, GlobalSectionReader, Operator,
+    OperatorsReader, Payload, TableInit, TableSectionReader, ValidatorResources,
 };
 
 use super::{InvalidBinary, Refused, features};
@@ -19,6 +20,10 @@ pub(super) struct Bound {
 
 /// Types, each of which costs the engine an entry shared by all modules.
 pub(super) const TYPES: Bound = Bound { what: "types", max: 20_000 };
+/// Parameters and results of all types. Each is moved by code of its own wherever host and
+/// guest call each other.
+pub(super) const VALUES: Bound =
+    Bound { what: "parameters and results of all types", max: 200_000 };
 /// Parameters of one type: every call copies them.
 pub(super) const PARAMS: Bound = Bound { what: "parameters of one function", max: 256 };
 /// Results of one type. A block has a type too, and each branch carries them.
@@ -40,6 +45,14 @@ pub(super) const GLOBALS: Bound = Bound { what: "globals", max: 10_000 };
 pub(super) const EXPORTS: Bound = Bound { what: "exports", max: 10_000 };
 /// Element segments.
 pub(super) const ELEMENTS: Bound = Bound { what: "element segments", max: 10_000 };
+/// Entries of all element segments, which are made to instructions where the place of a
+/// segment is computed. A table takes half of them.
+pub(super) const ENTRIES: Bound = Bound { what: "entries of all element segments", max: 400_000 };
+/// Instructions of initial values and places that are computed. Each becomes code that no
+/// other bound counts and that runs, without an end to its time, in each new instance.
+/// Toolchains write three where code is made to be moved, and one everywhere else.
+pub(super) const COMPUTED: Bound =
+    Bound { what: "instructions in computed initial values and places", max: 10_000 };
 /// Data segments. Go writes one for each run of bytes that are not zero.
 pub(super) const DATA: Bound = Bound { what: "data segments", max: 100_000 };
 /// Bytes of all functions, for which a compiler takes half a minute at worst. The largest
@@ -83,47 +96,133 @@ impl Bound {
     }
 }
 
-/// Checks what a section says of itself. `memory` is the declared minimum, in bytes.
-pub(super) fn check_section(payload: &Payload<'_>, memory: Option<u64>) -> Result<(), Refused> {
-    match payload {
-        Payload::TypeSection(section) => TYPES.check(section.count())?,
-        Payload::ImportSection(section) => IMPORTS.check(section.count())?,
-        Payload::FunctionSection(section) => FUNCTIONS.check(section.count())?,
-        Payload::TableSection(section) => check_tables(section)?,
-        Payload::GlobalSection(section) => GLOBALS.check(section.count())?,
-        Payload::ExportSection(section) => EXPORTS.check(section.count())?,
-        Payload::ElementSection(section) => ELEMENTS.check(section.count())?,
-        Payload::DataSection(section) => check_data(section, memory)?,
-        Payload::CodeSectionStart { size, .. } => CODE.check(*size)?,
-        _ => {}
-    }
-    Ok(())
+/// What sections have in common, counted from one to the next.
+#[derive(Default)]
+pub(super) struct Sections {
+    computed: u64,
+    entries: u64,
 }
 
-fn check_tables(section: &TableSectionReader<'_>) -> Result<(), Refused> {
-    TABLES.check(section.count())?;
-    for table in section.clone() {
-        TABLE.check(table?.ty.initial)?;
-    }
-    Ok(())
-}
-
-/// Every instance would trap at once on data beyond its memory.
-fn check_data(section: &DataSectionReader<'_>, memory: Option<u64>) -> Result<(), Refused> {
-    DATA.check(section.count())?;
-    for segment in section.clone() {
-        let segment = segment?;
-        let DataKind::Active { offset_expr, .. } = segment.kind else { continue };
-        let mut offset = offset_expr.get_operators_reader();
-        // Other offsets are known only when it is instantiated.
-        if let (Operator::I32Const { value }, Operator::End, Some(max)) =
-            (offset.read()?, offset.read()?, memory)
-        {
-            let end = u64::from(value.cast_unsigned()) + segment.data.len() as u64;
-            Bound { what: "bytes up to the end of its data in its memory", max }.check(end)?;
+impl Sections {
+    /// Checks what a section says of itself. `memory` is the declared minimum, in bytes.
+    pub(super) fn check(
+        &mut self,
+        payload: &Payload<'_>,
+        memory: Option<u64>,
+    ) -> Result<(), Refused> {
+        match payload {
+            Payload::TypeSection(section) => TYPES.check(section.count())?,
+            Payload::ImportSection(section) => IMPORTS.check(section.count())?,
+            Payload::FunctionSection(section) => FUNCTIONS.check(section.count())?,
+            Payload::TableSection(section) => self.check_tables(section)?,
+            Payload::GlobalSection(section) => self.check_globals(section)?,
+            Payload::ExportSection(section) => EXPORTS.check(section.count())?,
+            Payload::ElementSection(section) => self.check_elements(section)?,
+            Payload::DataSection(section) => self.check_data(section, memory)?,
+            Payload::CodeSectionStart { size, .. } => CODE.check(*size)?,
+            _ => {}
         }
+        Ok(())
     }
-    Ok(())
+
+    fn check_tables(&mut self, section: &TableSectionReader<'_>) -> Result<(), Refused> {
+        TABLES.check(section.count())?;
+        for table in section.clone() {
+            let table = table?;
+            TABLE.check(table.ty.initial)?;
+            if let TableInit::Expr(value) = &table.init {
+                self.compute(value)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn check_globals(&mut self, section: &GlobalSectionReader<'_>) -> Result<(), Refused> {
+        GLOBALS.check(section.count())?;
+        for global in section.clone() {
+            self.compute(&global?.init_expr)?;
+        }
+        Ok(())
+    }
+
+    fn check_elements(&mut self, section: &ElementSectionReader<'_>) -> Result<(), Refused> {
+        ELEMENTS.check(section.count())?;
+        for segment in section.clone() {
+            let segment = segment?;
+            if let ElementKind::Active { offset_expr, .. } = &segment.kind {
+                self.compute(offset_expr)?;
+            }
+            let entries = match &segment.items {
+                ElementItems::Functions(functions) => functions.count(),
+                ElementItems::Expressions(_, values) => values.count(),
+            };
+            self.entries += u64::from(entries);
+            ENTRIES.check(self.entries)?;
+            if let ElementItems::Expressions(_, values) = segment.items {
+                for value in values {
+                    self.compute(&value?)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Every instance would trap at once on data beyond its memory.
+    fn check_data(
+        &mut self,
+        section: &DataSectionReader<'_>,
+        memory: Option<u64>,
+    ) -> Result<(), Refused> {
+        DATA.check(section.count())?;
+        for segment in section.clone() {
+            let segment = segment?;
+            let DataKind::Active { offset_expr, .. } = segment.kind else { continue };
+            self.compute(&offset_expr)?;
+            let mut offset = offset_expr.get_operators_reader();
+            // Other offsets are known only when it is instantiated.
+            if let (Operator::I32Const { value }, Operator::End, Some(max)) =
+                (offset.read()?, offset.read()?, memory)
+            {
+                let end = u64::from(value.cast_unsigned()) + segment.data.len() as u64;
+                Bound { what: "bytes up to the end of its data in its memory", max }.check(end)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts the instructions of a value, unless it stands there as it is.
+    fn compute(&mut self, value: &ConstExpr<'_>) -> Result<(), Refused> {
+        let mut operators = value.get_operators_reader();
+        let first = operators.read()?;
+        // Nothing at all is what a validator has better words for.
+        if matches!(first, Operator::End)
+            || is_plain(&first) && matches!(operators.read()?, Operator::End)
+        {
+            return Ok(());
+        }
+        // What was read already.
+        self.computed += 1 + u64::from(is_plain(&first));
+        while !operators.eof() {
+            operators.read()?;
+            self.computed += 1;
+            COMPUTED.check(self.computed)?;
+        }
+        Ok(COMPUTED.check(self.computed)?)
+    }
+}
+
+/// Whether the instruction alone is a value that nothing has to be run for.
+fn is_plain(operator: &Operator<'_>) -> bool {
+    matches!(
+        operator,
+        Operator::I32Const { .. }
+            | Operator::I64Const { .. }
+            | Operator::F32Const { .. }
+            | Operator::F64Const { .. }
+            | Operator::V128Const { .. }
+            | Operator::RefNull { .. }
+            | Operator::RefFunc { .. }
+    )
 }
 
 /// Validates functions, and counts what they have in common.
