@@ -679,6 +679,16 @@ mod tests {
             Binary::read(&wat::parse_str(function("loop end ".repeat(1000))).unwrap());
         assert_eq!(one_by_one, Ok(()));
         at_most(20_000, "calls in one function", |n| function("call 0 ".repeat(n)));
+        at_most(4_000, "values given to and by the blocks of one function", |n| {
+            function("block (result i32) i32.const 0 end drop ".repeat(n))
+        });
+        at_most(4_000, "values given to and by the blocks of one function", |n| {
+            let of_three =
+                "i32.const 0 i32.const 0 loop (param i32 i32) (result i32) drop end drop ";
+            let of_one = "if (result i32) i32.const 0 else i32.const 1 end drop "
+                .replace("if", "i32.const 0 if");
+            function(of_three.repeat(n / 3) + &of_one.repeat(n % 3))
+        });
         at_most(20_000, "labels of one `br_table`", |n| {
             function(format!("i32.const 0 br_table {}", "0 ".repeat(n + 1)))
         });

@@ -5,9 +5,10 @@
 //! the largest programs of real languages have.
 
 use wasmparser::{
-    ConstExpr, DataKind, DataSectionReader, ElementItems, ElementKind, ElementSectionReader,
-    FuncToValidate, FuncValidatorAllocations, FunctionBody, GlobalSectionReader, Operator,
-    OperatorsReader, Payload, TableInit, TableSectionReader, ValidatorResources,
+    BlockType, ConstExpr, DataKind, DataSectionReader, ElementItems, ElementKind,
+    ElementSectionReader, FuncToValidate, FuncValidatorAllocations, FunctionBody,
+    GlobalSectionReader, Operator, OperatorsReader, Payload, TableInit, TableSectionReader,
+    ValidatorResources, WasmModuleResources as _,
 };
 
 use super::{InvalidBinary, Refused, features};
@@ -71,6 +72,10 @@ pub(super) const LOCALS: Bound = Bound { what: "locals in one function", max: 4_
 pub(super) const NESTING: Bound = Bound { what: "blocks inside each other", max: 10_000 };
 /// Loops inside each other. Nobody writes a dozen.
 pub(super) const LOOPS: Bound = Bound { what: "loops inside each other", max: 100 };
+/// Values that the blocks of one function are given and give. A compiler's memory grows with
+/// their square: seven bytes of code can take gigabytes. Most blocks have none.
+pub(super) const PASSED: Bound =
+    Bound { what: "values given to and by the blocks of one function", max: 4_000 };
 /// Labels of one `br_table`.
 pub(super) const LABELS: Bound = Bound { what: "labels of one `br_table`", max: 20_000 };
 
@@ -259,13 +264,17 @@ impl Functions {
         let mut operators = OperatorsReader::new(reader);
         let mut open: Vec<Open> = Vec::new();
         let (mut loops, mut sets, mut meeting, mut carried) = (0_u64, 0, 0, 0);
-        let mut calls = 0_u64;
+        let (mut calls, mut passed) = (0_u64, 0_u64);
         while !operators.eof() {
             let at = operators.original_position();
             let operator = operators.read()?;
             validator.op(at, &operator)?;
             match operator {
-                Operator::Block { .. } | Operator::If { .. } | Operator::Loop { .. } => {
+                Operator::Block { blockty }
+                | Operator::If { blockty }
+                | Operator::Loop { blockty } => {
+                    passed += values_of(blockty, validator.resources());
+                    PASSED.check(passed)?;
                     let is_loop = matches!(operator, Operator::Loop { .. });
                     open.push(Open { is_loop, sets_before: sets });
                     NESTING.check(open.len())?;
@@ -297,5 +306,18 @@ impl Functions {
         self.carried += carried;
         MEETING_IN_ALL.check(self.meeting)?;
         Ok(CARRIED_IN_ALL.check(self.carried)?)
+    }
+}
+
+/// How many values a block is given and gives.
+fn values_of(ty: BlockType, types: &ValidatorResources) -> u64 {
+    match ty {
+        BlockType::Empty => 0,
+        BlockType::Type(_) => 1,
+        BlockType::FuncType(index) => {
+            let ty = types.sub_type_at(index).expect("the block was found to be valid");
+            let ty = ty.unwrap_func();
+            (ty.params().len() + ty.results().len()) as u64
+        }
     }
 }
