@@ -184,6 +184,7 @@ fn tasks_of_the_background_begin_anew() {
         "admin-listener",
         "watcher",
         "budget",
+        "events",
         "watchdog",
         "clock",
         "spans",

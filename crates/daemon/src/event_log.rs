@@ -17,9 +17,12 @@ use std::{
 
 use parking_lot::Mutex;
 use reflowd_hot_reload::read_own_file;
-use reflowd_runtime::{Digest, Event, EventKind, Events};
+use reflowd_runtime::{
+    Digest, Event, EventKind, Events,
+    panic::{Boundary, Pauses},
+};
 use sha2::{Digest as _, Sha256};
-use tokio::{sync::broadcast::error::RecvError, time::Instant};
+use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -60,6 +63,14 @@ struct Writing {
     unsynced: bool,
     /// Why nothing can be written, as far as it has been said.
     trouble: Option<String>,
+}
+
+/// Where a batch of events ended up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum BatchEnd {
+    OnDisk,
+    /// Some of it could not be written.
+    InMemory,
 }
 
 /// What a file holds.
@@ -110,40 +121,61 @@ impl EventLog {
     /// Writes events as they come, until it is stopped. The last ones are for
     /// [`flush`](Self::flush).
     pub(crate) async fn keep(self: Arc<Self>, stop: CancellationToken) {
+        let mut pauses = Pauses::default();
         loop {
             let last = self.writing.lock().last;
             let (past, mut live) = self.events.since(last);
             let mut batch = past;
-            loop {
+            let pause = loop {
                 let log = Arc::clone(&self);
-                let written = tokio::task::spawn_blocking(move || log.write(&batch));
-                if !written.await.expect("writing events does not panic") {
-                    break;
+                match Boundary::Events.aside(move || log.write(&batch)).await {
+                    Ok(BatchEnd::OnDisk) => {
+                        pauses.succeeded();
+                        Boundary::Events.works();
+                    }
+                    Ok(BatchEnd::InMemory) => break PAUSE,
+                    Err(_) => {
+                        self.distrust_file();
+                        break Boundary::Events.again_after(&mut pauses);
+                    }
                 }
-                let Some(more) = next(&mut live, self.is_unsynced(), &stop).await else { break };
+                let Some(more) = next(&mut live, self.sync_after(), &stop).await else {
+                    break PAUSE;
+                };
                 batch = more;
-            }
+            };
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep(PAUSE) => {}
+                () = tokio::time::sleep(pause) => {}
             }
         }
     }
 
-    fn is_unsynced(&self) -> bool {
-        self.writing.lock().unsynced
+    /// How long to wait for more events before what was written is synchronized, if it is not yet.
+    fn sync_after(&self) -> Option<Duration> {
+        self.writing.lock().unsynced.then_some(PAUSE)
+    }
+
+    /// A panic may have left half a line. Once opened again, the file is cut behind its last
+    /// whole one.
+    fn distrust_file(&self) {
+        self.writing.lock().file = None;
     }
 
     /// Brings everything that has happened to the disk itself. Blocks.
     pub(crate) fn flush(&self) {
-        let last = self.writing.lock().last;
-        self.write(&self.events.since(last).0);
-        self.write(&[]);
+        let flushed = Boundary::Events.catch(|| {
+            let last = self.writing.lock().last;
+            self.write(&self.events.since(last).0);
+            self.write(&[]);
+        });
+        if flushed.is_err() {
+            self.distrust_file();
+        }
     }
 
-    /// Adds events that are not written yet; with none, brings to the disk itself what is. True
-    /// where that has been done.
-    fn write(&self, batch: &[Event]) -> bool {
+    /// Writes events that are not on disk yet; an empty batch synchronizes what was written.
+    fn write(&self, batch: &[Event]) -> BatchEnd {
         let mut writing = self.writing.lock();
         let result = match batch {
             [] => writing.sync(),
@@ -154,7 +186,7 @@ impl EventLog {
                 if !batch.is_empty() && writing.trouble.take().is_some() {
                     info!("events are written to disk again");
                 }
-                true
+                BatchEnd::OnDisk
             }
             Err(error) => {
                 let why = error.to_string();
@@ -163,24 +195,30 @@ impl EventLog {
                     warn!(%folder, %why, "events cannot be written; they are kept in memory, and it is tried again");
                     writing.trouble = Some(why);
                 }
-                false
+                BatchEnd::InMemory
             }
         }
     }
 }
 
-/// The next events; none, where it is time to synchronize what was written. Nothing, where the
-/// history has to be asked or it is over.
+/// The next events; an empty batch when it is time to synchronize what was written. `None` when
+/// the history has to be read again or the log is to stop.
 async fn next(
     live: &mut tokio::sync::broadcast::Receiver<Event>,
-    unsynced: bool,
+    sync_after: Option<Duration>,
     stop: &CancellationToken,
 ) -> Option<Vec<Event>> {
+    let sync = async {
+        match sync_after {
+            Some(pause) => tokio::time::sleep(pause).await,
+            None => std::future::pending().await,
+        }
+    };
     let first = tokio::select! {
         biased;
         () = stop.cancelled() => return None,
         event = live.recv() => event,
-        () = tokio::time::sleep_until(Instant::now() + PAUSE), if unsynced => return Some(Vec::new()),
+        () = sync => return Some(Vec::new()),
     };
     let mut batch = match first {
         Ok(event) => vec![event],

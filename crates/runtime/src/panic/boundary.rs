@@ -83,6 +83,8 @@ boundaries! {
     Spans = "spans", Helper, "the batch in hand";
     /// What tells of queues that hold too much.
     Budget = "budget", Helper, "an event";
+    /// What brings events to disk.
+    Events = "events", Helper, "an attempt to write; events stay in memory until the next";
     /// What notices that files change.
     Watcher = "watcher", Helper, "events; rescans go on, and the next one watches anew";
     /// An actor's task, between its turns.
