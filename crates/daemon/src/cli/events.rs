@@ -70,10 +70,11 @@ fn text(event: &Map<String, Value>) -> String {
         | "trial-passed"
         | "dead-letters-on-disk"
         | "state-written"
-        | "config-known" => Style::Good,
+        | "config-known"
+        | "part-recovered" => Style::Good,
         "failed" | "module-refused" | "config-refused" | "config-unknown" | "change-refused"
         | "dead-letters-lost" | "rolled-back" | "source-gap" | "unclean-stop"
-        | "state-not-written" | "data-damaged" => Style::Bad,
+        | "state-not-written" | "data-damaged" | "panicked" => Style::Bad,
         "restarted"
         | "waiting"
         | "unreadable"
