@@ -366,9 +366,7 @@ fn var_set(
     let removes = args.get(1).and_then(Val::i64) == Some(0);
     let value = if removes { None } else { Some(taken(plugin, args, 1)?) };
     host.account.give_back(key.len() as u64);
-    if !host.set_var(&key, value) {
-        return Err(Error::msg(host::TOO_MANY_VARS));
-    }
+    host.set_var(&key, value)?;
     free(plugin, args);
     Ok(None)
 }

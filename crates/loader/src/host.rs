@@ -8,10 +8,11 @@ use std::{collections::BTreeMap, sync::Arc, time::Instant};
 use bytes::Bytes;
 use reflowd_runtime::{ActorLog, HOST_MEMORY, ProgramSpec, TurnTrace};
 use serde_json::Value;
+use thiserror::Error;
 use tracing::{Level, level_filters::LevelFilter};
 
 use crate::{
-    account::Account,
+    account::{Account, OverHostMemory},
     http::{self, Answer, HttpError},
     turn::Side,
 };
@@ -22,8 +23,16 @@ const MAX_VARS: usize = 1 << 20;
 /// Bytes that a variable takes beside its name and its value.
 const VAR: usize = 128;
 
-/// What a guest breaks with whose variables would go over that.
-pub(crate) const TOO_MANY_VARS: &str = "var_set: the variables are over 1 MiB";
+/// Why a variable is not set. The guest breaks with it.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub(crate) enum SetVarError {
+    /// All of them together are too large.
+    #[error("var_set: the variables are over 1 MiB")]
+    TooMany,
+    /// The host holds as much for the actor as it may.
+    #[error("var_set: {0}")]
+    NoRoom(#[from] OverHostMemory),
+}
 
 /// What a guest breaks with that wants a turn's things outside of one.
 pub(crate) const NO_TURN: &str = "outputs and state exist only within a turn";
@@ -131,25 +140,29 @@ impl Host {
         self.vars.get(key).cloned()
     }
 
-    /// Sets a variable, or removes it. False: there is no room for it.
-    #[must_use]
-    pub(crate) fn set_var(&mut self, key: &[u8], value: Option<&[u8]>) -> bool {
-        let old = self.vars.get(key).map_or(0, |old| old.len() + key.len());
-        let new = value.map_or(0, |new| new.len() + key.len());
-        let size = self.vars_size - old + new;
-        if size > MAX_VARS || self.account.take((new + VAR) as u64).is_err() {
-            return false;
+    /// Sets a variable, or removes it, which always works.
+    ///
+    /// # Errors
+    /// There is no room for it.
+    pub(crate) fn set_var(&mut self, key: &[u8], value: Option<&[u8]>) -> Result<(), SetVarError> {
+        let old = self.vars.get(key).map(|old| key.len() + old.len());
+        let new = value.map(|new| key.len() + new.len());
+        let size = self.vars_size - old.unwrap_or(0) + new.unwrap_or(0);
+        if size > MAX_VARS {
+            return Err(SetVarError::TooMany);
         }
-        self.account.give_back(if old > 0 { old + VAR } else { 0 } as u64);
-        if value.is_none() {
-            self.account.give_back(VAR as u64);
+        if let Some(new) = new {
+            self.account.take((new + VAR) as u64)?;
+        }
+        if let Some(old) = old {
+            self.account.give_back((old + VAR) as u64);
         }
         self.vars_size = size;
         match value {
             Some(value) => self.vars.insert(key.into(), Bytes::copy_from_slice(value)),
             None => self.vars.remove(key),
         };
-        true
+        Ok(())
     }
 
     pub(crate) fn log(&self, level: Level, text: &[u8]) {
@@ -221,12 +234,25 @@ mod tests {
     fn variables_have_a_bound() {
         let mut host = Host::new(Arc::new(Surroundings::none()));
         let half = vec![0; MAX_VARS / 2];
-        assert!(host.set_var(b"a", Some(&half)));
-        assert!(!host.set_var(b"b", Some(&half)));
-        assert!(host.set_var(b"a", Some(&half)), "replacing takes no more room");
-        assert!(host.set_var(b"a", None));
-        assert!(host.set_var(b"b", Some(&half)));
+        assert_eq!(host.set_var(b"a", Some(&half)), Ok(()));
+        assert_eq!(host.set_var(b"b", Some(&half)), Err(SetVarError::TooMany));
+        assert_eq!(host.set_var(b"a", Some(&half)), Ok(()), "replacing takes no more room");
+        assert_eq!(host.set_var(b"a", None), Ok(()));
+        assert_eq!(host.set_var(b"b", Some(&half)), Ok(()));
         assert_eq!((host.var(b"a"), host.var(b"b")), (None, Some(half.into())));
         assert_eq!(host.vars_size, MAX_VARS / 2 + 1);
+    }
+
+    #[test]
+    fn a_variable_that_the_account_has_no_room_for_is_refused_and_one_is_always_removed() {
+        let mut host = Host::new(Arc::new(Surroundings::none()));
+        host.begin(1000, 0);
+        assert_eq!(host.set_var(b"a", Some(b"")), Ok(()));
+        let why = host.set_var(b"b", Some(&[0; 1000])).unwrap_err().to_string();
+        assert!(why.contains("`host_memory` allows 1000"), "{why}");
+        let left = 1000 - host.account.held();
+        host.account.take(left).unwrap();
+        assert_eq!(host.set_var(b"a", None), Ok(()));
+        assert_eq!((host.vars_size, host.account.held()), (0, 1000 - (VAR as u64 + 1)));
     }
 }

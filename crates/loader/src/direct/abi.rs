@@ -127,12 +127,10 @@ fn link_host(linker: &mut Linker<Guest>) -> Result<()> {
     linker.func_wrap(ENV, "var_set", |mut caller: Caller<'_, Guest>, key: u64, value: u64| {
         let Guest { host, blocks, .. } = caller.data_mut();
         let new = if value == 0 { None } else { Some(blocks.get(value)?) };
-        if !host.set_var(blocks.get(key)?, new) {
-            return Err(Error::msg(host::TOO_MANY_VARS));
-        }
+        host.set_var(blocks.get(key)?, new)?;
         blocks.free(key);
         blocks.free(value);
-        Ok(())
+        Ok::<_, Error>(())
     })?;
     let logs = [
         ("log_trace", Level::TRACE),
