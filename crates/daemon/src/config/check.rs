@@ -11,7 +11,9 @@ use std::{
 };
 
 use reflowd_hot_reload::{ModuleRef, WireSpec};
-use reflowd_runtime::{ActorName, Metadata, Overflow, Port, PortName, PortRef, Trigger, Type};
+use reflowd_runtime::{
+    ActorName, ERROR_PORT, Metadata, Overflow, Port, PortName, PortRef, Trigger, Type,
+};
 
 use super::{
     Config, WirePlace,
@@ -20,11 +22,8 @@ use super::{
 };
 use crate::connector;
 
-/// The outport by which an actor's own errors leave, declared or not.
-const ERROR_PORT: &str = "error";
-
-/// Unknown names for which a similar one is looked for, among all that there are. More problems
-/// are shown to nobody.
+/// Unknown names for which a similar name is suggested. Each search goes through all names, and
+/// nobody reads more problems than this.
 const MAX_HINTS: usize = 200;
 
 /// How many actors of a cycle are named: a reader finds the rest from these.
@@ -98,11 +97,10 @@ struct Check<'c> {
     /// nothing, where that does not fit.
     connectors: BTreeMap<&'c ActorName, Option<Metadata>>,
     lookup: &'c dyn Fn(&ModuleRef) -> Lookup,
-    /// Unknown names for which a similar one is still looked for.
+    /// Suggestions that may still be searched for.
     hints: Cell<usize>,
 }
 
-/// Whether what the actor is like is known without a module.
 fn is_connector(module: &ModuleRef) -> bool {
     matches!(module, ModuleRef::Builtin { .. })
 }
@@ -154,9 +152,7 @@ impl<'c> Check<'c> {
                     found.push(misfit(problem));
                 }
                 Lookup::Missing { looked_at, names } => {
-                    let hint = self.hints.get().checked_sub(1);
-                    self.hints.set(hint.unwrap_or(0));
-                    let names = if hint.is_some() { &names[..] } else { &[] };
+                    let names = if self.takes_hint() { &names[..] } else { &[] };
                     let problem = missing(&spec.module, looked_at.as_ref(), names, place);
                     found.push(if is_connector(&spec.module) { problem } else { misfit(problem) });
                 }
@@ -188,7 +184,7 @@ impl<'c> Check<'c> {
         found.push(if connectors { problem } else { problem.between(ends.map(Clone::clone)) });
     }
 
-    /// Whether what the actor is like is known without a module.
+    /// Whether the ports of the actor are known without loading a module.
     fn is_connector(&self, actor: &ActorName) -> bool {
         self.config.flow.actors.get(actor).is_some_and(|spec| is_connector(&spec.module))
     }
@@ -243,15 +239,22 @@ impl<'c> Check<'c> {
         let message = format!("{what} `{actor}`, and there is no such actor");
         let problem =
             Diagnostic::error("E0201", message).at(&self.part(place, End::From), "no such actor");
-        // Each of them is looked for among all actors.
-        let Some(left) = self.hints.get().checked_sub(1) else { return problem };
-        self.hints.set(left);
+        if !self.takes_hint() {
+            return problem;
+        }
         match similar(actor.as_str(), places.actors.keys().map(ActorName::as_str)) {
             Some(name) => problem
                 .at_some(places.actors.get(name), "an actor with a similar name")
                 .help(format!("did you mean `{name}`?")),
             None => problem.help(self.how_to_add(actor)),
         }
+    }
+
+    /// Takes one of the suggestions that are left, if there is one.
+    fn takes_hint(&self) -> bool {
+        let left = self.hints.get().checked_sub(1);
+        self.hints.set(left.unwrap_or(0));
+        left.is_some()
     }
 
     /// A module that was dropped in starts an actor by itself, which can be wired once it is written down.
