@@ -368,10 +368,6 @@ impl WrittenMessage<'_> {
 
 impl<'de: 'a, 'a> Deserialize<'de> for WrittenMessage<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        /// Borrowed where it is written without escapes.
-        #[derive(Deserialize)]
-        struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
-
         struct AnObject;
         impl<'de> Visitor<'de> for AnObject {
             type Value = WrittenMessage<'de>;
@@ -382,10 +378,10 @@ impl<'de: 'a, 'a> Deserialize<'de> for WrittenMessage<'a> {
 
             fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
                 let (mut ty, mut data) = (None, None);
-                while let Some(Text(key)) = map.next_key()? {
+                while let Some(JsonString(key)) = map.next_key()? {
                     match &*key {
                         "type" if ty.is_some() => return Err(M::Error::duplicate_field("type")),
-                        "type" => ty = Some(map.next_value::<Text<'_>>()?.0),
+                        "type" => ty = Some(map.next_value::<JsonString<'_>>()?.0),
                         "data" if data.is_some() => return Err(M::Error::duplicate_field("data")),
                         "data" => data = Some(map.next_value()?),
                         _ => _ = map.next_value::<IgnoredAny>()?,
@@ -398,6 +394,10 @@ impl<'de: 'a, 'a> Deserialize<'de> for WrittenMessage<'a> {
         deserializer.deserialize_map(AnObject)
     }
 }
+
+/// A JSON string, borrowed where it is written without escapes.
+#[derive(Deserialize)]
+struct JsonString<'a>(#[serde(borrow)] Cow<'a, str>);
 
 /// Why there is no message, as the reader of JSON has it.
 fn unread(error: serde_json::Error) -> MessageError {
@@ -437,12 +437,10 @@ fn is_encoded_message(text: &str) -> bool {
         }
 
         fn visit_map<M: MapAccess<'de>>(mut self, mut map: M) -> Result<Self, M::Error> {
-            #[derive(Deserialize)]
-            struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
-            while let Some(Text(key)) = map.next_key::<Text<'de>>()? {
+            while let Some(JsonString(key)) = map.next_key::<JsonString<'de>>()? {
                 let value = map.next_value::<&'de RawValue>()?;
                 let named = || {
-                    let name = serde_json::from_str::<Text<'_>>(value.get());
+                    let name = serde_json::from_str::<JsonString<'_>>(value.get());
                     name.is_ok_and(|name| Type::from_name(&name.0).is_some())
                 };
                 match &*key {

@@ -8,10 +8,12 @@ use std::{
     cell::Cell,
     hash::{BuildHasher, Hasher},
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
 };
 
-use crate::{ActorName, MessageId, Secrets, Trace, TraceContext, TraceFlags, envelope::Lineage};
+use crate::{
+    ActorName, MessageId, Secrets, Trace, TraceContext, TraceFlags,
+    envelope::{Lineage, Moment},
+};
 
 /// Takes spans that have ended.
 pub trait SpanSink: Send + Sync {
@@ -141,7 +143,7 @@ impl TurnTrace {
             Some(_) => self.trace.onward(fresh()),
             None => (*self.trace).clone(),
         };
-        RequestSpan { turn: self.clone(), trace, began: unix_nanos() }
+        RequestSpan { turn: self.clone(), trace, began: Moment::now().unix_nanos() }
     }
 }
 
@@ -186,16 +188,10 @@ impl RequestSpan {
                 ..request
             }),
             began: self.began,
-            ended: unix_nanos(),
+            ended: Moment::now().unix_nanos(),
             failure,
         });
     }
-}
-
-/// Nanoseconds since the Unix epoch.
-fn unix_nanos() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// A turn that is a span, from its beginning.

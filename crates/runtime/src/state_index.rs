@@ -11,6 +11,8 @@ use std::{
     ops::Range,
 };
 
+use crate::strict_json::string_end;
+
 /// One entry of an object, as places in its text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Entry {
@@ -52,7 +54,7 @@ impl Iterator for Entries<'_> {
 
 /// The entry whose key begins there.
 fn entry_at(text: &[u8], at: usize) -> Entry {
-    let key = at..skip_string(text, at);
+    let key = at..string_end(text, at);
     let colon = skip_blanks(text, key.end);
     let start = skip_blanks(text, colon + 1);
     let value = start..skip_value(text, start);
@@ -66,26 +68,13 @@ fn skip_blanks(text: &[u8], mut at: usize) -> usize {
     at
 }
 
-/// Behind the string whose quote is at `at`.
-fn skip_string(text: &[u8], at: usize) -> usize {
-    let mut at = at + 1;
-    loop {
-        match text.get(at) {
-            Some(b'"') => return at + 1,
-            Some(b'\\') => at += 2,
-            Some(_) => at += 1,
-            None => return text.len(),
-        }
-    }
-}
-
 /// Behind the value that begins at `at`.
 fn skip_value(text: &[u8], mut at: usize) -> usize {
     let mut open = 0_usize;
     loop {
         match text.get(at) {
             None => return text.len(),
-            Some(b'"') => at = skip_string(text, at),
+            Some(b'"') => at = string_end(text, at),
             Some(b'{' | b'[') => {
                 open += 1;
                 at += 1;
@@ -176,7 +165,7 @@ impl Index {
         loop {
             let Some(start) = self.slots[slot].checked_sub(1) else { return slot };
             let start = start as usize;
-            if *unquoted(&text[start..skip_string(text, start)]) == *key {
+            if *unquoted(&text[start..string_end(text, start)]) == *key {
                 return slot;
             }
             slot = (slot + 1) & mask;

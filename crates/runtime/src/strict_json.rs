@@ -240,7 +240,7 @@ fn is_finite(number: &[u8]) -> bool {
 }
 
 /// The index after the string that begins at `begin`.
-fn string_end(text: &[u8], begin: usize) -> usize {
+pub(crate) fn string_end(text: &[u8], begin: usize) -> usize {
     let mut at = begin + 1;
     while let Some(byte) = text.get(at) {
         match byte {
