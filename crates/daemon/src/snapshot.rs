@@ -227,7 +227,8 @@ impl Snapshots {
                 if past.failing.insert(name.clone()) {
                     let folder = self.folder.display();
                     warn!(actor = %name, %folder, %error, "the state cannot be written; tried again every round");
-                    let why = format!("{folder}: {error}; tried again every 2 s");
+                    let seconds = EVERY.as_secs();
+                    let why = format!("{folder}: {error}; tried again every {seconds} s");
                     self.events.record(EventKind::StateNotWritten { actor: name.clone(), why });
                 }
                 Written::Failed

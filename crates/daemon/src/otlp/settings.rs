@@ -8,6 +8,8 @@ use std::{collections::BTreeMap, time::Duration};
 use anyhow::Context;
 use ureq::http::{HeaderName, HeaderValue, Uri};
 
+use crate::percent;
+
 /// How long a collector may take for a batch where no variable says it: OpenTelemetry's default.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -203,32 +205,16 @@ fn pairs(variable: &str, list: &str) -> anyhow::Result<Vec<(String, String)>> {
         let (name, value) = pair.split_once('=').with_context(|| {
             format!("{variable} has a part without `=`; write `name=value,name=value`")
         })?;
+        // No error shows the part, which may be a key.
         let decoded = |text: &str| {
-            decoded(text.trim()).with_context(|| {
+            let bytes = percent::decoded(text.trim()).ok();
+            bytes.and_then(|bytes| String::from_utf8(bytes).ok()).with_context(|| {
                 format!("{variable} has a `%` that is not followed by two hexadecimal digits, or what it encodes is not UTF-8; write a `%` as `%25`")
             })
         };
         Ok((decoded(name)?, decoded(value)?))
     });
     pairs.collect()
-}
-
-/// The text that a percent-encoded one stands for.
-fn decoded(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let [first, after @ ..] = rest {
-        rest = after;
-        if *first != b'%' {
-            bytes.push(*first);
-            continue;
-        }
-        let (digits, after) = rest.split_at_checked(2)?;
-        let digits = std::str::from_utf8(digits).ok().filter(|d| !d.starts_with('+'))?;
-        bytes.push(u8::from_str_radix(digits, 16).ok()?);
-        rest = after;
-    }
-    String::from_utf8(bytes).ok()
 }
 
 /// A header. Its value may be a key, so no error shows it.
