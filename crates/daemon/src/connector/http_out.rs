@@ -13,7 +13,7 @@ use std::{
     io::Read,
     mem,
     sync::Arc,
-    time::{Duration, Instant as Clock},
+    time::{self, Duration},
 };
 
 use bytes::Bytes;
@@ -305,7 +305,7 @@ impl Engine for Sender {
 impl Sender {
     /// Sends a message and reads what comes back. Blocks.
     fn send(&mut self, context: &Context, timeout: Duration) -> Outcome {
-        let began = Clock::now();
+        let began = time::Instant::now();
         let mut left = timeout;
         loop {
             let outcome = self.request.send(&self.agent, context, left);
@@ -405,24 +405,29 @@ impl Request {
         }
     }
 
-    /// What follows from an answer, by [`standing`].
+    /// What follows from an answer.
     fn outcome(&self, answer: Answer) -> Outcome {
-        let status = answer.status;
-        let standing = standing(status, answer.retry_after);
-        if standing == Standing::Done {
-            return Outcome::Done(answer.message());
+        match Verdict::of(answer.status, answer.retry_after) {
+            Verdict::Done => Outcome::Done(answer.message()),
+            Verdict::Refused => Outcome::Said(FailureKind::Refused(self.complaint(&answer))),
+            Verdict::Broken => Outcome::Said(FailureKind::Remote(self.setback(&answer))),
+            Verdict::Later => Outcome::Said(FailureKind::Unavailable(self.setback(&answer))),
+            Verdict::Elsewhere => Outcome::Lost(FailureKind::Unavailable(self.setback(&answer))),
         }
-        let shown = excerpt(&answer.body);
-        let why = self.told(&format!("the receiver answered {status}: {}", shown.trim()));
-        let why = why.trim_end_matches(": ").to_owned();
+    }
+
+    /// A failed delivery, with the pause that the receiver asks for as far as it is obeyed.
+    fn setback(&self, answer: &Answer) -> Setback {
         let pause = answer.retry_after.map(|pause| pause.min(self.max_retry_after));
         let pause = pause.filter(|_| !self.max_retry_after.is_zero());
-        match standing {
-            Standing::Done | Standing::Refused => Outcome::Said(FailureKind::Refused(why)),
-            Standing::Broken => Outcome::Said(FailureKind::Remote(Setback { why, pause })),
-            Standing::Later => Outcome::Said(FailureKind::Unavailable(Setback { why, pause })),
-            Standing::Elsewhere => Outcome::Lost(FailureKind::Unavailable(Setback { why, pause })),
-        }
+        Setback { why: self.complaint(answer), pause }
+    }
+
+    /// What the receiver answered, as a reason.
+    fn complaint(&self, answer: &Answer) -> String {
+        let shown = excerpt(&answer.body);
+        let why = format!("the receiver answered {}: {}", answer.status, shown.trim());
+        self.told(why.trim_end_matches(": "))
     }
 
     /// A reason with the connector and the receiver, without the path, which may hold a secret.
@@ -435,7 +440,7 @@ impl Request {
 
 /// What a response means for its message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Standing {
+enum Verdict {
     /// The receiver has it.
     Done,
     /// It may come again later.
@@ -448,18 +453,20 @@ enum Standing {
     Refused,
 }
 
-fn standing(status: StatusCode, retry_after: Option<Duration>) -> Standing {
-    match status.as_u16() {
-        200..=299 => Standing::Done,
-        // 408: the server gave up waiting, often on an idle connection, and closes it. 421: this
-        // connection leads to the wrong server.
-        408 | 421 => Standing::Elsewhere,
-        // 425: too early. 429: too many requests.
-        425 | 429 | 502..=504 => Standing::Later,
-        // Temporary if it says until when (RFC 9110, 15.5.14).
-        413 if retry_after.is_some() => Standing::Later,
-        500..=599 => Standing::Broken,
-        _ => Standing::Refused,
+impl Verdict {
+    fn of(status: StatusCode, retry_after: Option<Duration>) -> Self {
+        match status.as_u16() {
+            200..=299 => Self::Done,
+            // 408: the server gave up waiting, often on an idle connection, and closes it. 421:
+            // this connection leads to the wrong server.
+            408 | 421 => Self::Elsewhere,
+            // 425: too early. 429: too many requests.
+            425 | 429 | 502..=504 => Self::Later,
+            // Temporary if it says until when (RFC 9110, 15.5.14).
+            413 if retry_after.is_some() => Self::Later,
+            500..=599 => Self::Broken,
+            _ => Self::Refused,
+        }
     }
 }
 
@@ -531,7 +538,7 @@ mod tests {
 
     #[test]
     fn a_status_says_what_follows() {
-        use Standing::{Broken, Done, Elsewhere, Later, Refused};
+        use Verdict::{Broken, Done, Elsewhere, Later, Refused};
         for (status, expected) in [
             (200, Done),
             (202, Done),
@@ -551,9 +558,10 @@ mod tests {
             (503, Later),
             (504, Later),
         ] {
-            assert_eq!(standing(StatusCode::from_u16(status).unwrap(), None), expected, "{status}");
+            let verdict = Verdict::of(StatusCode::from_u16(status).unwrap(), None);
+            assert_eq!(verdict, expected, "{status}");
         }
-        assert_eq!(standing(StatusCode::PAYLOAD_TOO_LARGE, Some(Duration::ZERO)), Later);
+        assert_eq!(Verdict::of(StatusCode::PAYLOAD_TOO_LARGE, Some(Duration::ZERO)), Later);
     }
 
     fn request(max_retry_after: Duration) -> Request {
