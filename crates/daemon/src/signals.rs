@@ -18,7 +18,7 @@ const DETACHED_AFTER: Duration = Duration::from_secs(2);
 /// Signals that the daemon listens to.
 pub(crate) struct Signals {
     terminate: Signal,
-    /// Nothing where whoever started the daemon has it ignore this one.
+    /// Nothing where this signal was already ignored when the daemon was started.
     interrupt: Option<Signal>,
     hangup: Option<Signal>,
     terminal: Terminal,
@@ -49,7 +49,7 @@ impl Signals {
             interrupt: unless_ignored(SignalKind::interrupt())?,
             hangup: unless_ignored(SignalKind::hangup())?,
             terminate: listen(SignalKind::terminate())?,
-            terminal: Terminal::new(process::has_terminal()),
+            terminal: Terminal::new(Presence::now()),
         })
     }
 
@@ -90,13 +90,13 @@ impl Signals {
     /// before its terminal does, the kernel sends the signal a moment before it takes the
     /// terminal away.
     pub(crate) fn hung_up(&self) -> bool {
-        self.terminal.hung_up(process::has_terminal())
+        self.terminal.hung_up(Presence::now())
     }
 
     /// Notices when the daemon has outlived its terminal. To be called every now and then.
     pub(crate) fn look_at_terminal(&mut self) {
         if self.terminal != Terminal::None {
-            self.terminal.look(process::has_terminal(), Instant::now());
+            self.terminal.look(Presence::now(), Instant::now());
         }
     }
 }
@@ -106,6 +106,19 @@ async fn received(signal: &mut Option<Signal>) {
     match signal {
         Some(signal) => _ = signal.recv().await,
         None => std::future::pending().await,
+    }
+}
+
+/// What a look for the terminal of this process finds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Presence {
+    There,
+    Gone,
+}
+
+impl Presence {
+    fn now() -> Self {
+        if process::has_terminal() { Self::There } else { Self::Gone }
     }
 }
 
@@ -121,20 +134,23 @@ enum Terminal {
 }
 
 impl Terminal {
-    fn new(there: bool) -> Self {
-        if there { Self::There } else { Self::None }
+    fn new(seen: Presence) -> Self {
+        match seen {
+            Presence::There => Self::There,
+            Presence::Gone => Self::None,
+        }
     }
 
     /// Whether a SIGHUP says that it is gone.
-    fn hung_up(self, there: bool) -> bool {
-        self != Self::None && !there
+    fn hung_up(self, seen: Presence) -> bool {
+        self != Self::None && seen == Presence::Gone
     }
 
     /// `There` => `Gone` => `None`, or back to `There`.
-    fn look(&mut self, there: bool, now: Instant) {
+    fn look(&mut self, seen: Presence, now: Instant) {
         *self = match *self {
             Self::None => Self::None,
-            _ if there => Self::There,
+            _ if seen == Presence::There => Self::There,
             Self::There => Self::Gone { since: now },
             Self::Gone { since } if now.duration_since(since) < DETACHED_AFTER => {
                 Self::Gone { since }
@@ -150,26 +166,27 @@ mod tests {
 
     #[test]
     fn a_hangup_means_the_terminal_only_where_there_was_one() {
-        for (started_in_one, there, hung_up) in
-            [(true, true, false), (true, false, true), (false, false, false)]
+        use Presence::{Gone, There};
+        for (at_start, now, hung_up) in
+            [(There, There, false), (There, Gone, true), (Gone, Gone, false)]
         {
-            assert_eq!(Terminal::new(started_in_one).hung_up(there), hung_up);
+            assert_eq!(Terminal::new(at_start).hung_up(now), hung_up);
         }
     }
 
     #[test]
     fn a_daemon_that_has_outlived_its_terminal_takes_sighup_for_a_reload() {
-        let mut terminal = Terminal::new(true);
+        let mut terminal = Terminal::new(Presence::There);
         let began = Instant::now();
-        terminal.look(true, began);
-        assert!(terminal.hung_up(false));
-        terminal.look(false, began);
-        assert!(terminal.hung_up(false), "the shell may still be about to pass it on");
-        terminal.look(false, began + DETACHED_AFTER / 2);
-        assert!(terminal.hung_up(false));
-        terminal.look(false, began + DETACHED_AFTER);
-        assert!(!terminal.hung_up(false), "it was detached");
-        terminal.look(false, began + DETACHED_AFTER * 2);
-        assert!(!terminal.hung_up(false), "and stays so");
+        terminal.look(Presence::There, began);
+        assert!(terminal.hung_up(Presence::Gone));
+        terminal.look(Presence::Gone, began);
+        assert!(terminal.hung_up(Presence::Gone), "the shell may still be about to pass it on");
+        terminal.look(Presence::Gone, began + DETACHED_AFTER / 2);
+        assert!(terminal.hung_up(Presence::Gone));
+        terminal.look(Presence::Gone, began + DETACHED_AFTER);
+        assert!(!terminal.hung_up(Presence::Gone), "it was detached");
+        terminal.look(Presence::Gone, began + DETACHED_AFTER * 2);
+        assert!(!terminal.hung_up(Presence::Gone), "and stays so");
     }
 }
