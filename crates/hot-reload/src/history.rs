@@ -5,12 +5,12 @@
 //! seal of its own: where one is damaged the other is used, and that is said.
 //!
 //! Where neither can be used, the file is put aside. A version that was banned must not
-//! come to life by that, and nobody knows any more which one it was: so no actor starts
+//! come to life by that, and which one it was is no longer known: so no actor starts
 //! with a module that is kept from before, until other bytes come or an operator forces it.
 //!
 //! Environments may be secret and are not written. A keyed hash tells whether the
 //! environment that the configuration gives now is the one that a generation had; if
-//! it is not, that generation cannot be had any more.
+//! it is not, that generation can no longer be had.
 
 use std::{
     collections::{BTreeMap, BTreeSet, hash_map::RandomState},
@@ -215,7 +215,7 @@ enum StoredLeft {
         /// The digest of the former state. Nothing where it was not to be written: it is
         /// gone with the process, and what is left is an empty one.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        state: Option<String>,
+        state: Option<Digest>,
         since: u64,
     },
 }
@@ -424,7 +424,7 @@ impl History {
         let former = self.actors.values().flat_map(|stored| &stored.former);
         let states = former.filter_map(|former| match former.left.as_ref()? {
             StoredLeft::GoneOn => None,
-            StoredLeft::Migrated { state, .. } => state.as_ref()?.parse().ok(),
+            StoredLeft::Migrated { state, .. } => *state,
         });
         states.collect()
     }
@@ -454,10 +454,7 @@ fn left_behind(stored: Option<&StoredLeft>) -> LeftBehind {
         Some(StoredLeft::GoneOn) => LeftBehind::GoneOn,
         Some(StoredLeft::Migrated { state, since }) => {
             let state = match state {
-                // What is no digest is the name of no file either: it cannot be had again.
-                Some(digest) => {
-                    PutAsideState::OnDisk(digest.parse().unwrap_or(Digest::new([0; 32])))
-                }
+                Some(digest) => PutAsideState::OnDisk(*digest),
                 None => PutAsideState::InMemory(State::default()),
             };
             LeftBehind::Migrated(PutAside { state, since: *since, turns: 0 })
@@ -471,7 +468,7 @@ fn store_left(left: &LeftBehind) -> Option<StoredLeft> {
         LeftBehind::GoneOn => Some(StoredLeft::GoneOn),
         LeftBehind::Migrated(PutAside { state, since, turns: _ }) => {
             let state = match state {
-                PutAsideState::OnDisk(digest) => Some(digest.to_string()),
+                PutAsideState::OnDisk(digest) => Some(*digest),
                 PutAsideState::InMemory(_) => None,
             };
             Some(StoredLeft::Migrated { state, since: *since })
