@@ -8,6 +8,7 @@ use std::{
     collections::BTreeMap,
     convert::Infallible,
     io::Write,
+    ops::ControlFlow,
     path::Path,
     sync::Arc,
     thread::available_parallelism,
@@ -187,10 +188,7 @@ impl Daemon {
         let system = System::traced(turns.handle().clone(), spans);
         panic::tell_events(system.events());
         system.hold_back();
-        let event_log = data.folder("events").map_err(anyhow::Error::from)?;
-        let event_log = Arc::new(EventLog::open(event_log, system.events()));
-        let version = env!("CARGO_PKG_VERSION").into();
-        system.events().record(EventKind::DaemonStarted { version });
+        let event_log = keep_events(&system, &data)?;
         tasks.spawn(Arc::clone(&event_log).keep(stopping.clone()));
         let snapshots = Arc::new(Snapshots::open(states, Arc::clone(system.events())));
         let left = sets.load(system.events()).map_err(anyhow::Error::from)?;
@@ -201,13 +199,17 @@ impl Daemon {
         let listeners = Arc::new(Listeners::new(tasks.clone(), stopping.clone()));
         let receipts = listeners.receipts().clone();
         let services = Services { system: system.clone(), listeners };
+        let left_states = LeftStates {
+            snapshots: Arc::clone(&snapshots),
+            left: left.as_ref().map(Saved::states).unwrap_or_default(),
+        };
+        let history = remembered(&system, &data);
         let (mut reconciler, reloader) = Reconciler::new(parts(
             &config,
             TomlBlueprint::new(config.clone(), environment.clone(), services),
             system.clone(),
             loader(&config, &data),
-            (kept, remembered(&system, &data), former_states),
-            (&snapshots, left.as_ref().map(Saved::states).unwrap_or_default()),
+            Stores { kept, history, former_states, left_states },
         ));
         let doors = Doors::bind(&config.admin).await?;
         let (phase, phase_seen) = watch::channel(Phase::Starting);
@@ -235,25 +237,12 @@ impl Daemon {
             receipts,
         };
         doors.open(&admin, &daemon.config.admin.tokens);
-        // A first pass compiles, which may take long; a signal ends it at any point.
-        tokio::select! {
-            _ = reconciler.begin() => {}
-            never = daemon.ask_for_patience() => match never {},
-            _ = signals.stop() => {
-                daemon.event_log.flush();
-                return Ok(Exit::Done);
-            }
-        };
-        if let Some(problem) = reconciler.config_problem() {
-            let error = anyhow::anyhow!("the configuration is refused\n{problem}");
+        let first_look = daemon.look_first(&mut reconciler, &mut signals).await;
+        if !matches!(first_look, Ok(ControlFlow::Continue(()))) {
             daemon.event_log.flush();
-            return Err(Stop::new(Exit::Config, error));
         }
-        // Of those that run as before the passes have told.
-        for (actor, view) in daemon.reloader.view().iter() {
-            if let Some((_, why)) = &view.pending {
-                error!(%actor, "not started: {why}");
-            }
+        if let ControlFlow::Break(exit) = first_look? {
+            return Ok(exit);
         }
         // From here on a crash loses something.
         daemon.mark = Some(RunningMark::set(data.path(), daemon.system.events()));
@@ -272,6 +261,34 @@ impl Daemon {
         let code = daemon.attend(&mut signals, &phase).await;
         drop(data);
         code
+    }
+
+    /// Has the reconciler look at disk for the first time. No message moves yet.
+    ///
+    /// # Errors
+    /// The configuration is refused.
+    async fn look_first(
+        &self,
+        reconciler: &mut Reconciler,
+        signals: &mut Signals,
+    ) -> Result<ControlFlow<Exit>, Stop> {
+        // A first pass compiles, which may take long; a signal ends it at any point.
+        tokio::select! {
+            _ = reconciler.begin() => {}
+            never = self.ask_for_patience() => match never {},
+            _ = signals.stop() => return Ok(ControlFlow::Break(Exit::Done)),
+        }
+        if let Some(problem) = reconciler.config_problem() {
+            let error = anyhow::anyhow!("the configuration is refused\n{problem}");
+            return Err(Stop::new(Exit::Config, error));
+        }
+        // Of those that run as before the passes have told.
+        for (actor, view) in self.reloader.view().iter() {
+            if let Some((_, why)) = &view.pending {
+                error!(%actor, "not started: {why}");
+            }
+        }
+        Ok(ControlFlow::Continue(()))
     }
 
     /// Tells the service manager while the daemon starts that it does.
@@ -492,6 +509,14 @@ fn loader(config: &Config, data: &DataFolder) -> Loader {
     })
 }
 
+/// The log that events go to, with the start of this daemon as the next of them.
+fn keep_events(system: &System, data: &DataFolder) -> anyhow::Result<Arc<EventLog>> {
+    let event_log = Arc::new(EventLog::open(data.folder("events")?, system.events()));
+    let version = env!("CARGO_PKG_VERSION").into();
+    system.events().record(EventKind::DaemonStarted { version });
+    Ok(event_log)
+}
+
 /// Brings dead letters to disk from now on.
 fn keep_dead_letters(system: &System, config: &Config, data: &DataFolder) -> Option<Keeper> {
     let folder = data.path().join("dead");
@@ -581,17 +606,24 @@ fn spans(_: &TaskTracker, _: &CancellationToken) -> Result<Option<Arc<dyn SpanSi
     Ok(None)
 }
 
+/// What the data folder holds for the reconciler.
+struct Stores {
+    kept: Kept,
+    history: History,
+    former_states: FormerStates,
+    left_states: LeftStates,
+}
+
 /// What the reconciler needs, from the configuration.
 fn parts(
     config: &Config,
     blueprint: TomlBlueprint,
     system: System,
     loader: Loader,
-    (kept, history, former_states): (Kept, History, FormerStates),
-    (snapshots, left): (&Arc<Snapshots>, BTreeMap<ActorName, EpochState>),
+    stores: Stores,
 ) -> Parts {
     let daemon = &config.daemon;
-    let snapshots = Arc::clone(snapshots);
+    let Stores { kept, history, former_states, left_states } = stores;
     Parts {
         system,
         loader,
@@ -610,7 +642,7 @@ fn parts(
         pace: Pace { quiet: daemon.quiet, rescan: daemon.rescan },
         eyes: if daemon.watch { Eyes::Open } else { Eyes::Blind },
         drain: daemon.drain,
-        states: Arc::new(LeftStates { snapshots, left }),
+        states: Arc::new(left_states),
         former_states,
     }
 }
