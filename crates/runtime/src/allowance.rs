@@ -1,4 +1,4 @@
-//! How many of the lines that a source cannot read are kept as dead letters.
+//! The number of unreadable lines of a source that are kept as dead letters.
 //!
 //! Pure: it is told the time.
 
@@ -6,26 +6,26 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Lines that are kept at once: as many as somebody may look through.
+/// The size of a burst that is kept in full: enough to look through.
 ///
 /// A file of nothing else would push every other dead letter out of its ring, and the file
 /// still has its lines.
 const AT_ONCE: u64 = 100;
 
-/// The time in which one more may be kept.
+/// The time that restores one slot.
 const ONE_IN: Duration = Duration::from_secs(1);
 
-/// What may be kept at the moment.
+/// The slots of one source.
 #[derive(Debug, Default)]
 pub(crate) struct Allowance {
-    /// Lines that were kept and count against what may be.
+    /// Slots in use.
     spent: u64,
-    /// Since when the next one is being regained.
+    /// The start of the time that restores the next slot.
     since: Option<Instant>,
 }
 
 impl Allowance {
-    /// Takes one, if there is any left.
+    /// Takes a slot if one is free.
     pub(crate) fn take(&mut self, now: Instant) -> bool {
         let since = *self.since.get_or_insert(now);
         let regained = now.duration_since(since).as_secs() / ONE_IN.as_secs();
@@ -43,7 +43,7 @@ impl Allowance {
 mod tests {
     use super::*;
 
-    /// How many are kept of those that come at these seconds.
+    /// The number kept of lines that arrive at these seconds.
     #[track_caller]
     fn check(came: &[(u64, u64)], kept: &[u64]) {
         let (zero, mut allowance) = (Instant::now(), Allowance::default());

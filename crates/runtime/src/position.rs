@@ -1,28 +1,29 @@
-//! How far sources have come in what they read.
+//! The progress of sources through what they read.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::State;
 
-/// How many things a source has read before whose positions are kept. Each costs some hundred
-/// bytes of the state; nobody switches between more by hand.
+/// Former things whose positions are kept. Each costs some hundred bytes of state, and no operator
+/// switches a source among more by hand.
 const MAX_FORMER: usize = 16;
 
-/// How far a source has come in what it reads, in numbers that only it understands.
+/// The progress of a source, in numbers that only the source understands.
 ///
 /// It is the source's [state](crate::Actor::state): kept, shown and set as that of any actor is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Position {
-    /// What it reads, so that another thing of the same name is not taken for it.
+    /// Identifies what the source reads, so that another thing of the same name is not mistaken for
+    /// it.
     pub of: [u64; 2],
     /// Where the next message begins.
     pub at: u64,
-    /// How many there were before.
+    /// The number of messages before it.
     pub count: u64,
-    /// What the thing began with, so that a copy of it is known, and another thing with the
-    /// same number is not taken for it. Zero where it is not known.
+    /// A digest of the beginning, which tells a copy from another thing with the same number. Zero
+    /// if unknown.
     #[serde(default, skip_serializing_if = "is_unknown")]
     pub mark: [u64; 2],
 }
@@ -31,19 +32,19 @@ fn is_unknown(mark: &[u64; 2]) -> bool {
     *mark == [0; 2]
 }
 
-/// How far a source has come in what it reads now, and in what it read before: pointed
-/// elsewhere and back, it goes on where it was.
+/// The progress of a source in what it reads now and in what it read before. A source that is
+/// pointed elsewhere and back resumes where it was.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Progress {
-    /// What the source calls the thing that it reads. Empty where it never reads another, and
-    /// in a state that a former version has written.
+    /// The source's name for the thing. Empty for a source that only ever reads one, and in the
+    /// state of a former version.
     name: String,
     now: Option<Position>,
     /// The latest first.
     former: Vec<Lane>,
 }
 
-/// How far a source has come in one of the things that it reads.
+/// The progress of a source in one thing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Lane {
     name: String,
@@ -71,7 +72,7 @@ impl Lane {
 }
 
 impl Progress {
-    /// The progress that a state is, if it is one.
+    /// Reads progress from a state; `None` if the state is something else.
     pub(crate) fn of_state(state: &State) -> Option<Self> {
         let mut fields: Map<String, Value> = serde_json::from_slice(state.text()).ok()?;
         let former: Vec<Map<_, _>> = match fields.remove("former") {
@@ -86,7 +87,7 @@ impl Progress {
         Some(Self { name, now: Some(position), former })
     }
 
-    /// The state that it is; nothing where the source does not say how far it has come.
+    /// The progress as a state; `None` if the source does not report any.
     pub(crate) fn to_state(&self) -> Option<State> {
         let now = self.now.map(|position| Lane { name: self.name.clone(), position });
         let mut fields = now.as_ref().map(Lane::to_fields).unwrap_or_default();
@@ -101,7 +102,7 @@ impl Progress {
         Some(State::new(text).expect("it is an object"))
     }
 
-    /// The source reads the thing of that name from now on: how far it has come in it.
+    /// Switches to the thing of that name and returns the progress in it.
     pub(crate) fn enter(&mut self, name: &str) -> Option<Position> {
         if self.name != name {
             // What no name was given for is what was read last, under whatever name.
@@ -122,7 +123,7 @@ impl Progress {
         self.now
     }
 
-    /// How far it has come in what it reads now.
+    /// The progress in what the source reads now.
     pub(crate) fn now(&self) -> Option<Position> {
         self.now
     }
@@ -131,7 +132,7 @@ impl Progress {
         self.now = position;
     }
 
-    /// How far it came in the thing with that number, by whatever name.
+    /// The progress in the thing with that number, under any name.
     pub(crate) fn known(&self, of: [u64; 2]) -> Option<Position> {
         let former = self.former.iter().map(|lane| lane.position);
         self.now.into_iter().chain(former).find(|position| position.of == of)

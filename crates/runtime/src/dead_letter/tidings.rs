@@ -1,9 +1,9 @@
-//! When of a dead letter there is to be an event.
+//! Decides when dead letters are worth an event.
 //!
-//! An actor that fails on every message makes thousands of letters a second, and a history of
-//! events that holds nothing else tells nobody anything. So the first letter of an actor and a
-//! class of reason is told at once, and those that follow are counted and told together; and
-//! all actors together are told of a bounded number of times a second.
+//! An actor that fails on every message makes thousands of letters a second, which would push
+//! everything else out of the event history. The first letter of an actor and a class of reason is
+//! reported at once; later ones are counted and reported together. All actors share a limit of
+//! reports per second.
 //!
 //! Pure: it is told the time.
 
@@ -13,41 +13,41 @@ use tokio::time::Instant;
 
 use crate::ActorName;
 
-/// From one word about an actor and a class of reason to the next.
+/// The interval between reports on one actor and class of reason.
 pub(super) const EVERY: Duration = Duration::from_secs(10);
 
-/// Words about all actors together in [`SPAN`]. A broken database that all actors depend on
-/// must not push everything else out of the history, which has room for 10,000.
+/// Reports on all actors together in [`SPAN`]. A broken database that every actor depends on must
+/// not fill the history, which holds 10,000 events.
 pub(super) const MAX_WORDS: u32 = 20;
 
-/// The span in which so many words may be said.
+/// The span to which the limit applies.
 const SPAN: Duration = Duration::from_secs(1);
 
-/// What has been told, and what is still to be.
+/// The reports made, and those pending.
 #[derive(Default)]
 pub(super) struct Tidings {
     of: BTreeMap<(ActorName, &'static str), Word>,
-    /// When the span began in which words are counted, and how many there were.
+    /// The start of the current span, and the reports in it.
     span: Option<(Instant, u32)>,
 }
 
-/// What there is to tell of one actor and class.
+/// The state of reports on one actor and class.
 struct Word {
-    /// When it was told last.
+    /// The time of the last report.
     told: Option<Instant>,
-    /// Letters since then.
+    /// Letters since the last report.
     letters: u64,
-    /// The number of the last of them, and why it is one.
+    /// The number of the last of them, and its reason.
     last: u64,
     why: String,
 }
 
-/// Letters to tell of.
+/// A report on letters.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct News {
     pub(super) actor: ActorName,
     pub(super) class: &'static str,
-    /// How many there are since the last word.
+    /// Letters since the last report.
     pub(super) letters: u64,
     /// The number of the last.
     pub(super) last: u64,
@@ -55,7 +55,7 @@ pub(super) struct News {
 }
 
 impl Tidings {
-    /// A letter has come. The news, if it is to be told now.
+    /// Counts a letter, and returns the report that is due with it.
     pub(super) fn came(
         &mut self,
         of: (ActorName, &'static str),
@@ -79,7 +79,7 @@ impl Tidings {
         (due && self.may_speak(now)).then(|| self.tell(&of, now)).flatten()
     }
 
-    /// What has waited for long enough.
+    /// Returns the reports whose interval is over.
     pub(super) fn due(&mut self, now: Instant) -> Vec<News> {
         let waits = |word: &Word| word.letters > 0 && is_due(word, now);
         let due = self.of.iter().filter(|(_, word)| waits(word)).map(|(of, _)| of.clone());
@@ -106,7 +106,7 @@ impl Tidings {
         })
     }
 
-    /// Whether one word more may be said, which is then counted.
+    /// Takes one of the span's reports, if any is left.
     fn may_speak(&mut self, now: Instant) -> bool {
         let span = self.span.get_or_insert((now, 0));
         if now.duration_since(span.0) >= SPAN {

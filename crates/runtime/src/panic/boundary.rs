@@ -10,17 +10,17 @@ use tokio::time::{self, Instant};
 
 use super::{Panic, Pauses, injected, standing};
 
-/// How long a task has to go on for its next panic to count as the first one again.
+/// A task that ran this long before a panic starts over with the shortest pause.
 const LASTED: Duration = Duration::from_secs(60);
 
-/// What a part of the daemon is to the rest of it.
+/// The role of a part of the daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PartRole {
     /// The daemon is not ready while this does not work.
     Vital,
-    /// It goes on for as long as the daemon, which can do without for a while.
+    /// It lives as long as the daemon, which can do without it for a while.
     Helper,
-    /// A piece of work with an end of its own: whoever wants it again asks again.
+    /// One piece of work, such as a request. Its requester may ask again.
     Piece,
     /// Changes the daemon's own data: after a panic the daemon ends.
     Data,
@@ -39,19 +39,19 @@ macro_rules! boundaries {
             /// All of them.
             pub const ALL: &[Self] = &[$(Self::$variant),+];
 
-            /// Its name in events, metrics and `/readyz?verbose`.
+            /// The name in events, metrics and `/readyz?verbose`.
             #[must_use]
             pub fn name(self) -> &'static str {
                 match self { $(Self::$variant => $name,)+ }
             }
 
-            /// What it is to the daemon.
+            /// The role of the part.
             #[must_use]
             pub fn role(self) -> PartRole {
                 match self { $(Self::$variant => PartRole::$role,)+ }
             }
 
-            /// What a panic costs there.
+            /// The cost of a panic there.
             #[must_use]
             pub fn costs(self) -> &'static str {
                 match self { $(Self::$variant => $costs,)+ }
@@ -77,15 +77,15 @@ boundaries! {
     Deadlines = "deadlines", Vital, "a look at the deadlines; the next comes at once";
     /// The thread that writes the log.
     Log = "log", Helper, "the lines in hand";
-    /// What feeds the service manager's watchdog.
+    /// The task that feeds the service manager's watchdog.
     Watchdog = "watchdog", Helper, "a ping";
-    /// What brings spans to a collector.
+    /// The exporter that sends spans to a collector.
     Spans = "spans", Helper, "the batch in hand";
-    /// What tells of queues that hold too much.
+    /// The task that reports queues over their limit.
     Budget = "budget", Helper, "an event";
-    /// What brings events to disk.
+    /// The task that writes events to disk.
     Events = "events", Helper, "an attempt to write; events stay in memory until the next";
-    /// What notices that files change.
+    /// The watcher for changes of files.
     Watcher = "watcher", Helper, "events; rescans go on, and the next one watches anew";
     /// An actor's task, between its turns.
     Actor = "actor", Piece, "the attempt; the actor fails, keeps its mailbox and tries again after a pause that grows";
@@ -167,7 +167,7 @@ impl Boundary {
         }
     }
 
-    /// Runs a task that is to go on until it returns, and begins it anew after each panic.
+    /// Runs a long-lived task until it returns, restarting it after each panic.
     pub async fn keep<F: Future<Output = ()>>(self, mut task: impl FnMut() -> F) {
         let mut pauses = Pauses::default();
         loop {
@@ -180,7 +180,7 @@ impl Boundary {
         }
     }
 
-    /// Runs a thread that is to go on for ever, and begins it anew after each panic.
+    /// Runs a thread that never ends, restarting its work after each panic.
     pub fn keep_thread(self, mut thread: impl FnMut()) -> ! {
         let mut pauses = Pauses::short();
         loop {
@@ -193,14 +193,14 @@ impl Boundary {
         }
     }
 
-    /// The pause before the next attempt, which is told of.
+    /// Records and returns the pause before the next attempt.
     pub fn again_after(self, pauses: &mut Pauses) -> Duration {
         let pause = pauses.after_another();
         standing::again(self, pause);
         pause
     }
 
-    /// The part has done its work: whatever broke is mended.
+    /// Records that the part has done its work, which clears its failure.
     pub fn works(self) {
         standing::works(self);
     }

@@ -1,7 +1,7 @@
 //! Panics on purpose, so that tests can see what becomes of them in the real program.
 //!
-//! The daemon reads a variable of its environment once, before anything else runs. Whoever can
-//! set that starts the daemon, and can do anything with it; no file and no request gets here.
+//! The daemon reads the variable once, before anything else runs. Setting it takes control of the
+//! daemon's start anyway; no file and no request can.
 
 use std::{
     str::FromStr,
@@ -15,27 +15,27 @@ use thiserror::Error;
 
 use super::Boundary;
 
-/// What is to break. Empty in every daemon but those of tests.
+/// The panics to inject. Empty outside tests.
 static INJECTED: OnceLock<Vec<Injected>> = OnceLock::new();
 
 /// Panics at one boundary.
 #[derive(Debug)]
 struct Injected {
     boundary: Boundary,
-    /// How often it is gone through before.
+    /// Passes through the boundary before the first panic.
     skip: u64,
-    /// How often it breaks then.
+    /// The number of panics.
     times: u64,
     reached: AtomicU64,
 }
 
-/// The wish for panics makes no sense.
+/// The specification of panics is malformed.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum InjectError {
-    /// There is no such boundary.
+    /// No boundary has that name.
     #[error("there is no boundary `{0}`; they are {names}", names = names())]
     Unknown(String),
-    /// A number that is none.
+    /// A number is malformed.
     #[error(
         "`{0}` is no wish for panics; write `boundary`, `boundary*TIMES` or `boundary@SKIP*TIMES`"
     )]
@@ -47,11 +47,11 @@ fn names() -> String {
     names.collect::<Vec<_>>().join(", ")
 }
 
-/// Has boundaries break from now on: `pass*2,admin-request@10` is the next two passes, and the
-/// eleventh request. The first call of the process counts.
+/// Injects panics from now on: `pass*2,admin-request@10` breaks the next two passes and the
+/// eleventh request. Only the first call in a process counts.
 ///
 /// # Errors
-/// The wish makes no sense.
+/// The specification is malformed.
 pub fn inject(wish: &str) -> Result<(), InjectError> {
     let injected = wish.split(',').map(str::parse).collect::<Result<Vec<_>, _>>()?;
     _ = INJECTED.set(injected);
@@ -75,7 +75,7 @@ impl FromStr for Injected {
     }
 }
 
-/// Breaks here, where that is wished for.
+/// Panics if that is due here.
 pub(super) fn reach(boundary: Boundary) {
     // In all other daemons this is one load.
     let Some(injected) = INJECTED.get() else { return };

@@ -1,4 +1,4 @@
-//! How each part of the daemon stands: what has broken, and whether it works again.
+//! The health of each part of the daemon: what has broken, and whether it works again.
 
 use std::{
     sync::{
@@ -15,8 +15,8 @@ use tracing::{error, info};
 use super::{Boundary, Panic, PartRole};
 use crate::{EventKind, Events};
 
-/// How long a piece of work that broke shows as a failed part. Nothing says that it works
-/// again: the next of its kind may be a different one.
+/// How long a failed one-off piece of work shows as a failed part. No later success clears it: the
+/// next piece may be a different one.
 const SHOWN: Duration = Duration::from_secs(600);
 
 /// Where panics are told, beside the log.
@@ -25,12 +25,12 @@ static EVENTS: OnceLock<Weak<Events>> = OnceLock::new();
 /// Comes when the daemon's own data can no longer be trusted.
 static UNTRUSTED: LazyLock<CancellationToken> = LazyLock::new(CancellationToken::new);
 
-/// What has happened at each boundary.
+/// The record of each boundary.
 static RECORDS: [Record; Boundary::ALL.len()] = [const { Record::new() }; Boundary::ALL.len()];
 
 struct Record {
     panics: AtomicU64,
-    /// Whether there is trouble, so that what works need not ask for the lock.
+    /// Set while any part has trouble, so that success on the usual path takes no lock.
     broken: AtomicBool,
     trouble: Mutex<Option<Trouble>>,
 }
@@ -42,14 +42,14 @@ struct Trouble {
     again: Option<Instant>,
 }
 
-/// How a part of the daemon stands.
+/// The health of one part of the daemon.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PartHealth {
     /// The part.
     pub boundary: Boundary,
     /// Panics since the process started.
     pub panics: u64,
-    /// What is wrong with it now.
+    /// What is wrong with it now, if anything.
     pub trouble: Option<String>,
 }
 
@@ -68,13 +68,13 @@ impl Record {
 }
 
 impl PartHealth {
-    /// How every part stands.
+    /// The health of every part.
     #[must_use]
     pub fn all() -> Vec<Self> {
         Boundary::ALL.iter().map(|boundary| Self::of(*boundary)).collect()
     }
 
-    /// How one part stands.
+    /// The health of one part.
     #[must_use]
     pub fn of(boundary: Boundary) -> Self {
         let record = Record::of(boundary);
@@ -128,14 +128,14 @@ pub(super) fn broke(panic: &Panic) {
     }
 }
 
-/// What broke is tried again after that pause.
+/// Records that the part is tried again after the pause.
 pub(super) fn again(boundary: Boundary, pause: Duration) {
     if let Some(trouble) = &mut *Record::of(boundary).trouble.lock() {
         trouble.again = Some(Instant::now() + pause);
     }
 }
 
-/// A part has done its work.
+/// Records that the part has done its work.
 pub(super) fn works(boundary: Boundary) {
     let record = Record::of(boundary);
     if !record.broken.load(Ordering::Acquire) {

@@ -1,4 +1,4 @@
-//! What the clock on the wall says at a look, as far as a schedule is concerned.
+//! A schedule against the wall clock.
 //!
 //! Pure: it is told the time.
 
@@ -8,35 +8,35 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::schedule::{Due, Kind, Schedule};
 
-/// A clock that is set back by as much or more was wrong before, as cron(8) takes it: a job at
-/// fixed times goes by what it says now. By less, none is run twice.
+/// A step back of this much or more is a correction of a wrong clock, as in cron(8): jobs at fixed
+/// times follow the new time. After a smaller step no job runs twice.
 const CORRECTION: SignedDuration = SignedDuration::from_hours(3);
 
-/// The same for jobs that run so often that nobody counts them: they go on at once.
-/// Less than that is how a clock is kept right, and gives no moment twice.
+/// The same threshold for jobs that run at intervals. Smaller steps are ordinary clock discipline
+/// and repeat no moment.
 const STEP: SignedDuration = SignedDuration::from_mins(1);
 
-/// What there is to do at a look.
+/// The outcome of a look at the clock.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Look {
-    /// Nothing before that time has passed.
+    /// Nothing is due for that long.
     Wait(Duration),
     /// A tick.
     Due(Due),
-    /// The clock was set back: the next look goes by what it says now.
+    /// The clock was set back: the next look uses the new time.
     SetBack { by: SignedDuration },
-    /// No moment will ever come.
+    /// The schedule never fires again.
     Never,
 }
 
-/// A schedule that is waited for.
+/// A schedule that is being waited for.
 pub(super) struct Watch<'a> {
     schedule: &'a Schedule,
-    /// The last moment that had its tick, or when waiting began.
+    /// The last moment that had its tick, or the start of the wait.
     last: Timestamp,
-    /// The latest that the clock has shown since it was last set back.
+    /// The latest time seen since the clock was last set back.
     latest: Timestamp,
-    /// The moment after `last`, once it is known.
+    /// The moment after `last`, once computed.
     next: Option<Timestamp>,
 }
 
@@ -75,7 +75,7 @@ impl<'a> Watch<'a> {
 mod tests {
     use super::*;
 
-    /// What comes of looks at these times: the moments of ticks, and `set back`.
+    /// The outcome of looks at these times: the moments of ticks, and `set back`.
     #[track_caller]
     fn check(text: &str, looks: &[&str], expected: &[&str]) {
         let schedule = Schedule::new(text, None).unwrap();

@@ -10,7 +10,7 @@ use jiff::{SignedDuration, Timestamp, Zoned, civil::DateTime, tz::TimeZone};
 use reflowd_runtime::{Message, Type};
 use serde_json::json;
 
-/// Moments that are counted one by one; where more were missed, it was so many at least.
+/// Missed moments are counted one by one up to here; beyond, the count is a lower bound.
 const MOST_COUNTED: u64 = 100_000;
 
 /// When ticks are due.
@@ -22,13 +22,12 @@ pub(super) struct Schedule {
     kind: Kind,
 }
 
-/// How a job takes a clock that jumps.
+/// How a job reacts to a clock change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// It runs at certain times, and each of them counts.
+    /// Runs at fixed times, each of which counts.
     Fixed,
-    /// It runs so often that it goes by the clock as it is: its hours, minutes or seconds
-    /// begin with `*`.
+    /// Runs at intervals, by the clock as it is: its hours, minutes or seconds begin with `*`.
     Often,
 }
 
@@ -37,7 +36,7 @@ impl Kind {
         let fields: Vec<_> = pattern.split_whitespace().collect();
         let of_time = if fields.len() > 5 { 3 } else { 2 };
         let often = fields.iter().take(of_time).any(|field| field.starts_with('*'));
-        // The one nickname for something that runs more than once a day.
+        // The only nickname for more than one run a day.
         if often || pattern.trim().eq_ignore_ascii_case("@hourly") {
             Self::Often
         } else {
@@ -46,7 +45,7 @@ impl Kind {
     }
 }
 
-/// Whether a time itself counts among those from it on.
+/// Whether a search includes its starting time.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Edge {
     At,
@@ -81,16 +80,16 @@ impl Schedule {
         self.kind
     }
 
-    /// The first moment after `last`, if there is one within the years that can be told.
+    /// The first moment after `last`, or `None` if there is none in the range of years.
     ///
-    /// Between two changes of the zone's offset the clock on the wall runs evenly, so the
-    /// moments are those at which it fits the pattern. At a change it jumps, and what becomes
-    /// of the moments in between is as cron(8) has it: a job that runs often goes by the clock
-    /// as it is; one at fixed times runs once, in the first of two hours that are alike, and at
-    /// the jump for an hour that there is not.
+    /// Between two changes of the zone's offset the wall clock runs evenly, so the moments are
+    /// those at which it fits the pattern. At a change it jumps, and moments in between are treated
+    /// as in cron(8): a job that runs at intervals follows the clock as it is; one at fixed times
+    /// runs once, in the first of two identical hours, and at the jump for an hour that does not
+    /// exist.
     pub(super) fn after(&self, last: Timestamp) -> Option<Timestamp> {
         let (mut from, mut offset) = (last, self.zone.to_offset(last));
-        // The wall clock from which on a moment counts.
+        // The wall clock time from which a moment counts.
         let mut wall = self.next(offset.to_datetime(from), Edge::After)?;
         if let Some(back) = self.set_back_before(last)
             && self.kind == Kind::Fixed
@@ -114,7 +113,7 @@ impl Schedule {
                 Kind::Fixed => self.next(before.max(after), Edge::At)?,
                 Kind::Often => self.next(after, Edge::At)?,
             };
-            // No change matters long before the moment: none sets a clock by more than a day.
+            // No change matters long before the moment: none sets the clock by more than a day.
             let near = offset.to_timestamp(wall).ok()? - SignedDuration::from_hours(48);
             if near > from {
                 (from, offset) = (near, self.zone.to_offset(near));
@@ -122,8 +121,8 @@ impl Schedule {
         }
     }
 
-    /// Up to when the clock on the wall has shown before it was set back the last time, as seen
-    /// from that moment; nothing, where it was not set back.
+    /// The latest wall clock time before the clock was last set back, as seen from that moment;
+    /// `None` if it was not set back.
     fn set_back_before(&self, moment: Timestamp) -> Option<DateTime> {
         // A change at the moment itself counts as well.
         let change = self.zone.preceding(moment + SignedDuration::from_nanos(1)).next()?;
@@ -133,7 +132,7 @@ impl Schedule {
         (before > after).then_some(before)
     }
 
-    /// The first time on the wall, from there on, that fits the pattern.
+    /// The first wall clock time that fits the pattern, from there on.
     fn next(&self, from: DateTime, edge: Edge) -> Option<DateTime> {
         let is_inclusive = edge == Edge::At && from.subsec_nanosecond() == 0;
         self.cron.find_next_occurrence(&from, is_inclusive).ok()
@@ -190,7 +189,7 @@ mod tests {
         text.parse().unwrap()
     }
 
-    /// The moments that follow on `last`, as they are shown.
+    /// The moments after `last`, formatted.
     #[track_caller]
     fn check(text: &str, zone: &str, last: &str, expected: &[&str]) {
         let schedule = schedule(text, zone);
@@ -218,19 +217,19 @@ mod tests {
         check("0 9 * * TUE#2", "UTC", "2026-09-01T00:00:00Z", &["2026-09-08T09:00:00+00:00"]);
     }
 
-    /// As cron(8) has it, row by row: the pattern, the zone, after when, and the moments.
+    /// The rules of cron(8), row by row: the pattern, the zone, the start, and the moments.
     #[test]
     fn a_clock_that_jumps_is_taken_as_cron_takes_it() {
         const BERLIN: &str = "Europe/Berlin";
         let rows: [(&str, &str, &str, &[&str]); 16] = [
-            // There is no half past two on that night: it comes when the clock has jumped.
+            // Half past two does not exist on that night: it comes when the clock has jumped.
             (
                 "30 2 * * *",
                 BERLIN,
                 "2026-03-28T12:00:00Z",
                 &["2026-03-29T03:00:00+02:00", "2026-03-30T02:30:00+02:00"],
             ),
-            // More than one time a day changes nothing of that,
+            // Running more than once a day changes none of that,
             (
                 "30 2,14 * * *",
                 BERLIN,
@@ -250,7 +249,7 @@ mod tests {
                 "2026-03-29T00:59:00Z",
                 &["2026-03-29T03:00:00+02:00", "2026-03-29T03:01:00+02:00"],
             ),
-            // What runs often goes by the clock.
+            // A job at intervals follows the clock.
             (
                 "*/30 * * * *",
                 BERLIN,
@@ -274,7 +273,7 @@ mod tests {
             ),
             ("30 2 * * *", BERLIN, "2026-10-25T01:10:00Z", &["2026-10-26T02:30:00+01:00"]),
             ("0 3 * * *", BERLIN, "2026-10-25T01:10:00Z", &["2026-10-25T03:00:00+01:00"]),
-            // What runs often runs in both.
+            // A job at intervals runs in both.
             (
                 "*/30 * * * *",
                 BERLIN,
@@ -316,7 +315,7 @@ mod tests {
                 "2026-04-23T12:00:00Z",
                 &["2026-04-24T01:00:00+03:00", "2026-04-25T00:00:00+03:00"],
             ),
-            // and a place that went without a day.
+            // and a place that skipped a day.
             (
                 "0 12 * * *",
                 "Pacific/Apia",
@@ -349,7 +348,7 @@ mod tests {
                 "2026-01-31T00:00:00Z",
                 &["2026-03-31T00:00:00+00:00", "2026-05-31T00:00:00+00:00"],
             ),
-            // Where both days are given, either will do.
+            // Where both days are given, either matches.
             (
                 "0 0 13 * FRI",
                 "2026-12-11T00:00:00Z",
@@ -389,7 +388,7 @@ mod tests {
         assert_eq!(due("2026-01-01T01:00:30Z"), late);
         let data = schedule.message(late);
         assert!(String::from_utf8_lossy(data.data()).contains("\"missed\":59"));
-        // Beyond what is counted, the rest comes as one tick too.
+        // Beyond the counted moments, the rest comes as one tick too.
         let late = Due { at: at("2027-01-01T00:00:00Z"), missed: MOST_COUNTED };
         assert_eq!(due("2027-01-01T00:00:30Z"), late);
     }

@@ -12,14 +12,14 @@ use super::{
     take_up::{self, Gap, Start},
 };
 
-/// How often a followed file is looked at for more, and one that is not there yet is looked for.
+/// The interval between looks at a followed file, and at the path of one that does not exist yet.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
-/// How long nothing must have come to a file that was renamed before the one in its place is
-/// read: whoever writes may still have the old one open.
+/// How long a renamed file must stay unchanged before the one in its place is read: its writer may
+/// still have it open.
 const LET_GO: Duration = Duration::from_secs(1);
 
-/// The pause after a repeated file had nothing in it: it must not be read in circles.
+/// The pause after a repeated file had no lines, so that it is not read in a busy loop.
 const EMPTY_PAUSE: Duration = Duration::from_secs(1);
 
 impl Lines<'_> {
@@ -48,7 +48,7 @@ impl Lines<'_> {
     pub(super) async fn follow(&mut self) -> io::Result<()> {
         let come = self.enter();
         let mut opened = self.start(move |path, out| take_up::followed(path, come, out)).await?;
-        // Since when nothing has come to a file that has lost its name.
+        // The time since which a file that has lost its name has not grown.
         let mut silent: Option<Instant> = None;
         loop {
             match opened.look(self.path).await? {
@@ -61,7 +61,7 @@ impl Lines<'_> {
                     continue;
                 }
                 Sight::Replaced => {
-                    // Whoever writes may not have noticed yet.
+                    // The writer may not have noticed yet.
                     let now = Instant::now();
                     let since = *silent.get_or_insert(now);
                     if self.read_on(&mut opened).await? {
@@ -81,7 +81,7 @@ impl Lines<'_> {
         }
     }
 
-    /// How far the file at the path had been read.
+    /// The progress in the file at the path.
     fn enter(&self) -> Option<Position> {
         self.out.enter(&self.path.to_string_lossy())
     }
@@ -145,12 +145,12 @@ impl Lines<'_> {
             return Ok(self.begin(copy));
         }
         info!(%actor, path = %self.path.display(), "the followed file was cut, and is read from its beginning");
-        // What there is of a line will not be completed.
+        // The rest of an unfinished line will never arrive.
         self.put_rest(&mut opened).await;
         Ok(self.begin(opened.again().await?))
     }
 
-    /// Opens what follows on a file that has lost its name; nothing, where that has gone again.
+    /// Opens the successor of a file that has lost its name; `None` if that is gone again.
     async fn next(&self, opened: &mut Opened) -> io::Result<Option<Opened>> {
         let (path, age, read) = (self.path.to_path_buf(), opened.age().await?, opened.position());
         match blocking(move || take_up::next(&path, age, &read)).await {

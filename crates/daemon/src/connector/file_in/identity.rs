@@ -1,4 +1,4 @@
-//! What tells a file from all others.
+//! The identity of a file.
 
 use std::{
     fs,
@@ -10,16 +10,15 @@ use std::{
 use reflowd_runtime::Position;
 use sha2::{Digest, Sha256};
 
-/// Bytes at the beginning of a file by which it is known again: some lines of a log, whose
-/// times no other log shares.
+/// Bytes at the beginning by which a file is recognized: some lines of a log, with timestamps that
+/// no other log shares.
 const HEAD: usize = 1024;
 
-/// A number that no other file has.
+/// The identity of a file.
 ///
-/// That is the one that the file system gives it, with the time at which it was made where the
-/// file system knows that, since the number of a file that was removed is given to another.
-/// Where it does not, the device is a part of it; where it does, it is not: many devices have
-/// another number after a reboot.
+/// It is the inode number and, on file systems that have it, the time of creation, since a number
+/// is reused once its file is removed. Without that time the device is part of it; otherwise not,
+/// because many devices change their number at a reboot.
 pub(super) fn identity(file: &fs::Metadata) -> [u64; 2] {
     match made(file) {
         0 => with_device(file),
@@ -27,8 +26,7 @@ pub(super) fn identity(file: &fs::Metadata) -> [u64; 2] {
     }
 }
 
-/// Whether that is the number of the file. One that a former version has noted has the device
-/// in it.
+/// Whether the file has that identity. Those that a former version has noted include the device.
 pub(super) fn is(file: &fs::Metadata, of: [u64; 2]) -> bool {
     identity(file) == of || with_device(file) == of
 }
@@ -41,7 +39,7 @@ fn made(file: &fs::Metadata) -> u64 {
     file.created().ok().and_then(nanos).unwrap_or(0)
 }
 
-/// When a file was made and last written, in nanoseconds since the Unix epoch.
+/// The times at which a file was made and last written, in nanoseconds since the Unix epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Age {
     pub(super) made: u64,
@@ -53,7 +51,7 @@ impl Age {
         Some(Self { made: nanos(file.created().ok()?)?, written: nanos(file.modified().ok()?)? })
     }
 
-    /// What is known of a file that is gone.
+    /// The age of a removed file, as far as its identity tells it.
     pub(super) fn of(identity: [u64; 2]) -> Option<Self> {
         let made = identity[1];
         (made > 0).then_some(Self { made, written: made })
@@ -64,10 +62,9 @@ pub(super) fn nanos(time: SystemTime) -> Option<u64> {
     u64::try_from(time.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_nanos()).ok()
 }
 
-/// The bytes that a file begins with, as far as they have been read.
+/// The first bytes of a file, as far as they have been read.
 ///
-/// Files only grow, so what differs in them is another file, or one that was cut and has
-/// grown again.
+/// Files only grow, so a difference means another file, or one that was cut and has grown again.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Head {
     bytes: Vec<u8>,
@@ -75,7 +72,7 @@ pub(super) struct Head {
 }
 
 impl Head {
-    /// The head of a file of which so many bytes have been read.
+    /// The head of a file after `read` bytes of it.
     pub(super) fn read(file: &fs::File, read: u64) -> io::Result<Self> {
         let length = usize::try_from(read).unwrap_or(HEAD).min(HEAD);
         let mut bytes = vec![0; length];
@@ -83,7 +80,7 @@ impl Head {
         Ok(Self { bytes, mark: [0; 2] })
     }
 
-    /// Takes in what was read at that place.
+    /// Adds bytes that were read at that offset.
     pub(super) fn extend(&mut self, at: u64, read: &[u8]) {
         if at == self.bytes.len() as u64 && self.bytes.len() < HEAD {
             let more = (HEAD - self.bytes.len()).min(read.len());
@@ -91,7 +88,7 @@ impl Head {
         }
     }
 
-    /// Whether a file begins with it.
+    /// Whether the file begins with these bytes.
     pub(super) fn is_of(&self, file: &fs::File) -> io::Result<bool> {
         match Self::read(file, self.bytes.len() as u64) {
             Ok(head) => Ok(head.bytes == self.bytes),
@@ -100,8 +97,8 @@ impl Head {
         }
     }
 
-    /// How many bytes they are and what stands for them, as the state has it: of those before
-    /// `at`, since a file may be put out no further than that.
+    /// The length and the checksum of the bytes before `at`, for the state: a file may not have
+    /// been put out further than that.
     pub(super) fn mark(&mut self, at: u64) -> [u64; 2] {
         let length = usize::try_from(at).unwrap_or(HEAD).min(self.bytes.len());
         if self.mark[0] != length as u64 {
@@ -113,8 +110,8 @@ impl Head {
     }
 }
 
-/// Whether a file begins as the one did in which a source had come so far, and is as long.
-/// One whose beginning is not known, because a former version has not noted it, may.
+/// Whether the file can be the one that was read: it begins alike and is as long. A former version
+/// has noted no beginning; then any may be.
 pub(super) fn may_be(file: &fs::File, come: &Position) -> io::Result<bool> {
     if file.metadata()?.len() < come.at {
         return Ok(false);
@@ -127,7 +124,7 @@ pub(super) fn may_be(file: &fs::File, come: &Position) -> io::Result<bool> {
     }
 }
 
-/// Whether it is known what the file began with in which a source had come so far.
+/// Whether the position includes a checksum of the file's beginning.
 pub(super) fn is_marked(come: &Position) -> bool {
     come.mark[0] > 0
 }

@@ -4,72 +4,71 @@
 
 use bytes::{Buf, Bytes, BytesMut};
 
-/// The longest line, in bytes: as much as one turn may put out.
+/// The longest line, in bytes: the limit for one turn's outputs.
 pub(super) const MAX_LINE: usize = 16 << 20;
 
-/// Bytes that are kept of a line that is over the limit, to know it by.
+/// Bytes of a line over the limit that are kept, to identify it.
 const BEGINNING: usize = 1024;
 
-/// What some programs put before the first line of a file in UTF-8; no part of that line.
+/// The byte order mark that some programs put before the first line of a UTF-8 file.
 pub(crate) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// Bytes that are to become lines.
+/// Bytes on their way to becoming lines.
 ///
-/// The byte order mark of a file is left out, and so are NULs before a line: a file that is cut
-/// under a writer which keeps its place begins with as many as were cut off.
+/// The byte order mark of a file is skipped, and so are NULs before a line: a file that is cut
+/// under a writer that keeps its offset begins with as many as were cut off.
 #[derive(Debug, Default)]
 pub(super) struct LineSplitter {
     buffer: BytesMut,
-    /// How much of the buffer is known to have no end of line.
+    /// The length of the buffer's beginning that has been searched for an end of line.
     searched: usize,
     /// Lines that have come out, the refused ones included.
     count: u64,
-    /// Bytes that are in the buffer no more.
+    /// Bytes that have left the buffer.
     past: u64,
-    /// What the line that is being read begins with, where it is over the limit; its rest is
-    /// not kept.
+    /// The beginning of the current line, if it is over the limit; its rest is discarded.
     refused: Option<Bytes>,
 }
 
 /// One line of the input.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Line {
-    /// Which one it is; the first is 1.
+    /// Its number; the first is 1.
     pub(super) number: u64,
-    /// The bytes up to its end, its end of line and all lines before it included.
+    /// The offset of its end, from the beginning of the input.
     pub(super) end: u64,
-    /// What it says.
+    /// Its content.
     pub(super) content: Content,
 }
 
-/// What a line says, without its end.
+/// The content of a line, without its end.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Content {
     /// All of it.
     Whole(Bytes),
-    /// It is over [`MAX_LINE`], and begins like this.
+    /// The beginning of a line over [`MAX_LINE`].
     TooLong(Bytes),
 }
 
 impl LineSplitter {
-    /// For what follows `bytes` in which there were `lines`.
+    /// Continues after `bytes` bytes with `lines` lines.
     pub(super) fn after(bytes: u64, lines: u64) -> Self {
         Self { past: bytes, count: lines, ..Self::default() }
     }
 
-    /// Takes in what was read next.
+    /// Adds bytes that were read.
     pub(super) fn feed(&mut self, read: &[u8]) {
         self.buffer.extend_from_slice(read);
         self.skip_nulls();
     }
 
-    /// So many NULs follow, which nobody needs to read.
+    /// Skips NULs that follow, without reading them.
     pub(super) fn skip(&mut self, nulls: u64) {
         debug_assert!(self.is_between_lines(), "they would be a part of the line");
         self.past += nulls;
     }
 
-    /// Whether what comes next begins a line.
+    /// Whether the next byte begins a line.
     pub(super) fn is_between_lines(&self) -> bool {
         self.buffer.is_empty() && self.refused.is_none()
     }
@@ -108,7 +107,7 @@ impl LineSplitter {
         Some(self.line(line))
     }
 
-    /// What is left when nothing more comes: a last line without an end.
+    /// The last line, if it has no end.
     pub(super) fn rest(&mut self) -> Option<Line> {
         self.searched = 0;
         let rest = self.buffer.split();

@@ -1,4 +1,4 @@
-//! The way of lines from an open file to the wires.
+//! The path of lines from an open file to the wires.
 
 use reflowd_runtime::{Emitter, EventKind, Message, PortName, Position, Refused, Type};
 use serde::Deserialize;
@@ -19,7 +19,7 @@ use super::{
 /// Bytes of an unreadable line that are shown with the reason and kept as a dead letter.
 const SHOWN: usize = 64 << 10;
 
-/// What a line is.
+/// The content of a line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Form {
@@ -31,7 +31,7 @@ pub(super) enum Form {
 }
 
 impl Form {
-    /// The message that a line is; nothing, where the line says nothing.
+    /// The message in a line; `None` for a blank one.
     fn message(self, line: &bytes::Bytes) -> Result<Option<Message>, String> {
         match self {
             Self::Json if line.iter().all(u8::is_ascii_whitespace) => Ok(None),
@@ -58,7 +58,7 @@ fn is_utf16(line: &[u8]) -> bool {
     matches!(line, [0xff, 0xfe, ..] | [0xfe, 0xff, ..])
 }
 
-/// The way of lines from a file to the wires.
+/// The path of lines from a file to the wires.
 pub(super) struct Lines<'a> {
     pub(super) path: &'a Path,
     pub(super) form: Form,
@@ -69,8 +69,8 @@ pub(super) struct Lines<'a> {
 }
 
 impl Lines<'_> {
-    /// Puts out the complete lines up to the present end of the file. Tells whether any bytes
-    /// have come.
+    /// Puts out the complete lines up to the present end of the file. Returns whether the file had
+    /// new bytes.
     pub(super) async fn read_on(&mut self, opened: &mut Opened) -> std::io::Result<bool> {
         let mut came = false;
         while opened.read().await? {
@@ -90,7 +90,7 @@ impl Lines<'_> {
         }
     }
 
-    /// Puts out the whole file as it is now, and notes nothing. Tells whether it had lines.
+    /// Puts out the whole file as it is now, without noting progress. Returns whether it had lines.
     pub(super) async fn pass(&mut self, mut opened: Opened) -> std::io::Result<bool> {
         let mut any = false;
         loop {
@@ -138,7 +138,7 @@ impl Lines<'_> {
         }
     }
 
-    /// Tells of unreadable lines, where that is due.
+    /// Reports unreadable lines if that is due.
     pub(super) fn tell(&mut self) {
         if let Some(untold) = self.unreadable.due(Instant::now()) {
             self.say(untold);
@@ -152,7 +152,7 @@ impl Lines<'_> {
     }
 }
 
-/// However a source ends, nothing is left untold.
+/// Unreadable lines are reported even when the source is dropped.
 impl Drop for Lines<'_> {
     fn drop(&mut self) {
         if let Some(untold) = self.unreadable.rest() {
@@ -161,7 +161,7 @@ impl Drop for Lines<'_> {
     }
 }
 
-/// What a line says, to be shown.
+/// A line as text for people.
 fn excerpt(line: &[u8]) -> String {
     let shown = &line[..line.len().min(SHOWN)];
     let text = String::from_utf8_lossy(shown);

@@ -19,10 +19,10 @@ use super::{
 /// Bytes read at once.
 const PIECE: usize = 64 << 10;
 
-/// A file that is read, and how far.
+/// A file and the progress in it.
 pub(super) struct Opened {
     file: Arc<fs::File>,
-    /// Its number.
+    /// Its identity.
     of: [u64; 2],
     head: Head,
     splitter: LineSplitter,
@@ -30,18 +30,18 @@ pub(super) struct Opened {
     since: u64,
     /// Where the next piece begins.
     at: u64,
-    /// Where the next line begins, and how many there were.
+    /// The offset and number of the next line.
     line: (u64, u64),
-    /// What was read last; its place is used again.
+    /// The buffer of the last read, which is reused.
     piece: Vec<u8>,
 }
 
-/// What a followed file's path looks like from where it was read to.
+/// The state of a followed file's path, seen from the file that is read.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Sight {
     /// The same file, which may have grown.
     Same,
-    /// The same file, shorter than what was read of it, or beginning otherwise.
+    /// The same file, shorter than what was read or with another beginning.
     Cut,
     /// Another file.
     Replaced,
@@ -58,7 +58,7 @@ impl Opened {
         Ok(file)
     }
 
-    /// A file to be read from its first line. Blocks.
+    /// Opens a file at its first line. Blocks.
     pub(super) fn begin(file: fs::File) -> io::Result<Self> {
         let of = identity(&file.metadata()?);
         Ok(Self {
@@ -73,7 +73,7 @@ impl Opened {
         })
     }
 
-    /// A file to be read on from there, or nothing where it has become another since. Blocks.
+    /// Opens a file where it was left, or returns `None` if another file is there now. Blocks.
     pub(super) fn go_on(file: &fs::File, come: Position) -> io::Result<Option<Self>> {
         let Position { mut at, count, .. } = come;
         let length = file.metadata()?.len();
@@ -104,19 +104,19 @@ impl Opened {
         self.since
     }
 
-    /// How far it has been put out when its next line begins there.
+    /// The position if the next line begins at `at`.
     pub(super) fn position(&mut self) -> Position {
         let (at, count) = self.line;
         Position { of: self.of, at, count, mark: self.head.mark(at) }
     }
 
-    /// The next complete line of what was read, and where its end is.
+    /// The next complete line, and the offset of its end.
     pub(super) fn next(&mut self) -> Option<(Line, Position)> {
         let line = self.splitter.next()?;
         Some(self.after(line))
     }
 
-    /// What is left when nothing more comes: a last line without an end.
+    /// The last line, if it has no end.
     pub(super) fn rest(&mut self) -> Option<(Line, Position)> {
         let line = self.splitter.rest()?;
         Some(self.after(line))
@@ -127,7 +127,7 @@ impl Opened {
         (line, self.position())
     }
 
-    /// Reads another piece. Tells whether there was one.
+    /// Reads another piece. Returns whether there was one.
     pub(super) async fn read(&mut self) -> io::Result<bool> {
         let (file, at) = (Arc::clone(&self.file), self.at);
         let is_between_lines = self.splitter.is_between_lines();
@@ -153,7 +153,7 @@ impl Opened {
         Ok(read > 0)
     }
 
-    /// What has become of the file, and of its name.
+    /// The state of the file, and of its name.
     pub(super) async fn look(&self, path: &Path) -> io::Result<Sight> {
         let (file, path, at) = (Arc::clone(&self.file), path.to_path_buf(), self.at);
         let head = self.head.clone();
@@ -178,20 +178,20 @@ impl Opened {
         .await
     }
 
-    /// When the file was made and last written, where the file system knows that.
+    /// The times at which the file was made and last written, if the file system records both.
     pub(super) async fn age(&self) -> io::Result<Option<Age>> {
         let file = Arc::clone(&self.file);
         blocking(move || Ok(Age::of_file(&file.metadata()?))).await
     }
 
-    /// The same file from its first line.
+    /// Goes back to the first line.
     pub(super) async fn again(self) -> io::Result<Self> {
         blocking(move || Self::begin(self.file.try_clone()?)).await
     }
 }
 
-/// How many bytes of a hole follow: what a file that was cut under a writer that keeps its
-/// place has in the place of what was cut off. Reading a large one would take minutes.
+/// The length of the hole at `at`: a file that is cut under a writer that keeps its offset has one
+/// in place of what was cut off. Reading a large one would take minutes.
 fn hole(file: &fs::File, at: u64) -> io::Result<u64> {
     match rustix::fs::seek(file, rustix::fs::SeekFrom::Data(at)) {
         Ok(data) => Ok(data.saturating_sub(at)),
@@ -202,7 +202,7 @@ fn hole(file: &fs::File, at: u64) -> io::Result<u64> {
     }
 }
 
-/// Does what may block.
+/// Runs blocking work.
 pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {

@@ -1,4 +1,4 @@
-//! Finds a file again that was renamed or copied, and the one that was begun after it.
+//! Finds a file that was renamed or copied, and the file that was begun after it.
 //!
 //! Everything here reads folders and blocks.
 
@@ -16,38 +16,37 @@ use super::{
     opened::Opened,
 };
 
-/// Names that are looked at in one folder: a folder of more than that is no folder of logs, and
-/// looking would hold up the reader.
+/// Names searched in one folder. One with more is not a folder of logs, and searching it would hold
+/// up the reader.
 const MOST_NAMES: usize = 100_000;
 
-/// How the names of files end that were compressed.
+/// Suffixes of compressed files.
 const COMPRESSED: [&str; 7] = [".gz", ".xz", ".zst", ".bz2", ".lz4", ".lzma", ".Z"];
 
-/// Something in a folder of logs whose name begins with that of the log.
+/// A file beside the log whose name begins with that of the log.
 struct Sibling {
     path: PathBuf,
-    /// What its name has beyond that of the log.
+    /// The rest of its name.
     added: Vec<u8>,
     metadata: fs::Metadata,
 }
 
 impl Sibling {
-    /// Whether a file is called so when it is rotated: `.1`, `-20261123`, `.2026-11-23T10`.
-    /// What else begins with the name is something else.
+    /// Whether that is how rotated files are named: `.1`, `-20261123`, `.2026-11-23T10`.
     fn is_rotated(&self) -> bool {
         self.added.iter().all(|b| b.is_ascii_digit() || b".-_:T".contains(b))
     }
 }
 
-/// The places where a path leads: itself and, where it is a link, what that points to. Files
-/// are rotated where they are and not where a link to them is.
+/// The paths under which the file may be rotated: the one given and, if that is a link, its target,
+/// because the file is rotated where it is.
 fn places(path: &Path) -> Vec<PathBuf> {
     let mut places = vec![path.to_path_buf()];
     places.extend(fs::canonicalize(path).ok().filter(|real| real != path));
     places
 }
 
-/// The folder that a path leads into.
+/// The folder that contains the path.
 fn folder_of(path: &Path) -> Option<&Path> {
     path.parent().map(|folder| if folder.as_os_str().is_empty() { Path::new(".") } else { folder })
 }
@@ -72,7 +71,7 @@ fn siblings(path: &Path) -> Vec<Sibling> {
     places(path).into_iter().filter_map(of).flatten().collect()
 }
 
-/// The name that the file has by now in which a source had come so far.
+/// The present name of the file at that position.
 pub(super) fn renamed(path: &Path, come: &Position) -> Option<PathBuf> {
     let same = |metadata: &fs::Metadata| is(metadata, come.of) && metadata.len() >= come.at;
     let folders =
@@ -81,8 +80,8 @@ pub(super) fn renamed(path: &Path, come: &Position) -> Option<PathBuf> {
     files.find(|(_, metadata)| same(metadata)).map(|(path, _)| path)
 }
 
-/// The latest copy that was made since then of the file in which a source had come so far, as
-/// when it is rotated by copying and cutting it.
+/// The latest copy, made since then, of the file at that position: logs are also rotated by copying
+/// and cutting them.
 pub(super) fn copied(path: &Path, come: &Position, since: u64) -> Option<PathBuf> {
     if !is_marked(come) {
         return None;
@@ -100,8 +99,8 @@ pub(super) fn copied(path: &Path, come: &Position, since: u64) -> Option<PathBuf
     may_be(&file, come).ok().filter(|may| *may).map(|_| latest.path)
 }
 
-/// The oldest file beside `path` that was rotated and begun after one of that age: where a
-/// file is rotated twice before it is read to its end, that is the one in the middle.
+/// The oldest rotated file beside `path` that was begun after one of that age: the middle one if
+/// the log was rotated twice before it was read to its end.
 ///
 /// A copy of the file that was read is not what follows it.
 pub(super) fn next_younger(path: &Path, than: Age, read: &Position) -> Option<PathBuf> {
@@ -111,13 +110,14 @@ pub(super) fn next_younger(path: &Path, than: Age, read: &Position) -> Option<Pa
         if !file.is_rotated() || !younger || is_copy(&file, age, than, read) {
             return None;
         }
-        // Times are no finer than some milliseconds, and the one at the path itself is the last.
+        // Timestamps are only accurate to some milliseconds, and the file at the path itself is the
+        // last.
         Some(((age.made, file.added.is_empty(), age.written), file.path))
     });
     rotated.min().map(|(_, path)| path)
 }
 
-/// Whether a file is a copy, times and all, of the one of that age that was read so far.
+/// Whether a file is a copy, including its timestamps, of the one of that age that was read so far.
 fn is_copy(file: &Sibling, age: Age, of: Age, read: &Position) -> bool {
     age.written == of.written
         && file.metadata.len() == read.at
@@ -125,18 +125,18 @@ fn is_copy(file: &Sibling, age: Age, of: Age, read: &Position) -> bool {
         && Opened::file(&file.path).and_then(|file| may_be(&file, read)).unwrap_or(false)
 }
 
-/// What a file may have become that is out of reach.
+/// What has happened to a file that cannot be reached.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Remains {
-    /// Compressed, and it was no longer than what was read of it.
+    /// Compressed, after it had been read completely.
     Nothing,
     /// Compressed under that name.
     Compressed(PathBuf),
-    /// Not in sight.
+    /// Not found.
     Unknown,
 }
 
-/// Looks for what has become of the file in which a source had come so far.
+/// Looks for the remains of the file at that position.
 pub(super) fn remains(path: &Path, come: &Position) -> Remains {
     let ends = |name: &[u8]| COMPRESSED.iter().any(|end| name.ends_with(end.as_bytes()));
     let compressed = siblings(path).into_iter().filter(|file| ends(&file.added));
@@ -156,7 +156,7 @@ pub(super) fn remains(path: &Path, come: &Position) -> Remains {
     }
 }
 
-/// The lower half of how long a file was that gzip has compressed: its last four bytes.
+/// The lower half of the original length of a gzip file: its last four bytes.
 fn unpacked_length(path: &Path) -> Option<u32> {
     if path.extension()? != "gz" {
         return None;

@@ -1,4 +1,4 @@
-//! Where reading begins: where it was left, if that is to be found.
+//! Where reading begins: where it was left, if that can be found.
 //!
 //! Everything here reads folders and files, and blocks.
 
@@ -17,21 +17,21 @@ use super::{
 
 /// Where reading begins.
 pub(super) enum Start {
-    /// Where it was left, or at the first line of a file of which nothing was read.
+    /// Where it was left, or at the first line if nothing was read before.
     At(Opened),
-    /// At the first line of another file than that of which something was read.
+    /// At the first line of another file than the one read before.
     Elsewhere(Opened, Gap),
-    /// There is no file yet.
+    /// The file does not exist yet.
     Nowhere,
 }
 
-/// What came after that to a file may never be read, and why.
+/// Why the rest of a file after that position may never be read.
 pub(super) struct Gap {
     pub(super) after: Position,
     pub(super) why: String,
 }
 
-/// Opens the file at a path to go on where it was left, if it is the same.
+/// Opens the file at a path where it was left, if it is the same.
 pub(super) fn here(path: &Path, come: Option<Position>, out: &Emitter) -> io::Result<Start> {
     let Some(file) = open(path)? else { return Ok(Start::Nowhere) };
     let of = file.metadata()?;
@@ -43,8 +43,8 @@ pub(super) fn here(path: &Path, come: Option<Position>, out: &Emitter) -> io::Re
     Ok(Start::At(opened.map_or_else(|| Opened::begin(file), Ok)?))
 }
 
-/// Opens the file that was followed last, by whatever name it goes since it was rotated, or
-/// else the one that is there.
+/// Opens the file that was followed last, under its rotated name if it has one, or else the one at
+/// the path.
 pub(super) fn followed(path: &Path, come: Option<Position>, out: &Emitter) -> io::Result<Start> {
     let Some(come) = come else { return here(path, None, out) };
     let there = open(path)?;
@@ -82,14 +82,14 @@ pub(super) fn followed(path: &Path, come: Option<Position>, out: &Emitter) -> io
     Ok(Start::Elsewhere(Opened::begin(file)?, Gap { after: come, why }))
 }
 
-/// Opens what follows on a file that was read to its end and has lost its name.
+/// Opens the successor of a file that was read to its end and has lost its name.
 pub(super) fn next(path: &Path, age: Option<Age>, read: &Position) -> io::Result<Opened> {
     let next = age.and_then(|age| next_younger(path, age, read));
     Opened::begin(Opened::file(next.as_deref().unwrap_or(path))?)
 }
 
-/// Opens the copy that was made since then of a file that was cut, where it has more than was
-/// read; or else the file itself, from its first line.
+/// Opens a copy of a file that was cut, if it was made since then and has unread lines; or else the
+/// file itself, from its first line.
 pub(super) fn cut(path: &Path, read: Position, since: u64) -> io::Result<Option<Opened>> {
     let copy = copied(path, &read, since);
     let longer = copy.filter(|copy| fs::metadata(copy).is_ok_and(|copy| copy.len() > read.at));
@@ -104,7 +104,7 @@ fn go_on_in(path: Option<PathBuf>, come: Position) -> io::Result<Option<Opened>>
     file.map_or(Ok(None), |file| Opened::go_on(&file, come))
 }
 
-/// The file, unless it is not there.
+/// The file, if it exists.
 fn open(path: &Path) -> io::Result<Option<fs::File>> {
     match Opened::file(path) {
         Ok(file) => Ok(Some(file)),

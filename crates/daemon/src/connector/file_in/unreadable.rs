@@ -1,4 +1,4 @@
-//! When to tell of lines that are no messages.
+//! When to report unreadable lines.
 //!
 //! Pure: it is told the time.
 
@@ -6,31 +6,31 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The pause after the first telling; doubled for each further one.
+/// The pause after the first report; it doubles with each further one.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 
-/// The longest pause: a file of nothing else must not fill the log and the events.
+/// The longest pause: an unreadable file must not fill the log and the events.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
-/// Lines that were no messages and have not been told of.
+/// Unreadable lines that have not been reported.
 ///
-/// Each is counted in one telling, and none is left untold: the first is told at once, what
-/// comes within a pause at its end.
+/// Each is counted in exactly one report: the first is reported at once, later ones at the end of
+/// the pause in which they come.
 #[derive(Debug)]
 pub(super) struct Unreadable {
     untold: Option<Untold>,
-    /// No telling before that.
+    /// No report before that.
     quiet_until: Option<Instant>,
     pause: Duration,
 }
 
-/// So many lines, of which this is the last.
+/// A number of lines, and the last of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Untold {
     pub(super) lines: u64,
     pub(super) first: u64,
     pub(super) last: u64,
-    /// What is wrong with the last one.
+    /// The fault of the last one.
     pub(super) why: String,
 }
 
@@ -41,19 +41,19 @@ impl Default for Unreadable {
 }
 
 impl Unreadable {
-    /// Takes in one line by its number.
+    /// Adds a line by its number.
     pub(super) fn add(&mut self, number: u64, why: String) {
         let (lines, first) = self.untold.as_ref().map_or((0, number), |u| (u.lines, u.first));
         self.untold = Some(Untold { lines: lines + 1, first, last: number, why });
     }
 
-    /// What is to be told now.
+    /// Returns the report that is due.
     pub(super) fn due(&mut self, now: Instant) -> Option<Untold> {
         if self.quiet_until.is_some_and(|until| now < until) {
             return None;
         }
         let Some(untold) = self.untold.take() else {
-            // Nothing came in a whole pause.
+            // No line came in the whole pause.
             (self.quiet_until, self.pause) = (None, FIRST_PAUSE);
             return None;
         };
@@ -62,7 +62,7 @@ impl Unreadable {
         Some(untold)
     }
 
-    /// What has not been told, at the end.
+    /// Returns the lines not yet reported, at the end.
     pub(super) fn rest(&mut self) -> Option<Untold> {
         self.untold.take()
     }
@@ -72,7 +72,7 @@ impl Unreadable {
 mod tests {
     use super::*;
 
-    /// What is told at each second, of lines that come in these.
+    /// The reports at each second, for lines that come at these.
     #[track_caller]
     fn check(came: &[(u64, u64)], told: &[(u64, u64)]) {
         let zero = Instant::now();
@@ -96,7 +96,7 @@ mod tests {
         check(&[], &[]);
         check(&[(0, 5)], &[(0, 5)]);
         check(&[(0, 1), (0, 4)], &[(0, 5)]);
-        // What comes after the first waits for the pause to end.
+        // Lines after the first wait for the pause to end.
         check(&[(0, 1), (1, 1), (2, 4)], &[(0, 1), (1, 1), (3, 4)]);
     }
 
