@@ -30,11 +30,11 @@ use tracing::{info, warn};
 /// than are kept in memory.
 const FULL: u64 = 4 << 20;
 
-/// Bytes of one line. A refused configuration can have a report of megabytes; its event on
-/// disk has the beginning of it.
+/// The longest line, in bytes. A refused configuration can have a report of megabytes; on disk its
+/// event keeps the beginning.
 const MAX_LINE: usize = 64 << 10;
 
-/// From one synchronization to the next, and from one attempt after a failure to the next.
+/// The interval between synchronizations, and between attempts after a failure.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Hexadecimal digits of the checksum before each line: enough to notice damage.
@@ -59,9 +59,9 @@ struct Writing {
     file: Option<(File, u64)>,
     /// The number of the last event that is written.
     last: u64,
-    /// Whether something was written since the last synchronization.
+    /// Set while written lines are not synchronized.
     unsynced: bool,
-    /// Why nothing can be written, as far as it has been said.
+    /// The last reported reason why nothing can be written.
     trouble: Option<String>,
 }
 
@@ -73,11 +73,11 @@ enum BatchEnd {
     InMemory,
 }
 
-/// What a file holds.
+/// The content of a file.
 #[derive(Default)]
 struct Found {
     events: Vec<Event>,
-    /// Lines that are not what was written.
+    /// Lines whose checksum is wrong.
     damaged: u64,
     /// Bytes up to the end of the last whole line.
     whole: u64,
@@ -250,7 +250,7 @@ impl Writing {
         };
         let line = line(event);
         if let Err(error) = file.write_all(&line) {
-            // Half a line is no line; what comes next is written over it.
+            // The next line overwrites an unfinished one.
             _ = file.set_len(*length);
             self.file = None;
             return Err(error);

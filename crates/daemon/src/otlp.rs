@@ -1,10 +1,10 @@
 //! Sends the spans of turns and requests to an OpenTelemetry collector, as OTLP over HTTP in
 //! JSON.
 //!
-//! Told what to do by the variables that OpenTelemetry has for it ([`Settings`]); without an
-//! endpoint there is nothing of this. Turns hand their spans to a queue and never wait: what
-//! the queue or the collector does not take is counted, and gone. A collector that says it
-//! cannot take spans now is asked again a few times, as the protocol wants it.
+//! The variables of OpenTelemetry configure it ([`Settings`]); without an endpoint no spans are
+//! made. Turns put their spans into a queue and never wait: spans that the queue or the collector
+//! rejects are counted and dropped. A collector that is temporarily unavailable is retried a few
+//! times, as the protocol specifies.
 
 mod settings;
 
@@ -41,19 +41,19 @@ const BATCH: usize = 512;
 /// How long spans wait for others to be sent with them.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// How often a batch is sent before it is lost.
+/// Attempts to send a batch before it is dropped.
 const TRIES: u32 = 5;
 
 /// The pause before the second try; each further one is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 
-/// The longest pause that a collector may ask for: spans that come in meanwhile have a bound.
+/// The longest pause that a collector may ask for: spans that arrive meanwhile need a bound.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
-/// What is read of a collector's answer, in bytes.
+/// The bytes of a collector's answer that are read.
 const MAX_ANSWER: u64 = 64 << 10;
 
-/// What has become of spans.
+/// The counts of spans by their fate.
 #[derive(Debug, Default)]
 struct Tally {
     sent: AtomicU64,
@@ -95,25 +95,25 @@ impl SpanSink for Spans {
     }
 }
 
-/// Brings spans to the collector.
+/// Sends spans to the collector.
 pub(crate) struct Exporter {
     settings: Settings,
     agent: Agent,
     queue: mpsc::Receiver<Span>,
     tally: Arc<Tally>,
-    /// Whether the last batch was not taken, which has been said.
+    /// Set once the log has said that batches are not accepted.
     failing: AtomicBool,
-    /// Whether the last batch was taken in part only, which has been said.
+    /// Set once the log has said that batches are accepted only in part.
     rejecting: AtomicBool,
 }
 
-/// What the environment asks for: where turns put their spans, and what brings them on.
-/// Nothing, where it names no collector.
+/// The sink for the spans of turns, and its exporter, as the environment configures them; `None` if
+/// it names no collector.
 ///
 /// # Errors
-/// A variable makes no sense.
+/// A variable is malformed.
 pub(crate) fn from_env() -> anyhow::Result<Option<(Arc<dyn SpanSink>, Exporter)>> {
-    // A name or a value that is no text cannot be one of these.
+    // A variable that is not UTF-8 is not one of these.
     let variables: BTreeMap<_, _> = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .collect();
@@ -127,7 +127,7 @@ pub(crate) fn from_env() -> anyhow::Result<Option<(Arc<dyn SpanSink>, Exporter)>
         let spans: Arc<dyn SpanSink> =
             Arc::new(Spans { queue, sampler: settings.sampler, tally: Arc::clone(&tally) });
         let config = Config::builder()
-            // What the environment says of proxies is for others: spans go to who is named.
+            // Proxy variables are meant for other clients: spans go to the named endpoint only.
             .proxy(None)
             .timeout_global(Some(settings.timeout))
             .max_redirects(0)
@@ -149,7 +149,7 @@ impl Exporter {
     /// Sends spans until stopped, and then what is left, once.
     pub(crate) async fn run(self, stopping: CancellationToken) {
         info!(to = %self.settings.url, "spans of turns go to a collector");
-        // Held by one run at a time, each of which ends before the next begins.
+        // Only one run holds it at a time: the next begins after the last has ended.
         let exporter = tokio::sync::Mutex::new(self);
         let run = || async { exporter.lock().await.bring(&stopping).await };
         Boundary::Spans.keep(run).await;
@@ -198,7 +198,7 @@ impl Exporter {
             }
             let wait = match failure.again {
                 Again::Never => break,
-                // One that was away for the batch before is asked once.
+                // A collector that did not answer the previous batch gets one attempt.
                 Again::Away if known && attempt == 1 => break,
                 Again::Away => pause,
                 Again::Later(asked) => asked.unwrap_or(pause).min(LONGEST_PAUSE),
@@ -245,14 +245,14 @@ impl Exporter {
     }
 }
 
-/// What came of sending a batch.
+/// The outcome of sending a batch.
 #[derive(Debug, PartialEq, Eq)]
 enum Sent {
     Taken(Rejected),
     Failed(Failed),
 }
 
-/// What a collector says that it has not taken of a batch.
+/// The part of a batch that the collector has rejected.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Rejected {
     spans: u64,
@@ -266,7 +266,7 @@ struct Failed {
     again: Again,
 }
 
-/// Whether a batch that was not taken may be sent again.
+/// Whether a rejected batch may be sent again.
 #[derive(Debug, PartialEq, Eq)]
 enum Again {
     /// The collector will never take it.
@@ -277,7 +277,7 @@ enum Again {
     Later(Option<Duration>),
 }
 
-/// What an answer means (OTLP/HTTP, "Response").
+/// Classifies an answer (OTLP/HTTP, "Response").
 fn answered(response: Response<ureq::Body>) -> Sent {
     let status = response.status();
     if !status.is_success() {
@@ -293,7 +293,7 @@ fn answered(response: Response<ureq::Body>) -> Sent {
         return Sent::Failed(Failed { why: format!("it answers {status}"), again });
     }
     let mut body = Vec::new();
-    // The spans are taken, whatever becomes of the rest of the answer.
+    // The spans are accepted, whether or not the rest of the answer can be read.
     _ = response.into_body().into_reader().take(MAX_ANSWER).read_to_end(&mut body);
     Sent::Taken(rejected(&body))
 }

@@ -1,4 +1,4 @@
-//! What the system knows of this process.
+//! Figures that the system keeps about this process.
 
 use std::{
     fs,
@@ -44,13 +44,12 @@ pub(crate) fn open_files() -> Option<usize> {
     Some(fs::read_dir("/proc/self/fd").ok()?.count().saturating_sub(1))
 }
 
-/// File descriptors that may be open; nothing, where there is no limit.
+/// The limit on open file descriptors; `None` if there is none.
 pub(crate) fn max_files() -> Option<u64> {
     getrlimit(Resource::Nofile).current
 }
 
-/// When the process started, in seconds since 1970. It stays the same for the whole process,
-/// whatever becomes of the clock.
+/// The start of the process, in seconds since 1970. Changes of the clock do not affect it.
 pub(crate) fn started() -> Option<f64> {
     static STARTED: OnceLock<Option<f64>> = OnceLock::new();
     *STARTED.get_or_init(|| {
@@ -59,24 +58,24 @@ pub(crate) fn started() -> Option<f64> {
     })
 }
 
-/// How long the process has run, suspended time included.
+/// The time since the process started, including time suspended.
 pub(crate) fn uptime() -> Option<Duration> {
     let since_boot = Duration::try_from(clock_gettime(ClockId::Boottime)).ok()?;
     let began = Duration::from_secs_f64(seconds(Stat::read()?.began));
     Some(since_boot.saturating_sub(began))
 }
 
-/// Whether the process has a terminal that can interrupt it or hang up on it.
+/// Whether the process has a controlling terminal, which can interrupt it or hang up on it.
 pub(crate) fn has_terminal() -> bool {
     Stat::read().is_some_and(|stat| stat.terminal != 0)
 }
 
-/// Whether a signal was ignored when the process started, as `nohup` has it, and is still.
+/// Whether the process was started with the signal ignored, as by `nohup`, and still ignores it.
 pub(crate) fn ignores(signal: i32) -> bool {
     fs::read_to_string("/proc/self/status").is_ok_and(|status| is_ignored(&status, signal))
 }
 
-/// Whether `/proc/self/status` has a signal among those ignored: `SigIgn: 0000000000001001`.
+/// Whether a `SigIgn: 0000000000001001` of `/proc/self/status` includes the signal.
 fn is_ignored(status: &str, signal: i32) -> bool {
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
@@ -87,7 +86,7 @@ fn seconds(ticks: u64) -> f64 {
     ticks as f64 / clock_ticks_per_second() as f64
 }
 
-/// What is of use in `/proc/self/stat`.
+/// The fields of `/proc/self/stat` that are used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stat {
     /// The device of the controlling terminal; 0 without one.

@@ -1,8 +1,8 @@
-//! The mark that a daemon runs, by which the next one knows how it ended.
+//! The mark of a running daemon, which tells the next one how it ended.
 //!
-//! The mark is set before the first turn and taken away at the end of a stop that has saved
-//! everything. A daemon that finds one comes after a crash, a kill or a loss of power: what was
-//! in memory then is gone, and how much that was when it was last looked at stands in the mark.
+//! The mark is set before the first turn and removed at the end of a stop that has saved
+//! everything. A daemon that finds one follows a crash, a kill or a power failure: the messages in
+//! memory are lost, and the mark holds their number as it was last known.
 
 use std::{
     collections::BTreeMap,
@@ -33,12 +33,12 @@ pub(crate) struct RunningMark {
     last: Option<Queued>,
 }
 
-/// What would be gone with the daemon.
+/// The messages that a crash would lose.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 struct Queued {
     /// Messages in mailboxes, in hand and on wires.
     messages: u64,
-    /// Those who have them.
+    /// The actors that hold them.
     actors: Vec<ActorName>,
 }
 
@@ -83,7 +83,7 @@ impl RunningMark {
         mark
     }
 
-    /// Notes how much would be gone now, if that is news.
+    /// Updates the number of messages that a crash would lose.
     pub(crate) fn update(&mut self, system: &System) {
         self.write(Queued::of(system));
     }
@@ -103,12 +103,12 @@ impl RunningMark {
         };
         match write() {
             Ok(()) => self.last = Some(queued),
-            // A full disk is told of by whatever else does not fit on it.
+            // A full disk is reported by everything else that writes to it.
             Err(_) => _ = fs::remove_file(&new),
         }
     }
 
-    /// Everything is saved: the next daemon has nothing to miss.
+    /// Removes the mark: everything is saved.
     pub(crate) fn take_away(self) {
         if let Err(error) = fs::remove_file(&self.path)
             && error.kind() != io::ErrorKind::NotFound
@@ -118,7 +118,7 @@ impl RunningMark {
     }
 }
 
-/// What a daemon has left that did not end by itself; nothing, where none has.
+/// Reads the mark of a daemon that did not stop by itself; `None` if there is none.
 fn left(path: &Path) -> Option<EventKind> {
     let text = match read_own_file(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
@@ -133,7 +133,7 @@ fn left(path: &Path) -> Option<EventKind> {
         snapshot::EVERY.as_secs()
     );
     let Some(Text { began: _, seen, queued: Queued { messages, actors } }) = content else {
-        // A loss of power has cut it; that it is there says enough.
+        // A power failure has cut it. Its presence says enough.
         let why = format!(
             "the daemon before this one did not stop by itself; how many messages were queued is not known, and they are gone; {states}"
         );

@@ -1,8 +1,7 @@
-//! Who could change a file that decides what the daemon runs.
+//! Untrusted users with access to files that decide what the daemon runs.
 //!
-//! A folder says whom it trusts: its owner, and the group that may write to it. Whoever
-//! owns a file can change it at any time, however it came into the folder, so its owner
-//! must be one of those, or root, or the daemon's own user.
+//! A folder trusts its owner, and its group if the group may write to it. The owner of a file can
+//! change it at any time, so it must be one of these, or root, or the daemon's own user.
 
 use std::{
     fmt,
@@ -16,24 +15,24 @@ use rustix::{fs::Mode, process::geteuid};
 /// The user who may change everything anyway.
 const ROOT: u32 = 0;
 
-/// Somebody who could change a file and whom its folder does not trust.
+/// A user whom the folder does not trust and who could change a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stranger {
-    /// Everybody on the machine may write to it.
+    /// Everybody: the file is world-writable.
     Anybody,
-    /// It belongs to the user of that number.
+    /// The owner of the file, by user id.
     User(u32),
 }
 
 impl Stranger {
-    /// The stranger who could change the file at `path`, if there is a file and one could.
+    /// The stranger who could change the file at `path`, if both exist.
     #[must_use]
     pub fn to(path: &Path) -> Option<Self> {
         of(path, &fs::metadata(path).ok()?)
     }
 }
 
-/// Displays as what is wrong with the file, and what to do.
+/// Displays as the problem with the file, and its remedy.
 impl fmt::Display for Stranger {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -49,19 +48,19 @@ impl fmt::Display for Stranger {
     }
 }
 
-/// The stranger who could change the file at `path`, of which the system says `file`.
+/// The stranger who could change the file at `path`, whose metadata is `file`.
 pub(crate) fn of(path: &Path, file: &Metadata) -> Option<Stranger> {
     if file.mode() & Mode::WOTH.bits() != 0 {
         return Some(Stranger::Anybody);
     }
-    // A folder that is gone meanwhile is found out elsewhere.
+    // A folder that has vanished meanwhile is reported elsewhere.
     let folder = || fs::metadata(path.parent()?).ok().map(|folder| (folder.uid(), folder.mode()));
     let us = geteuid().as_raw();
     is_foreign(file.uid(), us, folder).then(|| Stranger::User(file.uid()))
 }
 
-/// Whether a file's owner is nobody whom the folder trusts, of which `folder` tells owner
-/// and mode. It is asked only where that is not clear without it.
+/// Whether the folder does not trust the file's owner. `folder` returns the folder's owner and
+/// mode, and is called only if they matter.
 fn is_foreign(owner: u32, us: u32, folder: impl FnOnce() -> Option<(u32, u32)>) -> bool {
     if owner == ROOT || owner == us {
         return false;
@@ -85,7 +84,7 @@ mod tests {
         }
         assert!(foreign(THIRD, (DEPLOY, 0o755)));
         assert!(foreign(DEPLOY, (ROOT, 0o755)) && foreign(DEPLOY, (US, 0o700)));
-        // Everybody in the group may put files there, and owns them then.
+        // Everybody in the group may put files there, and then owns them.
         assert!(!foreign(THIRD, (DEPLOY, 0o775)) && !foreign(THIRD, (ROOT, 0o2770)));
         assert!(!is_foreign(THIRD, US, || None));
     }

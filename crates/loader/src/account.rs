@@ -1,14 +1,13 @@
-//! What the host holds for one actor, against what it may hold.
+//! Memory that the host holds on behalf of one actor, and its limit.
 //!
-//! A guest's own memory is bounded by its engine. Everything that the host keeps because
-//! a guest asked for it is counted here instead, and asked for before it is allocated:
-//! blocks, variables, the state and what the turn has made of it, outputs, answers of
-//! servers. So no host function needs a limit of its own, and none can forget it.
+//! The engine bounds a guest's own memory. What the host keeps at a guest's request is counted here
+//! before it is allocated: blocks, variables, the state and its changes in a turn, outputs, and
+//! answers of servers. So no host function needs a limit of its own, and none can forget it.
 
 use reflowd_runtime::HostMemoryMeter;
 use thiserror::Error;
 
-/// Bytes that the host holds for one actor, and how many it may hold.
+/// Bytes that the host holds for one actor, and their limit.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Account {
     limit: u64,
@@ -19,7 +18,7 @@ pub(crate) struct Account {
     refused: u64,
 }
 
-/// The host would hold more for the actor than it may.
+/// The host would exceed its limit for the actor.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("the host would hold {wanted} bytes for the actor, and `host_memory` allows {limit}")]
 pub(crate) struct OverHostMemory {
@@ -33,16 +32,16 @@ impl Account {
         Self { limit, held: 0, most: 0, refused: 0 }
     }
 
-    /// Begins a call of the guest, under that limit. Of all that was held, only `lasting`
-    /// bytes are there.
+    /// Begins a call of the guest under that limit. Of the bytes held before, only `lasting`
+    /// remain.
     pub(crate) fn begin(&mut self, limit: u64, lasting: u64) {
         *self = Self { limit, held: lasting, most: lasting, refused: 0 };
     }
 
-    /// Asks for so many bytes more. For before they are allocated.
+    /// Reserves bytes. To be called before they are allocated.
     ///
     /// # Errors
-    /// They would go over the limit; then they are not counted.
+    /// They would exceed the limit; they are not counted.
     pub(crate) fn take(&mut self, bytes: u64) -> Result<(), OverHostMemory> {
         let wanted = self.held.saturating_add(bytes);
         if wanted > self.limit {

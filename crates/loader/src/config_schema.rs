@@ -1,11 +1,11 @@
 //! A module's `config_schema`, and an actor's configuration held against it.
 //!
-//! A guest writes the schema, and a schema is a program: two kilobytes of `$defs`, each of
-//! which names the next one twice, are not evaluated in a lifetime. So its size and its
-//! patterns are bounded, and what compiles and evaluates it is counted step by step. It is
-//! counted by a keyword of our own, which is put into every subschema. An evaluation
-//! that goes on for ever has to try alternatives again and again, and it meets the keyword
-//! before each; once the steps are used up, the keyword unwinds out of the library.
+//! Guests supply the schema, and a schema is a program: with two kilobytes of `$defs`, each of
+//! which names the next one twice, evaluation takes more than a lifetime. So its size and its
+//! patterns are bounded, and its compilation and evaluation are counted in steps. A custom keyword
+//! counts them; it is added to every subschema. An endless evaluation has to try alternatives again
+//! and again, and it meets the keyword before each; once the steps are used up, the keyword unwinds
+//! out of the library.
 //!
 //! All of it happens on a thread of its own, whose stack is as large as the deepest schema
 //! needs. It takes time: callers belong on threads that may block.
@@ -26,7 +26,7 @@ use thiserror::Error;
 
 /// Bytes of a schema, as JSON. The largest that are written by hand have a tenth of it.
 const MAX_SIZE: usize = 256 << 10;
-/// Regular expressions of a schema, each of which is compiled.
+/// Regular expressions of a schema. Each one is compiled.
 const MAX_PATTERNS: usize = 200;
 /// Bytes of one regular expression.
 const MAX_PATTERN: usize = 1_000;
@@ -35,7 +35,7 @@ const MAX_PATTERN: usize = 1_000;
 const PATTERN_SIZE: usize = 256 << 10;
 /// Bytes of an expression's cache while it is matched.
 const PATTERN_CACHE: usize = 1 << 20;
-/// How often an expression with look-around or back-references may start over on one text.
+/// Restarts of an expression with look-around or back-references on one text.
 const BACKTRACKS: usize = 10_000;
 
 /// Subschemas visited to compile a schema, or to hold a configuration against it. An
@@ -65,25 +65,25 @@ pub enum InvalidSchema {
     /// It breaks a rule of JSON Schema.
     #[error("`config_schema` is no JSON Schema: {0}")]
     Wrong(String),
-    /// A reference to something that is no schema, and would not be counted as one.
+    /// A reference to a target that is not a schema, whose evaluation would not be counted.
     #[error("`config_schema` refers to {0}, which is within a value; put the schema into `$defs`")]
     IntoValue(String),
-    /// It is out of proportion.
+    /// It is too large.
     #[error("`config_schema` has {found} {what}, and {max} are allowed; make it simpler")]
     OverLimit {
-        /// What there is too much of.
+        /// The thing that is too large.
         what: &'static str,
-        /// How much there is.
+        /// Its size.
         found: usize,
-        /// How much may be.
+        /// Its limit.
         max: usize,
     },
-    /// To read it takes too much.
+    /// Reading it takes too long.
     #[error("`config_schema` cannot be read: {0}")]
     Costly(#[from] Costly),
 }
 
-/// What a schema takes too much of. It may be small: parts that are named twice by parts that
+/// The resource that a schema exhausts. It may be small: parts that are named twice by parts that
 /// are named twice are many.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum Costly {
@@ -113,7 +113,7 @@ pub(crate) enum Unfit {
     /// The schema cannot be used.
     #[error(transparent)]
     Schema(#[from] InvalidSchema),
-    /// To hold it against the schema takes too much.
+    /// Checking it against the schema takes too long.
     #[error("`config` cannot be held against the module's `config_schema`: {0}")]
     Costly(Costly),
 }
@@ -121,7 +121,7 @@ pub(crate) enum Unfit {
 /// Says whether `schema` is one that can be used. Blocks.
 ///
 /// # Errors
-/// It is none, or could keep the daemon busy.
+/// The schema is invalid, or could keep the daemon busy.
 pub(crate) fn check(schema: &Value) -> Result<(), InvalidSchema> {
     check_proportions(schema)?;
     aside(|| compile(schema).map(|_| ()))?
@@ -130,7 +130,7 @@ pub(crate) fn check(schema: &Value) -> Result<(), InvalidSchema> {
 /// Holds an actor's configuration against the schema of its module. Blocks.
 ///
 /// # Errors
-/// It does not fit, or nobody can tell in reasonable time.
+/// It does not fit, or checking it takes too long.
 pub(crate) fn fit(schema: &Value, config: &Value) -> Result<(), Unfit> {
     check_proportions(schema)?;
     let fit = aside(|| {
@@ -197,11 +197,11 @@ fn text_of(panic: &(dyn Any + Send)) -> String {
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no reason given").into()
 }
 
-/// What the thread may still spend.
+/// The budget of the thread.
 #[derive(Clone, Copy)]
 struct Purse {
     steps: u32,
-    /// What it may have when it begins.
+    /// The budget at the start.
     all_steps: u32,
     /// The thread's own time at which it must have ended.
     until: Duration,
@@ -213,7 +213,7 @@ thread_local! {
     static PURSE: Cell<Option<Purse>> = const { Cell::new(None) };
 }
 
-/// What is unwound with when the purse is empty.
+/// The payload with which an exhausted budget unwinds.
 struct Spent(Costly);
 
 /// Does the work, unless it takes more than so many steps.
@@ -269,7 +269,7 @@ impl<'i> Keyword<'i> for Counted {
     }
 }
 
-/// What becomes of the keywords beside a `$ref`.
+/// The treatment of keywords beside a `$ref`.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Siblings {
     /// They count, as in the drafts since 2019.
@@ -287,7 +287,7 @@ impl Siblings {
     }
 }
 
-/// Keywords whose value is taken as it is, whatever it looks like: nothing may be put into it.
+/// Keywords whose value is data and not a schema: nothing may be added to it.
 const OPAQUE: [&str; 4] = ["$vocabulary", "const", "dependentRequired", "enum"];
 /// Keywords that hold subschemas by name.
 const NAMED: [&str; 6] =
@@ -388,7 +388,7 @@ impl<'s> Texts<'s> {
     }
 }
 
-/// Whether a reference goes by a JSON pointer into what [`counted`] leaves as it is.
+/// Whether a reference is a JSON pointer into a part that [`counted`] leaves as it is.
 fn leads_into_value(reference: &str) -> bool {
     let Some((_, pointer)) = reference.split_once('#') else { return false };
     let mut is_name = false;

@@ -1,4 +1,4 @@
-//! What a module says of itself, read from the JSON of `get_metadata`.
+//! The metadata of a module, read from the JSON of `get_metadata`.
 //!
 //! Guests write this, so every error names the port or field that is wrong
 //! rather than the place in the JSON where a parser gave up.
@@ -13,7 +13,7 @@ use thiserror::Error;
 
 use crate::config_schema::{self, InvalidSchema};
 
-/// Why the answer of `get_metadata` is no metadata.
+/// The reason why the answer of `get_metadata` is not metadata.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum InvalidMetadata {
     /// Not the JSON object that was asked for.
@@ -53,16 +53,16 @@ pub enum InvalidMetadata {
         /// The type that it claims.
         ty: String,
     },
-    /// Something is longer or more than anybody needs.
+    /// A field is longer, or ports are more, than the limit.
     #[error("{what} has {found} {unit}, and at most {max} are allowed")]
     OverBound {
-        /// What of the metadata.
+        /// The field.
         what: String,
-        /// How much there is.
+        /// Its size.
         found: usize,
         /// Bytes, or ports.
         unit: &'static str,
-        /// How much may be.
+        /// Its limit.
         max: usize,
     },
     /// The schema for the configuration cannot be used.
@@ -70,8 +70,8 @@ pub enum InvalidMetadata {
     Schema(#[from] InvalidSchema),
 }
 
-/// How long or how many a part of the metadata may be. All of it is kept for as long as
-/// the module is, shown in answers and written to logs.
+/// Limits on the parts of the metadata. All of it is kept as long as the module, shown in answers
+/// and written to logs.
 struct Bound {
     unit: &'static str,
     max: usize,
@@ -79,11 +79,11 @@ struct Bound {
 
 /// The whole answer. Most of it can only be the schema.
 const ANSWER: Bound = Bound { unit: "bytes", max: 1 << 20 };
-/// What is shown wherever the module is: its component's name, its version.
+/// Text that is shown wherever the module is: its component's name, its version.
 const NAME: Bound = Bound { unit: "bytes", max: 256 };
-/// What people read: a page of text.
+/// Text for people: about a page.
 const DESCRIPTION: Bound = Bound { unit: "bytes", max: 16 << 10 };
-/// Ports of one direction, each of which is looked at for every wire.
+/// Ports of one direction. Each one is looked at for every wire.
 const PORTS: Bound = Bound { unit: "ports", max: 1_000 };
 
 impl Bound {
@@ -103,7 +103,7 @@ fn types() -> String {
 /// Reads metadata, in plain JSON or as a JSON string that holds base64 of it. Blocks.
 ///
 /// # Errors
-/// What is wrong with it.
+/// The metadata is invalid.
 pub(crate) fn read(answer: &[u8]) -> Result<Metadata, InvalidMetadata> {
     ANSWER.check("its JSON", answer.len())?;
     // An error of the parser shows a whole string that stands in another thing's place.
@@ -163,7 +163,7 @@ fn ports(direction: &'static str, written: Vec<WrittenPort>) -> Result<Vec<Port>
     written.into_iter().map(port).collect()
 }
 
-/// Whether an answer is a JSON string, and not the JSON itself.
+/// Whether an answer is a JSON string instead of the JSON itself.
 pub(crate) fn is_wrapped(answer: &[u8]) -> bool {
     answer.trim_ascii_start().first() == Some(&b'"')
 }

@@ -1,4 +1,4 @@
-//! Turns, and the requests that they make, as spans of a trace, for whoever collects them.
+//! Spans of turns and of the requests that they make, for a collector of traces.
 //!
 //! Where spans are collected, each turn is one: its outputs, and the requests that its guest
 //! makes, carry the turn's own context on, and a message that came without any begins a trace
@@ -17,14 +17,14 @@ use crate::{
 
 /// Takes spans that have ended.
 pub trait SpanSink: Send + Sync {
-    /// Whether a trace is collected: one that begins here, or one whose caller says whether
-    /// it collects it.
+    /// Whether a trace is collected: one that begins here, or one whose caller says whether it
+    /// collects it.
     fn samples(&self, trace: u128, caller: Option<TraceFlags>) -> bool;
 
     /// Takes one span. Never waits: what it cannot take it counts.
     fn take(&self, span: Span);
 
-    /// What has become of the spans so far: a word for each fate, and how many had it.
+    /// The spans so far, counted by their fate.
     fn counts(&self) -> Vec<(&'static str, u64)> {
         Vec::new()
     }
@@ -35,7 +35,7 @@ pub trait SpanSink: Send + Sync {
 pub struct Span {
     /// The trace and this span in it.
     pub context: TraceContext,
-    /// What vendors have added to the trace.
+    /// The vendors' part of the trace.
     pub state: Option<Box<str>>,
     /// The span that led to it, unless the trace began with it.
     pub parent: Option<u64>,
@@ -43,17 +43,17 @@ pub struct Span {
     pub actor: ActorName,
     /// What the actor ran.
     pub generation: u64,
-    /// What it is the span of.
+    /// The subject of the span.
     pub what: Spanning,
     /// Nanoseconds since the Unix epoch at which it began.
     pub began: u64,
     /// Nanoseconds since the Unix epoch at which it ended.
     pub ended: u64,
-    /// How it failed, where it did: one word, and the error.
+    /// The failure, if any: one word, and the error.
     pub failure: Option<(&'static str, String)>,
 }
 
-/// What a span is the span of.
+/// The subject of a span.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Spanning {
     /// A turn with this message; the first of a join.
@@ -70,7 +70,7 @@ pub enum Spanning {
 pub struct HttpRequest {
     /// `GET`, `POST` …
     pub method: String,
-    /// Where it went, without user, password and query, which may be secret.
+    /// The URL without user, password and query, which may be secret.
     pub url: String,
     /// The server's name or address.
     pub host: String,
@@ -109,15 +109,15 @@ impl HttpRequest {
     }
 }
 
-/// The trace of a turn, as what the turn asks of others carries it on.
+/// The trace of a turn, as its outputs and requests carry it on.
 #[derive(Clone)]
 pub struct TurnTrace {
     trace: Arc<Trace>,
-    /// Where spans of requests go; nothing where the trace is not collected here.
+    /// The sink for spans of requests; `None` if the trace is not collected here.
     collects: Option<Arc<Collects>>,
 }
 
-/// What the spans of a turn's requests have in common.
+/// The common part of the spans of a turn's requests.
 pub(crate) struct Collects {
     pub(crate) sink: Arc<dyn SpanSink>,
     pub(crate) actor: ActorName,
@@ -196,7 +196,7 @@ impl RequestSpan {
 
 /// A turn that is a span, from its beginning.
 pub(crate) struct Spanned {
-    /// What the turn's outputs and requests carry on.
+    /// The trace that the turn's outputs and requests carry on.
     pub(crate) onward: Arc<Trace>,
     pub(crate) parent: Option<u64>,
 }
@@ -290,7 +290,7 @@ mod tests {
         let turn = Spanned::begin(&Sink(true), &lineage).unwrap();
         assert_eq!((turn.parent, turn.onward.context.trace), (None, lineage.correlation.as_u128()));
         let onward = turn.onward.context.to_string();
-        // Its number counts up, so nobody is told that it is random.
+        // Its number counts up, so it must not be declared random.
         assert!(onward.contains(&lineage.correlation.to_string()) && onward.ends_with("-01"));
         assert!(Spanned::begin(&Sink(false), &lineage).is_none());
     }

@@ -1,9 +1,8 @@
 //! The W3C trace context that travels with a message.
 //!
-//! A message that enters with one keeps it, with what vendors have added (`tracestate`), and
-//! passes it on. The rules of the W3C recommendation decide what is taken: a context that is
-//! not well-formed, or that is there twice, is none, and a `tracestate` goes only with a
-//! context.
+//! A message that enters with one keeps it, including the vendors' part (`tracestate`), and passes
+//! it on. It is read by the rules of the W3C recommendation: a context that is malformed or
+//! duplicated is ignored, and a `tracestate` is only kept with a context.
 
 use std::{fmt, str::FromStr};
 
@@ -28,20 +27,20 @@ const SAMPLED: u8 = 1;
 /// The trace's number is random in its lower 56 bits, so others may sample by it.
 const RANDOM: u8 = 2;
 
-/// Which trace a message belongs to.
+/// The trace to which a message belongs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trace {
     /// The trace, and the span of it that led to the message.
     pub context: TraceContext,
-    /// What vendors have added.
+    /// The vendors' part.
     pub state: Option<Box<str>>,
 }
 
 impl Trace {
     /// The trace of a request with these headers, each as often as it is there.
     ///
-    /// Nothing where there is no well-formed `traceparent`, or more than one: then a new trace
-    /// begins. Several `tracestate` headers are one list.
+    /// `None` without a well-formed `traceparent`, or with more than one: then a new trace begins.
+    /// Several `tracestate` headers form one list.
     pub fn of_headers<'a>(
         parents: impl IntoIterator<Item = &'a str>,
         states: impl IntoIterator<Item = &'a str>,
@@ -127,7 +126,7 @@ fn is_value(value: &str) -> bool {
     value.len() <= 256 && !value.is_empty() && value.bytes().all(printable) && !value.ends_with(' ')
 }
 
-/// A W3C trace context: which trace, which span of it, and what is said of both.
+/// A W3C trace context: a trace, a span of it, and flags.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TraceContext {
     /// The trace.

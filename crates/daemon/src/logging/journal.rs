@@ -3,7 +3,7 @@
 //! Each field of an event is a field of its entry, `REFLOWD_ACTOR=…`, to search by. `MESSAGE`
 //! has them all besides, as the text log does: `journalctl` shows nothing else.
 //!
-//! Entries wait in the log's queue like lines, so a journal that stands still blocks nobody.
+//! Entries wait in the log's queue like lines, so a stalled journal blocks nothing else.
 
 use std::{
     borrow::Cow,
@@ -139,7 +139,7 @@ impl Entry {
     }
 }
 
-/// A value that is no longer than an entry bears.
+/// Cuts a value to the length that an entry allows.
 fn cut(value: &str) -> Cow<'_, str> {
     if value.len() <= MAX_VALUE {
         return value.into();
@@ -178,7 +178,7 @@ impl Sender {
     /// A sender to the journal of this machine.
     ///
     /// # Errors
-    /// Nobody takes entries there.
+    /// The journal's socket does not accept entries.
     pub(super) fn new() -> io::Result<Self> {
         Self::to(SOCKET.into())
     }
@@ -210,7 +210,7 @@ impl Write for Sender {
             {
                 Err(error)
             }
-            // One entry that is not taken costs none of those behind it.
+            // A rejected entry does not affect those behind it.
             Err(_) => {
                 queue::lose(1);
                 Ok(FRAME + length)

@@ -1,8 +1,8 @@
-//! The log's way out: a queue with a bound, and a thread that writes.
+//! The bounded queue between the log and its output, and the thread that writes.
 //!
-//! Whoever reads standard error, or the journal, may stop reading, and then a write waits for ever. Only
-//! the thread of this file ever waits; who logs adds a line, or leaves it out where too much
-//! waits already. What was left out is counted, and told as soon as there is room.
+//! A reader of standard error, or the journal, may stop reading, and then a write blocks. Only this
+//! file's thread ever blocks: loggers add a line, or drop it if the queue is full. Dropped lines
+//! are counted, and reported once there is room.
 
 use std::{
     io::{self, Write},
@@ -18,29 +18,29 @@ use std::{
 use parking_lot::{Condvar, Mutex};
 use reflowd_runtime::panic::Boundary;
 
-/// Bytes of lines that may wait. The line with which it gets full is taken whole.
+/// Bytes of lines that may wait. The line that exceeds it is still added whole.
 const ROOM: usize = 1 << 20;
 
 /// Bytes more for the last lines of the process.
 const LAST_ROOM: usize = 64 << 10;
 
-/// How long a reader is left alone that takes nothing, where a write to it does not wait.
+/// How long a blocked reader may delay the process, if its pipe does not block by itself.
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// Lines that this process has left out.
 static LOST: AtomicU64 = AtomicU64::new(0);
 
-/// How many lines of the log were left out since the process started.
+/// Lines of the log dropped since the process started.
 pub(crate) fn lost_lines() -> u64 {
     LOST.load(Ordering::Relaxed)
 }
 
-/// Counts lines that were not left out and have got lost all the same.
+/// Counts lines that were queued and still lost.
 pub(super) fn lose(lines: u64) {
     LOST.fetch_add(lines, Ordering::Relaxed);
 }
 
-/// Lines on their way. Clones are the same.
+/// The queue. Clones share it.
 #[derive(Clone)]
 pub(super) struct Queue(Arc<Shared>);
 
@@ -56,16 +56,16 @@ struct Shared {
 struct State {
     /// Whole lines, one after the other.
     lines: Vec<u8>,
-    /// Whether lines are being written which are no longer among these.
+    /// Set while lines are written that have left the queue.
     writing: bool,
-    /// Lines left out of which nothing was told yet.
+    /// Dropped lines that have not been reported.
     untold: u64,
-    /// Whether the process ends.
+    /// Set once the process is ending.
     ending: bool,
 }
 
 impl Queue {
-    /// Writes to `out` from now on, and has `tell` say how many lines were left out.
+    /// Starts the thread that writes to `out`; `tell` makes the line that reports dropped ones.
     ///
     /// # Errors
     /// The system has no thread for it.
@@ -93,12 +93,12 @@ impl Queue {
         }
     }
 
-    /// Takes from now on what is logged last, where there is no room for anything else.
+    /// Reserves room for the last lines of the process.
     pub(super) fn end(&self) {
         self.0.state.lock().ending = true;
     }
 
-    /// Waits until all is written; not for longer than that.
+    /// Waits until everything is written, for at most that long.
     pub(super) fn flush(&self, patience: Duration) {
         let until = Instant::now() + patience;
         let mut state = self.0.state.lock();
@@ -110,7 +110,7 @@ impl Queue {
     }
 }
 
-/// As the log's layer has it: each write is one line.
+/// Each write of the log's layer is one line.
 impl Write for Queue {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         self.add(line);
@@ -122,7 +122,7 @@ impl Write for Queue {
     }
 }
 
-/// Writes what comes, for ever: also after it broke over some lines, which are lost.
+/// Writes lines for ever. After a panic the lines in hand are lost and the next ones follow.
 fn write(shared: &Shared, mut out: impl Write, tell: impl Fn(u64)) {
     Boundary::Log.keep_thread(|| write_on(shared, &mut out, &tell));
 }
@@ -152,13 +152,13 @@ fn write_on(shared: &Shared, out: &mut impl Write, tell: &impl Fn(u64)) {
     }
 }
 
-/// Writes lines, if anybody is ever to read them.
+/// Writes lines, unless the reader is gone.
 fn write_all(out: &mut impl Write, mut lines: &[u8]) {
     while !lines.is_empty() {
         match out.write(lines) {
             Ok(written @ 1..) => lines = &lines[written..],
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // Others have made it one that does not wait.
+            // Another process has made the descriptor nonblocking.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::park_timeout(PAUSE),
             Ok(0) | Err(_) => return,
         }

@@ -1,7 +1,7 @@
-//! What the environment says about spans, in the variables that OpenTelemetry has for it.
+//! The export of spans as OpenTelemetry's environment variables configure it.
 //!
-//! Pure: it is given the variables. What it does not understand it says; it never goes on as
-//! if a variable had not been set.
+//! Pure: the variables are passed in. A variable that it does not understand is an error or a
+//! warning, and never ignored.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -10,7 +10,7 @@ use ureq::http::{HeaderName, HeaderValue, Uri};
 
 use crate::percent;
 
-/// How long a collector may take for a batch where no variable says it: OpenTelemetry's default.
+/// OpenTelemetry's default timeout for a batch.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Every variable that is read here.
@@ -36,12 +36,12 @@ const KNOWN: [&str; 16] = [
 /// Which traces are collected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Sampler {
-    /// What the caller collects, and `root` of the traces that begin here.
+    /// Follows the caller, and samples traces that begin here by `root`.
     ParentBased {
         /// The share of traces that begin here.
         root: Share,
     },
-    /// A share of all traces, whatever the caller does.
+    /// Samples all traces, and ignores the caller.
     Own(Share),
 }
 
@@ -53,7 +53,7 @@ impl Share {
     const ALL: Self = Self(1_000_000);
     const NONE: Self = Self(0);
 
-    /// Whether the trace of that number is in the share.
+    /// Whether the share includes the trace with that id.
     pub(super) fn has(self, trace: u128) -> bool {
         // Ids count up in their low half; mixed, any share of them is a fair one.
         let mixed = trace.wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835) >> 96;
@@ -83,15 +83,15 @@ pub(super) struct Settings {
     pub(super) timeout: Duration,
     /// Attributes of the daemon, `service.name` among them.
     pub(super) resource: BTreeMap<String, String>,
-    /// What of the environment is not followed, and why, for the log.
+    /// Warnings about variables that are not supported, for the log.
     pub(super) warnings: Vec<String>,
 }
 
 impl Settings {
-    /// Nothing, where no collector is named, or spans are turned off.
+    /// `None` if no collector is named, or spans are turned off.
     ///
     /// # Errors
-    /// A variable makes no sense, and what to set it to.
+    /// A variable is malformed; the error says what to set it to.
     pub(super) fn read(variables: &BTreeMap<String, String>) -> anyhow::Result<Option<Self>> {
         let var = |name: &str| {
             debug_assert!(KNOWN.contains(&name), "`{name}` is read and not known");
