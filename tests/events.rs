@@ -148,7 +148,7 @@ fn a_filter_by_something_that_there_is_not_is_an_error_with_what_there_is() {
         (&["dead", "replay", "--actor", "nope"], "there is no actor `nope`"),
         (&["dead", "list", "--reason", "nonsense"], "there are `trap`, `timeout`"),
         (&["dead", "purge", "--reason", "trp"], "did you mean `trap`?"),
-        (&["dead", "list", "--digest", "xyz"], "`xyz` begins no digest"),
+        (&["dead", "list", "--digest", "xyz"], "`xyz` is not the beginning of a digest"),
         (&["dead", "list", "--since", "1m", "--until", "2m"], "nothing is in between"),
         (&["tap", "step.nope"], "has no port `nope`"),
         (&["logs", "nope"], "there is no actor `nope`"),

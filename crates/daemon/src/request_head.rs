@@ -22,25 +22,29 @@ pub(crate) const MAX_HEAD: usize = 64 << 10;
 pub(crate) fn settle<B>(request: &mut Request<B>) -> Result<(), Problem> {
     let length = target_length(request);
     if length > MAX_TARGET {
-        let why = format!("the target has {length} bytes, and {MAX_TARGET} are the most");
+        let why = format!(
+            "the target has {length} bytes, and at most {MAX_TARGET} are allowed; shorten it"
+        );
         return Err(Problem::new(StatusCode::URI_TOO_LONG, "target", "target too long", why)
             .with("max", MAX_TARGET));
     }
     let refused = |why: &str| Problem::bad_request("host", "bad host", why);
     let mut hosts = request.headers().get_all(header::HOST).iter();
     let host = match (hosts.next(), hosts.next()) {
-        (Some(_), Some(_)) => return Err(refused("the request has two `Host` headers")),
+        (Some(_), Some(_)) => {
+            return Err(refused("the request has several `Host` headers; send one"));
+        }
         (None, _) if request.version() == Version::HTTP_11 => {
-            return Err(refused("a request by HTTP/1.1 has a `Host` header"));
+            return Err(refused("the request has no `Host` header; HTTP/1.1 requires one"));
         }
         (host, _) => host,
     };
     if host.is_some_and(|host| !host.is_empty() && !is_host(host.as_bytes())) {
-        return Err(refused("the `Host` header is no host"));
+        return Err(refused("the `Host` header is not a host name with an optional port"));
     }
     let Some(authority) = request.uri().authority() else { return Ok(()) };
     if authority.as_str().contains('@') {
-        return Err(refused("the target names a user"));
+        return Err(refused("the target names a user; send credentials in `Authorization`"));
     }
     let host = authority.as_str().parse().expect("an authority is a header's value");
     request.headers_mut().insert(header::HOST, host);

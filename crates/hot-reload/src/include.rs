@@ -32,7 +32,7 @@ pub enum IncludeError {
     #[error("`{0}` has a wildcard in a folder; only the file's name may have one")]
     Folder(String),
     /// It is out of proportion.
-    #[error("`{0}…` has more than {MAX_PATTERN} bytes; divide it into several patterns")]
+    #[error("`{0}…` has more than {MAX_PATTERN} bytes; split it into several patterns")]
     TooLong(String),
     /// It is no pattern.
     #[error("`{pattern}` is no pattern")]

@@ -20,7 +20,9 @@ pub(crate) struct Account {
 
 /// The host would exceed its limit for the actor.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-#[error("the host would hold {wanted} bytes for the actor, and `host_memory` allows {limit}")]
+#[error(
+    "the host would hold {wanted} bytes for the actor, and `host_memory` allows {limit}; raise it, or keep less"
+)]
 pub(crate) struct OverHostMemory {
     wanted: u64,
     limit: u64,

@@ -118,8 +118,9 @@ pub enum InvalidBinary {
     Truncated(usize),
     /// The bytes are a module, but for a host that has more of WebAssembly.
     #[error(
-        "the module uses {}, which is off here; build it without (on are {PROPOSALS_ON})",
-        .0.join(" and ")
+        "the module uses {}, which {} off here; build it without (on are {PROPOSALS_ON})",
+        .0.join(" and "),
+        if .0.len() == 1 { "is" } else { "are" }
     )]
     FeatureOff(Vec<&'static str>),
     /// The bytes break a rule of WebAssembly.
@@ -134,7 +135,7 @@ pub enum InvalidBinary {
     },
     /// The bytes are a module, but one that could keep a compiler busy for ever.
     #[error(
-        "the module has {found} {what}, and {max} are allowed; build it optimised, or divide it"
+        "the module has {found} {what}, and {max} are allowed; build it optimised, or split it"
     )]
     OverLimit {
         /// What there is too much of.
@@ -738,7 +739,7 @@ mod tests {
             Binary::read(&wat::parse_str(text).unwrap()).1.map_err(|e| e.to_string())
         };
         let over = |what: &str| {
-            Err(format!("the module has {what} are allowed; build it optimised, or divide it"))
+            Err(format!("the module has {what} are allowed; build it optimised, or split it"))
         };
         let blocks = |n: usize| "block end if end ".repeat(n / 2).replace("if", "i32.const 0 if");
         assert_eq!(read(1, 1000, &blocks(10_000)), Ok(()));

@@ -162,7 +162,7 @@ pub enum LoadErrorKind {
     Compile(String),
     /// The compiler took more of the processors than the module's size explains.
     #[error(
-        "compiling the module takes more than {0:?} of processor time, which is several times what code of its size needs; build it optimised, or divide it"
+        "compiling the module takes more than {0:?} of processor time, which is several times what code of its size needs; build it optimised, or split it"
     )]
     CompileCost(Duration),
     /// The compiler took too long.

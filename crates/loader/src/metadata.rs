@@ -54,7 +54,7 @@ pub enum InvalidMetadata {
         ty: String,
     },
     /// A field is longer, or ports are more, than the limit.
-    #[error("{what} has {found} {unit}, and at most {max} are allowed")]
+    #[error("{what} has {found} {unit}, and at most {max} are allowed; reduce them")]
     OverBound {
         /// The field.
         what: String,

@@ -26,7 +26,7 @@ pub enum InvalidUrl {
     #[error("this is no URL; write one such as \"https://example.com/counter.wasm\"")]
     Malformed,
     /// It has more bytes than any server takes.
-    #[error("the URL has {0} bytes, and {MAX_LENGTH} are allowed")]
+    #[error("the URL has {0} bytes, and {MAX_LENGTH} are allowed; use a shorter one")]
     TooLong(usize),
     /// Another scheme than `https` and `http`.
     #[error("modules come by https, or by http from this machine, and not by {0}")]

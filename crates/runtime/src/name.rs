@@ -55,7 +55,7 @@ pub enum PortNameError {
     #[error("a port's name is empty")]
     Empty,
     /// It has that many bytes.
-    #[error("a port's name has {0} bytes, and at most {max} are allowed", max = PortName::MAX_LEN)]
+    #[error("a port's name has {0} bytes, and at most {max} are allowed; shorten it", max = PortName::MAX_LEN)]
     TooLong(usize),
 }
 

@@ -37,7 +37,7 @@ pub enum JsonFault {
         place: JsonPlace,
     },
     /// Arrays and objects nested too deep.
-    #[error("the data{place} is nested deeper than {max} levels")]
+    #[error("the data{place} is nested deeper than {max} levels; flatten it")]
     Depth {
         /// Levels that are taken.
         max: usize,
@@ -45,7 +45,9 @@ pub enum JsonFault {
         place: JsonPlace,
     },
     /// An escape for half of a surrogate pair.
-    #[error("the string{place} has {escape}, half of a surrogate pair, and is no Unicode")]
+    #[error(
+        "the string{place} has {escape}, half of a surrogate pair; write both halves or neither"
+    )]
     Surrogate {
         /// As it is written.
         escape: String,

@@ -69,13 +69,13 @@ impl Which {
         };
         // Every digest begins with nothing, which is hardly what is meant.
         if self.digest.as_deref() == Some("") {
-            return Err(bad("`digest` is empty; write how it begins, or leave it out".into()));
+            return Err(bad("`digest` is empty; give its first digits, or omit it".into()));
         }
         if let Some(digest) = &self.digest
             && (digest.len() > DIGEST || digest.contains(|c: char| !c.is_ascii_hexdigit()))
         {
             return Err(bad(format!(
-                "`{digest}` begins no digest: a digest has {DIGEST} digits, 0 to 9 and a to f"
+                "`{digest}` is not the beginning of a digest; give up to {DIGEST} digits, 0 to 9 and a to f"
             )));
         }
         if let Some(reason) = &self.reason
