@@ -51,10 +51,10 @@ pub(crate) struct EventLog {
     folder: PathBuf,
     events: Arc<Events>,
     /// Held while something is written, which blocks.
-    writing: Mutex<Writing>,
+    writing: Mutex<LogWriter>,
 }
 
-struct Writing {
+struct LogWriter {
     /// The file that lines are added to, with its length; nothing where it has to be opened.
     file: Option<(File, u64)>,
     /// The number of the last event that is written.
@@ -75,7 +75,7 @@ enum BatchEnd {
 
 /// The content of a file.
 #[derive(Default)]
-struct Found {
+struct LoggedEvents {
     events: Vec<Event>,
     /// Lines whose checksum is wrong.
     damaged: u64,
@@ -92,10 +92,10 @@ impl EventLog {
             let path = folder.join(name);
             let found = match read_own_file(&path) {
                 Ok(bytes) => read(&bytes),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => Found::default(),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => LoggedEvents::default(),
                 Err(error) => {
                     troubles.push((path, format!("{error}; the events in it are left out")));
-                    Found::default()
+                    LoggedEvents::default()
                 }
             };
             damaged += found.damaged;
@@ -114,7 +114,7 @@ impl EventLog {
             events.record(EventKind::DataDamaged { path, why });
         }
         let file = append_to(&folder.join(NEWER), end).ok().map(|file| (file, end));
-        let writing = Mutex::new(Writing { file, last, unsynced: false, trouble: None });
+        let writing = Mutex::new(LogWriter { file, last, unsynced: false, trouble: None });
         Self { folder, events: Arc::clone(events), writing }
     }
 
@@ -230,7 +230,7 @@ async fn next(
     Some(batch)
 }
 
-impl Writing {
+impl LogWriter {
     fn add(&mut self, folder: &Path, event: &Event) -> io::Result<()> {
         if event.number <= self.last {
             return Ok(());
@@ -312,8 +312,8 @@ fn checksum(text: &[u8]) -> String {
     sum
 }
 
-fn read(bytes: &[u8]) -> Found {
-    let mut found = Found::default();
+fn read(bytes: &[u8]) -> LoggedEvents {
+    let mut found = LoggedEvents::default();
     for line in bytes.split_inclusive(|byte| *byte == b'\n') {
         // The last one, which a crash has cut.
         let Some(line) = line.strip_suffix(b"\n") else { break };

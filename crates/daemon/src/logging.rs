@@ -41,7 +41,7 @@ const FORMAT: &str = "REFLOWD_LOG_FORMAT";
 pub(crate) use queue::lost_lines;
 
 use self::{
-    journal::{Journal, Sender},
+    journal::{Journal, JournalSender},
     queue::Queue,
     text::TextFields,
 };
@@ -115,7 +115,7 @@ pub(crate) fn start() -> io::Result<Log> {
     let wanted = Format::choose(&asked(FORMAT), stderr.is_terminal(), journal);
     let mut format = wanted.unwrap_or(Format::Json);
     let mut no_journal = None;
-    let journal = (format == Format::Journal).then(Sender::new);
+    let journal = (format == Format::Journal).then(JournalSender::new);
     let journal = journal.and_then(|sender| sender.map_err(|error| no_journal = Some(error)).ok());
     let left_out = |lines| warn!(lines, "lines of the log were left out");
     let queue = match journal {

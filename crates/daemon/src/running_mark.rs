@@ -43,7 +43,7 @@ struct Queued {
 }
 
 #[derive(Deserialize, Serialize)]
-struct Text {
+struct Mark {
     /// When the daemon began, in milliseconds since the Unix epoch.
     began: u64,
     /// When this was written.
@@ -92,7 +92,7 @@ impl RunningMark {
         if self.last.as_ref() == Some(&queued) {
             return;
         }
-        let text = Text { began: self.began, seen: unix_millis(), queued: queued.clone() };
+        let text = Mark { began: self.began, seen: unix_millis(), queued: queued.clone() };
         let new = self.path.with_extension("new");
         let write = || -> io::Result<()> {
             let mut open = OpenOptions::new();
@@ -125,14 +125,14 @@ fn left(path: &Path) -> Option<EventKind> {
         text => text.ok(),
     };
     let content = text.as_deref().and_then(|text| match unseal(text) {
-        Ok(Sealed { title: TITLE, content }) => serde_json::from_slice::<Text>(content).ok(),
+        Ok(Sealed { title: TITLE, content }) => serde_json::from_slice::<Mark>(content).ok(),
         Ok(_) | Err(_) => None,
     });
     let states = format!(
         "what changed in states within the {} s before its end is gone too",
         snapshot::EVERY.as_secs()
     );
-    let Some(Text { began: _, seen, queued: Queued { messages, actors } }) = content else {
+    let Some(Mark { began: _, seen, queued: Queued { messages, actors } }) = content else {
         // A power failure has cut it. Its presence says enough.
         let why = format!(
             "the daemon before this one did not stop by itself; how many messages were queued is not known, and they are gone; {states}"

@@ -127,7 +127,7 @@ impl Snapshots {
                 Ok((state, form)) => {
                     let mut past = self.past.lock();
                     past.written.insert(actor.clone(), (epoch, state.clone()));
-                    if form == Form::Bare {
+                    if form == FileForm::Bare {
                         past.bare.insert(actor.clone());
                     }
                     return Some(EpochState::found(state, epoch));
@@ -340,21 +340,21 @@ fn named(name: &str) -> Option<(ActorName, Epoch)> {
 
 /// How a file holds its state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Form {
+enum FileForm {
     Sealed,
     /// As former versions wrote it: the state and nothing else.
     Bare,
 }
 
 /// The state that a file holds, or what is wrong with it.
-fn read(text: &[u8]) -> Result<(State, Form), String> {
+fn read(text: &[u8]) -> Result<(State, FileForm), String> {
     let (text, form) = match unseal(text) {
-        Ok(Sealed { title: TITLE, content }) => (content, Form::Sealed),
+        Ok(Sealed { title: TITLE, content }) => (content, FileForm::Sealed),
         Ok(Sealed { title, .. }) => {
             return Err(format!("another version of reflowd has written it, as `{title}`"));
         }
         Err(broken) if text.first() != Some(&b'{') => return Err(broken.to_string()),
-        Err(_) => (text, Form::Bare),
+        Err(_) => (text, FileForm::Bare),
     };
     let state = State::kept(text.to_vec()).map_err(|error| error.to_string())?;
     Ok((state, form))

@@ -214,7 +214,7 @@ thread_local! {
 }
 
 /// The payload with which an exhausted budget unwinds.
-struct Spent(Costly);
+struct BudgetSpent(Costly);
 
 /// Does the work, unless it takes more than so many steps.
 fn within<T>(steps: u32, work: impl FnOnce() -> T) -> Result<T, Costly> {
@@ -224,7 +224,7 @@ fn within<T>(steps: u32, work: impl FnOnce() -> T) -> Result<T, Costly> {
     PURSE.set(Some(Purse { steps, all_steps: steps, until, stack }));
     let done = catch_unwind(AssertUnwindSafe(work));
     PURSE.set(None);
-    done.map_err(|panic| match panic.downcast::<Spent>() {
+    done.map_err(|panic| match panic.downcast::<BudgetSpent>() {
         Ok(spent) => spent.0,
         Err(panic) => Costly::Broke(text_of(&*panic)),
     })
@@ -245,7 +245,7 @@ fn step() {
         return PURSE.set(Some(purse));
     };
     // No panic: nothing is wrong with this program, so no hook need hear of it.
-    resume_unwind(Box::new(Spent(costly)))
+    resume_unwind(Box::new(BudgetSpent(costly)))
 }
 
 /// Time that this thread has spent on a processor.

@@ -72,21 +72,21 @@ pub enum InvalidMetadata {
 
 /// Limits on the parts of the metadata. All of it is kept as long as the module, shown in answers
 /// and written to logs.
-struct Bound {
+struct FieldLimit {
     unit: &'static str,
     max: usize,
 }
 
 /// The whole answer. Most of it can only be the schema.
-const ANSWER: Bound = Bound { unit: "bytes", max: 1 << 20 };
+const ANSWER: FieldLimit = FieldLimit { unit: "bytes", max: 1 << 20 };
 /// Text that is shown wherever the module is: its component's name, its version.
-const NAME: Bound = Bound { unit: "bytes", max: 256 };
+const NAME: FieldLimit = FieldLimit { unit: "bytes", max: 256 };
 /// Text for people: about a page.
-const DESCRIPTION: Bound = Bound { unit: "bytes", max: 16 << 10 };
+const DESCRIPTION: FieldLimit = FieldLimit { unit: "bytes", max: 16 << 10 };
 /// Ports of one direction. Each one is looked at for every wire.
-const PORTS: Bound = Bound { unit: "ports", max: 1_000 };
+const PORTS: FieldLimit = FieldLimit { unit: "ports", max: 1_000 };
 
-impl Bound {
+impl FieldLimit {
     fn check(&self, what: impl Into<String>, found: usize) -> Result<(), InvalidMetadata> {
         let &Self { unit, max } = self;
         if found <= max {

@@ -61,7 +61,7 @@ pub use precondition::Precondition;
 pub use printable::{is_wild, printable, printable_lines};
 pub use secrets::Secrets;
 pub use settings::{HOST_MEMORY, Overflow, Persistence, SendMode, Settings, Trigger};
-pub use source::{Absence, Emitter, OfferError, Refused, Source, SourceError, Taken};
+pub use source::{Absence, Emitter, OfferError, Source, SourceError, Taken, UnreadableItem};
 pub use span::{HttpRequest, RequestSpan, Span, SpanSink, Spanning, TurnTrace};
 pub use strict_json::{
     JsonFault, JsonPlace, MAX_DEPTH, check as check_json, check_within as check_json_within,

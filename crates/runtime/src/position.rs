@@ -41,17 +41,17 @@ pub(crate) struct Progress {
     name: String,
     now: Option<Position>,
     /// The latest first.
-    former: Vec<Lane>,
+    former: Vec<Trail>,
 }
 
 /// The progress of a source in one thing.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Lane {
+struct Trail {
     name: String,
     position: Position,
 }
 
-impl Lane {
+impl Trail {
     fn of_fields(mut fields: Map<String, Value>) -> Option<Self> {
         let name = match fields.remove("name") {
             None => String::new(),
@@ -79,18 +79,18 @@ impl Progress {
             Some(former) => serde_json::from_value(former).ok()?,
             None => Vec::new(),
         };
-        let former: Vec<_> = former.into_iter().map(Lane::of_fields).collect::<Option<_>>()?;
+        let former: Vec<_> = former.into_iter().map(Trail::of_fields).collect::<Option<_>>()?;
         if fields.is_empty() {
             return (!former.is_empty()).then(|| Self { former, ..Self::default() });
         }
-        let Lane { name, position } = Lane::of_fields(fields)?;
+        let Trail { name, position } = Trail::of_fields(fields)?;
         Some(Self { name, now: Some(position), former })
     }
 
     /// The progress as a state; `None` if the source does not report any.
     pub(crate) fn to_state(&self) -> Option<State> {
-        let now = self.now.map(|position| Lane { name: self.name.clone(), position });
-        let mut fields = now.as_ref().map(Lane::to_fields).unwrap_or_default();
+        let now = self.now.map(|position| Trail { name: self.name.clone(), position });
+        let mut fields = now.as_ref().map(Trail::to_fields).unwrap_or_default();
         if !self.former.is_empty() {
             let former = self.former.iter().map(|lane| Value::Object(lane.to_fields()));
             fields.insert("former".into(), former.collect());
@@ -107,7 +107,7 @@ impl Progress {
         if self.name != name {
             // What no name was given for is what was read last, under whatever name.
             if let Some(position) = self.now.filter(|_| !self.name.is_empty()) {
-                self.former.insert(0, Lane { name: std::mem::take(&mut self.name), position });
+                self.former.insert(0, Trail { name: std::mem::take(&mut self.name), position });
                 self.now = None;
             }
             self.name = name.to_owned();

@@ -60,7 +60,7 @@ pub struct SourceError {
 }
 
 /// Something that a source has read and that is no message.
-pub struct Refused<'a> {
+pub struct UnreadableItem<'a> {
     /// The port by which it would have left.
     pub port: &'a PortName,
     /// What it is, as far as it can be shown: kept with the dead letter.
@@ -256,9 +256,9 @@ impl Emitter {
     /// Tells that something the source has read is no message: an `Error` with the reason and
     /// what was read leaves by the port `error` where that is wired, else it becomes a dead
     /// letter, as long as there are not too many. Notes how far the source has come with it.
-    pub async fn refuse(&self, refused: &Refused<'_>, come: Option<Position>) {
+    pub async fn refuse(&self, refused: &UnreadableItem<'_>, come: Option<Position>) {
         let shared = &self.shared;
-        let Refused { port: _, what, why } = refused;
+        let UnreadableItem { port: _, what, why } = refused;
         shared.meters.unreadable.add(1);
         let error_port = PortName::from_str(ERROR_PORT).expect("the name of a port");
         if !shared.routes.load().of(&error_port).is_empty() {
@@ -276,8 +276,8 @@ impl Emitter {
     }
 
     /// Makes a dead letter of what the source cannot read.
-    fn bury(&self, refused: &Refused<'_>) {
-        let (shared, Refused { port, what, why }) = (&self.shared, refused);
+    fn bury(&self, refused: &UnreadableItem<'_>) {
+        let (shared, UnreadableItem { port, what, why }) = (&self.shared, refused);
         let text = serde_json::to_string(what).expect("a string can be encoded");
         let message = Message::new(Type::String, text).expect("it is a string");
         let envelope = Envelope::entering((*port).clone(), message, None);

@@ -15,7 +15,7 @@ use crate::strict_json::string_end;
 
 /// One entry of an object, as places in its text.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Entry {
+pub(crate) struct KeyAndValue {
     /// The key, in its quotes.
     pub(crate) key: Range<usize>,
     /// The value.
@@ -36,9 +36,9 @@ impl<'t> Entries<'t> {
 }
 
 impl Iterator for Entries<'_> {
-    type Item = Entry;
+    type Item = KeyAndValue;
 
-    fn next(&mut self) -> Option<Entry> {
+    fn next(&mut self) -> Option<KeyAndValue> {
         let mut at = skip_blanks(self.text, self.at);
         if self.text.get(at) == Some(&b',') {
             at = skip_blanks(self.text, at + 1);
@@ -53,12 +53,12 @@ impl Iterator for Entries<'_> {
 }
 
 /// The entry whose key begins there.
-fn entry_at(text: &[u8], at: usize) -> Entry {
+fn entry_at(text: &[u8], at: usize) -> KeyAndValue {
     let key = at..string_end(text, at);
     let colon = skip_blanks(text, key.end);
     let start = skip_blanks(text, colon + 1);
     let value = start..skip_value(text, start);
-    Entry { key, value }
+    KeyAndValue { key, value }
 }
 
 fn skip_blanks(text: &[u8], mut at: usize) -> usize {
@@ -114,8 +114,8 @@ fn unquoted(quoted: &[u8]) -> Cow<'_, [u8]> {
 }
 
 /// The last entry of that key, as the text has it; for texts without an index.
-pub(crate) fn look_through(text: &[u8], key: &str) -> Option<Entry> {
-    let is_asked = |entry: &Entry| *unquoted(&text[entry.key.clone()]) == *key.as_bytes();
+pub(crate) fn look_through(text: &[u8], key: &str) -> Option<KeyAndValue> {
+    let is_asked = |entry: &KeyAndValue| *unquoted(&text[entry.key.clone()]) == *key.as_bytes();
     Entries::of(text).filter(is_asked).last()
 }
 
@@ -151,7 +151,7 @@ impl Index {
     }
 
     /// The entry of that key in the text.
-    pub(crate) fn find(&self, text: &[u8], key: &str) -> Option<Entry> {
+    pub(crate) fn find(&self, text: &[u8], key: &str) -> Option<KeyAndValue> {
         let slot = self.slots[self.slot(text, key.as_bytes())];
         let start = usize::try_from(slot.checked_sub(1)?).ok()?;
         Some(entry_at(text, start))

@@ -180,7 +180,7 @@ impl Diagnostic {
 }
 
 /// A part of a file that is shown.
-struct Piece<'a> {
+struct LinePiece<'a> {
     /// Its lines, from 1.
     lines: Range<usize>,
     /// Its bytes.
@@ -191,7 +191,7 @@ struct Piece<'a> {
     labels: Vec<(usize, &'a Label)>,
 }
 
-impl Piece<'_> {
+impl LinePiece<'_> {
     fn is_near(&self, lines: &Range<usize>) -> bool {
         lines.start <= self.lines.end + NEAR && self.lines.start <= lines.end + NEAR
     }
@@ -353,10 +353,10 @@ impl Report {
     }
 
     /// The parts of a file that have to do with the problem, the one with its place first.
-    fn pieces<'a>(&'a self, diagnostic: &'a Diagnostic, file: &Path) -> Vec<Piece<'a>> {
+    fn pieces<'a>(&'a self, diagnostic: &'a Diagnostic, file: &Path) -> Vec<LinePiece<'a>> {
         let labels = diagnostic.labels.iter().enumerate();
         let labels = labels.filter(|(_, label)| &*label.place.file == file);
-        let mut pieces: Vec<Piece<'a>> = Vec::new();
+        let mut pieces: Vec<LinePiece<'a>> = Vec::new();
         for (n, label) in labels {
             let (lines, bytes) = self.sources.lines(&label.place);
             let is_long = bytes.len() > LONGEST_LINE;
@@ -373,15 +373,20 @@ impl Report {
                 None => {
                     let bytes =
                         if is_long { self.sources.around(&label.place, AROUND) } else { bytes };
-                    pieces.push(Piece { lines, bytes, is_cut: is_long, labels: vec![(n, label)] });
+                    pieces.push(LinePiece {
+                        lines,
+                        bytes,
+                        is_cut: is_long,
+                        labels: vec![(n, label)],
+                    });
                 }
             }
         }
         pieces
     }
 
-    fn show<'a>(&'a self, group: Group<'a>, file: &Path, piece: &Piece<'a>) -> Group<'a> {
-        let Piece { lines, bytes, is_cut, labels } = piece;
+    fn show<'a>(&'a self, group: Group<'a>, file: &Path, piece: &LinePiece<'a>) -> Group<'a> {
+        let LinePiece { lines, bytes, is_cut, labels } = piece;
         let text = self.sources.shown_text(file).get(bytes.clone()).unwrap_or_default();
         let shown = self.sources.shown(file);
         let mut snippet = Snippet::source(text).line_start(lines.start);

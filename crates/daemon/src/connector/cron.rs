@@ -19,7 +19,7 @@ use serde_json::json;
 use tokio::time;
 use tracing::warn;
 
-use look::{Look, Watch};
+use look::{ClockLook, Watch};
 use schedule::Schedule;
 
 use super::{Builtin, Prepared, port, port_name};
@@ -96,13 +96,13 @@ impl Source for Calendar {
             let mut watch = Watch::new(&self.schedule, Timestamp::now());
             loop {
                 match watch.look(Timestamp::now()) {
-                    Look::Wait(left) => time::sleep(left.min(LOOK_AGAIN)).await,
-                    Look::Due(due) => out.emit(&self.out, self.schedule.message(due)).await,
-                    Look::SetBack { by } => {
+                    ClockLook::Wait(left) => time::sleep(left.min(LOOK_AGAIN)).await,
+                    ClockLook::Due(due) => out.emit(&self.out, self.schedule.message(due)).await,
+                    ClockLook::SetBack { by } => {
                         let by = SignedDuration::from_secs(by.as_secs());
                         warn!(actor = %out.actor(), by = format!("{by:#}"), "the clock was set back, and ticks go by what it says now");
                     }
-                    Look::Never => return Ok(()),
+                    ClockLook::Never => return Ok(()),
                 }
             }
         })

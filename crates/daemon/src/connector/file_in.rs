@@ -33,9 +33,9 @@ use serde::Deserialize;
 use serde_json::json;
 
 pub(crate) use line_splitter::BYTE_ORDER_MARK;
-use lines::{Form, Lines};
+use lines::{LineFormat, LineReader};
 use pace::Pace;
-use unreadable::Unreadable;
+use unreadable::UnreadableLines;
 
 use super::{Builtin, Prepared, error_port, port, port_name};
 
@@ -57,7 +57,7 @@ pub(super) struct Config {
     mode: Mode,
     /// What a line is.
     #[serde(default)]
-    lines: Form,
+    lines: LineFormat,
 }
 
 #[derive(Deserialize)]
@@ -160,7 +160,7 @@ struct FileIn {
     path: PathBuf,
     rate: Option<f64>,
     mode: Mode,
-    form: Form,
+    form: LineFormat,
 }
 
 impl Source for FileIn {
@@ -174,13 +174,13 @@ impl Source for FileIn {
 
     fn run(&self, out: Emitter) -> BoxFuture<'_, Result<(), SourceError>> {
         Box::pin(async move {
-            let mut lines = Lines {
+            let mut lines = LineReader {
                 path: &self.path,
                 form: self.form,
                 out,
                 out_port: port_name("out"),
                 pace: self.rate.map(Pace::new),
-                unreadable: Unreadable::default(),
+                unreadable: UnreadableLines::default(),
             };
             let run = match self.mode {
                 Mode::Once => lines.once().await,

@@ -170,7 +170,7 @@ fn duration(key: &str, text: Option<&str>) -> Result<Option<Duration>, String> {
 }
 
 /// A part of a text with placeholders.
-enum Piece<'t> {
+enum TemplatePiece<'t> {
     /// As it is written.
     Text(&'t str),
     /// The value that `${NAME}` stands for.
@@ -181,7 +181,7 @@ enum Piece<'t> {
 fn fill(
     text: &str,
     env: &BTreeMap<String, String>,
-    mut take: impl FnMut(Piece<'_>) -> Result<(), String>,
+    mut take: impl FnMut(TemplatePiece<'_>) -> Result<(), String>,
 ) -> Result<(), String> {
     let mut rest = text;
     while let Some((before, after)) = rest.split_once("${") {
@@ -191,18 +191,18 @@ fn fill(
         let Some(value) = env.get(name) else {
             return Err(format!("there is no `{name}` in the actor's `env`"));
         };
-        take(Piece::Text(before))?;
-        take(Piece::Value(value.trim()))?;
+        take(TemplatePiece::Text(before))?;
+        take(TemplatePiece::Value(value.trim()))?;
         rest = behind;
     }
-    take(Piece::Text(rest))
+    take(TemplatePiece::Text(rest))
 }
 
 /// A text with the values of `env` where it names them.
 fn filled(text: &str, env: &BTreeMap<String, String>) -> Result<String, String> {
     let mut filled = String::new();
     fill(text, env, |piece| {
-        let (Piece::Text(text) | Piece::Value(text)) = piece;
+        let (TemplatePiece::Text(text) | TemplatePiece::Value(text)) = piece;
         filled.push_str(text);
         Ok(())
     })?;

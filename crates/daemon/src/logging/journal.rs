@@ -51,7 +51,7 @@ pub(super) struct Journal {
 }
 
 impl Journal {
-    /// Entries go to a queue that [`Sender`] empties.
+    /// Entries go to a queue that [`JournalSender`] empties.
     pub(super) fn new(to: Queue) -> Self {
         Self { to }
     }
@@ -60,7 +60,7 @@ impl Journal {
 impl<S: Subscriber> Layer<S> for Journal {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         let metadata = event.metadata();
-        let mut entry = Entry::new(&text::line(event), priority(*metadata.level()));
+        let mut entry = JournalEntry::new(&text::line(event), priority(*metadata.level()));
         entry.put("TARGET", metadata.target());
         if let Some(file) = metadata.file() {
             entry.put("CODE_FILE", file);
@@ -75,7 +75,7 @@ impl<S: Subscriber> Layer<S> for Journal {
 
 /// A text for people as an entry, framed for the queue.
 pub(super) fn said(text: &str) -> Vec<u8> {
-    Entry::new(text, ERROR).framed()
+    JournalEntry::new(text, ERROR).framed()
 }
 
 /// The journal's number for a level, as syslog has them.
@@ -93,9 +93,9 @@ fn priority(level: Level) -> &'static str {
 const FRAME: usize = size_of::<u32>();
 
 /// An entry that is being written.
-struct Entry(Vec<u8>);
+struct JournalEntry(Vec<u8>);
 
-impl Entry {
+impl JournalEntry {
     fn new(message: &str, priority: &str) -> Self {
         let mut entry = Self(vec![0; FRAME]);
         entry.put("MESSAGE", message);
@@ -148,7 +148,7 @@ fn cut(value: &str) -> Cow<'_, str> {
     format!("{kept}… ({} bytes more)", value.len() - kept.len()).into()
 }
 
-impl Visit for Entry {
+impl Visit for JournalEntry {
     fn record_str(&mut self, field: &Field, value: &str) {
         self.put_own(field, value);
     }
@@ -169,12 +169,12 @@ impl Visit for Entry {
 }
 
 /// Takes entries from the queue to the journal, a datagram for each.
-pub(super) struct Sender {
+pub(super) struct JournalSender {
     socket: UnixDatagram,
     to: PathBuf,
 }
 
-impl Sender {
+impl JournalSender {
     /// A sender to the journal of this machine.
     ///
     /// # Errors
@@ -196,7 +196,7 @@ impl Sender {
 }
 
 /// As the queue has it: whole entries, each with its length before it.
-impl Write for Sender {
+impl Write for JournalSender {
     fn write(&mut self, entries: &[u8]) -> io::Result<usize> {
         let (frame, rest) = entries.split_first_chunk::<FRAME>().expect("an entry has a frame");
         let length = usize::try_from(u32::from_le_bytes(*frame)).expect("32 bits fit");
@@ -243,7 +243,7 @@ mod tests {
         let path = folder.path().join("socket");
         let journal = UnixDatagram::bind(&path).unwrap();
         journal.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-        let sender = Sender::to(path).unwrap();
+        let sender = JournalSender::to(path).unwrap();
         assert_eq!(journal.recv(&mut [0; 1]).unwrap(), 0);
         let queue = Queue::start(sender, |_| {}).unwrap();
         (journal, queue, folder)
@@ -323,7 +323,7 @@ mod tests {
     #[test]
     fn an_entry_that_nobody_takes_is_counted_and_costs_no_other() {
         let (journal, _queue, folder) = rig();
-        let mut sender = Sender::to(folder.path().join("socket")).unwrap();
+        let mut sender = JournalSender::to(folder.path().join("socket")).unwrap();
         drop(journal);
         let before = queue::lost_lines();
         let both = [said("one"), said("two")].concat();

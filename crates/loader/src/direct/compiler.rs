@@ -104,7 +104,7 @@ pub(crate) fn compile(bytes: &[u8], time: Duration) -> Result<Module, Uncompiled
     match catch_unwind(AssertUnwindSafe(compiling)) {
         Ok(Ok(module)) => Ok(module),
         Ok(Err(error)) => Err(Uncompiled::Refused(error.root_cause().to_string())),
-        Err(panic) if panic.is::<Spent>() => Err(Uncompiled::Costly(time)),
+        Err(panic) if panic.is::<TimeSpent>() => Err(Uncompiled::Costly(time)),
         Err(panic) => resume_unwind(panic),
     }
 }
@@ -113,7 +113,7 @@ pub(crate) fn compile(bytes: &[u8], time: Duration) -> Result<Module, Uncompiled
 static LEFT: AtomicU64 = AtomicU64::new(0);
 
 /// What the compiler unwinds with when its time is used up.
-struct Spent;
+struct TimeSpent;
 
 /// Takes the time of the compiler's passes, of which every function goes through some dozen.
 ///
@@ -136,7 +136,7 @@ impl Profiler for Accountant {
         });
         if before.is_ok_and(|left| left <= spent) {
             // No panic: nothing is wrong with this program, so no hook need hear of it.
-            resume_unwind(Box::new(Spent));
+            resume_unwind(Box::new(TimeSpent));
         }
         Box::new(())
     }

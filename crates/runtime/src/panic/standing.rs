@@ -26,16 +26,17 @@ static EVENTS: OnceLock<Weak<Events>> = OnceLock::new();
 static UNTRUSTED: LazyLock<CancellationToken> = LazyLock::new(CancellationToken::new);
 
 /// The record of each boundary.
-static RECORDS: [Record; Boundary::ALL.len()] = [const { Record::new() }; Boundary::ALL.len()];
+static RECORDS: [PartRecord; Boundary::ALL.len()] =
+    [const { PartRecord::new() }; Boundary::ALL.len()];
 
-struct Record {
+struct PartRecord {
     panics: AtomicU64,
     /// Set while any part has trouble, so that success on the usual path takes no lock.
     broken: AtomicBool,
-    trouble: Mutex<Option<Trouble>>,
+    trouble: Mutex<Option<PartTrouble>>,
 }
 
-struct Trouble {
+struct PartTrouble {
     why: String,
     last: Instant,
     /// When it is tried again.
@@ -53,7 +54,7 @@ pub struct PartHealth {
     pub trouble: Option<String>,
 }
 
-impl Record {
+impl PartRecord {
     const fn new() -> Self {
         Self {
             panics: AtomicU64::new(0),
@@ -77,10 +78,10 @@ impl PartHealth {
     /// The health of one part.
     #[must_use]
     pub fn of(boundary: Boundary) -> Self {
-        let record = Record::of(boundary);
+        let record = PartRecord::of(boundary);
         let trouble = record.trouble.lock();
         let now = Instant::now();
-        let lasts = |trouble: &&Trouble| {
+        let lasts = |trouble: &&PartTrouble| {
             boundary.role() != PartRole::Piece || now.duration_since(trouble.last) < SHOWN
         };
         let said = trouble.as_ref().filter(lasts).map(|trouble| {
@@ -115,11 +116,11 @@ pub fn untrusted() -> &'static CancellationToken {
 /// A panic was caught.
 pub(super) fn broke(panic: &Panic) {
     let boundary = panic.boundary;
-    let record = Record::of(boundary);
+    let record = PartRecord::of(boundary);
     record.panics.fetch_add(1, Ordering::Relaxed);
     let why = panic.to_string();
     error!(part = boundary.name(), %why, costs = boundary.costs(), "a panic was caught");
-    let trouble = Trouble { why: why.clone(), last: Instant::now(), again: None };
+    let trouble = PartTrouble { why: why.clone(), last: Instant::now(), again: None };
     *record.trouble.lock() = Some(trouble);
     record.broken.store(true, Ordering::Release);
     tell(EventKind::Panicked { part: boundary.name().into(), why, costs: boundary.costs().into() });
@@ -130,14 +131,14 @@ pub(super) fn broke(panic: &Panic) {
 
 /// Records that the part is tried again after the pause.
 pub(super) fn again(boundary: Boundary, pause: Duration) {
-    if let Some(trouble) = &mut *Record::of(boundary).trouble.lock() {
+    if let Some(trouble) = &mut *PartRecord::of(boundary).trouble.lock() {
         trouble.again = Some(Instant::now() + pause);
     }
 }
 
 /// Records that the part has done its work.
 pub(super) fn works(boundary: Boundary) {
-    let record = Record::of(boundary);
+    let record = PartRecord::of(boundary);
     if !record.broken.load(Ordering::Acquire) {
         return;
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::schedule::{Due, Kind, Schedule};
+use super::schedule::{Cadence, Due, Schedule};
 
 /// A step back of this much or more is a correction of a wrong clock, as in cron(8): jobs at fixed
 /// times follow the new time. After a smaller step no job runs twice.
@@ -18,7 +18,7 @@ const STEP: SignedDuration = SignedDuration::from_mins(1);
 
 /// The outcome of a look at the clock.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Look {
+pub(super) enum ClockLook {
     /// Nothing is due for that long.
     Wait(Duration),
     /// A tick.
@@ -45,29 +45,29 @@ impl<'a> Watch<'a> {
         Self { schedule, last: now, latest: now, next: None }
     }
 
-    pub(super) fn look(&mut self, now: Timestamp) -> Look {
+    pub(super) fn look(&mut self, now: Timestamp) -> ClockLook {
         let by = now.duration_until(self.latest);
         let taken = match self.schedule.kind() {
-            Kind::Often => STEP,
-            Kind::Fixed => CORRECTION,
+            Cadence::Often => STEP,
+            Cadence::Fixed => CORRECTION,
         };
         if by >= taken {
             *self = Self::new(self.schedule, now);
-            return Look::SetBack { by };
+            return ClockLook::SetBack { by };
         }
         self.latest = self.latest.max(now);
         let Some(next) = self.next.or_else(|| self.schedule.after(self.last)) else {
-            return Look::Never;
+            return ClockLook::Never;
         };
         self.next = Some(next);
         if let Ok(left) = Duration::try_from(now.duration_until(next))
             && !left.is_zero()
         {
-            return Look::Wait(left);
+            return ClockLook::Wait(left);
         }
         let due = self.schedule.due(next, now);
         (self.last, self.next) = (due.at, None);
-        Look::Due(due)
+        ClockLook::Due(due)
     }
 }
 
@@ -85,9 +85,9 @@ mod tests {
         for now in looks {
             loop {
                 match watch.look(at(now)) {
-                    Look::Wait(_) | Look::Never => break,
-                    Look::Due(due) => got.push(due.at.strftime("%m-%dT%H:%M:%S").to_string()),
-                    Look::SetBack { .. } => got.push("set back".into()),
+                    ClockLook::Wait(_) | ClockLook::Never => break,
+                    ClockLook::Due(due) => got.push(due.at.strftime("%m-%dT%H:%M:%S").to_string()),
+                    ClockLook::SetBack { .. } => got.push("set back".into()),
                 }
             }
         }

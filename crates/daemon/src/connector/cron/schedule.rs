@@ -19,19 +19,19 @@ const MOST_COUNTED: u64 = 100_000;
 pub(super) struct Schedule {
     cron: Cron,
     zone: TimeZone,
-    kind: Kind,
+    kind: Cadence,
 }
 
 /// How a job reacts to a clock change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum Cadence {
     /// Runs at fixed times, each of which counts.
     Fixed,
     /// Runs at intervals, by the clock as it is: its hours, minutes or seconds begin with `*`.
     Often,
 }
 
-impl Kind {
+impl Cadence {
     fn of(pattern: &str) -> Self {
         let fields: Vec<_> = pattern.split_whitespace().collect();
         let of_time = if fields.len() > 5 { 3 } else { 2 };
@@ -47,7 +47,7 @@ impl Kind {
 
 /// Whether a search includes its starting time.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Edge {
+enum SearchFrom {
     At,
     After,
 }
@@ -73,10 +73,10 @@ impl Schedule {
                 format!("there is no time zone `{name}`; write one such as `Europe/Berlin`")
             })?,
         };
-        Ok(Self { cron, zone, kind: Kind::of(text) })
+        Ok(Self { cron, zone, kind: Cadence::of(text) })
     }
 
-    pub(super) fn kind(&self) -> Kind {
+    pub(super) fn kind(&self) -> Cadence {
         self.kind
     }
 
@@ -90,12 +90,12 @@ impl Schedule {
     pub(super) fn after(&self, last: Timestamp) -> Option<Timestamp> {
         let (mut from, mut offset) = (last, self.zone.to_offset(last));
         // The wall clock time from which a moment counts.
-        let mut wall = self.next(offset.to_datetime(from), Edge::After)?;
+        let mut wall = self.next(offset.to_datetime(from), SearchFrom::After)?;
         if let Some(back) = self.set_back_before(last)
-            && self.kind == Kind::Fixed
+            && self.kind == Cadence::Fixed
             && wall < back
         {
-            wall = self.next(back, Edge::At)?;
+            wall = self.next(back, SearchFrom::At)?;
         }
         loop {
             let found = offset.to_timestamp(wall).ok()?;
@@ -108,10 +108,10 @@ impl Schedule {
             offset = change.offset();
             wall = match self.kind {
                 // The jump goes past it.
-                Kind::Fixed if before <= wall && wall < after => return Some(from),
+                Cadence::Fixed if before <= wall && wall < after => return Some(from),
                 // It has had its turn in the first of the two hours.
-                Kind::Fixed => self.next(before.max(after), Edge::At)?,
-                Kind::Often => self.next(after, Edge::At)?,
+                Cadence::Fixed => self.next(before.max(after), SearchFrom::At)?,
+                Cadence::Often => self.next(after, SearchFrom::At)?,
             };
             // No change matters long before the moment: none sets the clock by more than a day.
             let near = offset.to_timestamp(wall).ok()? - SignedDuration::from_hours(48);
@@ -133,8 +133,8 @@ impl Schedule {
     }
 
     /// The first wall clock time that fits the pattern, from there on.
-    fn next(&self, from: DateTime, edge: Edge) -> Option<DateTime> {
-        let is_inclusive = edge == Edge::At && from.subsec_nanosecond() == 0;
+    fn next(&self, from: DateTime, edge: SearchFrom) -> Option<DateTime> {
+        let is_inclusive = edge == SearchFrom::At && from.subsec_nanosecond() == 0;
         self.cron.find_next_occurrence(&from, is_inclusive).ok()
     }
 

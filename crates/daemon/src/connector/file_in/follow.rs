@@ -7,8 +7,8 @@ use tokio::time::{self, Instant};
 use tracing::{info, warn};
 
 use super::{
-    lines::Lines,
-    opened::{Opened, Sight, blocking},
+    lines::LineReader,
+    opened::{Opened, PathSight, blocking},
     take_up::{self, Gap, Start},
 };
 
@@ -22,7 +22,7 @@ const LET_GO: Duration = Duration::from_secs(1);
 /// The pause after a repeated file had no lines, so that it is not read in a busy loop.
 const EMPTY_PAUSE: Duration = Duration::from_secs(1);
 
-impl Lines<'_> {
+impl LineReader<'_> {
     /// Puts out the file once, up to its end.
     pub(super) async fn once(&mut self) -> io::Result<()> {
         let come = self.enter();
@@ -52,15 +52,15 @@ impl Lines<'_> {
         let mut silent: Option<Instant> = None;
         loop {
             match opened.look(self.path).await? {
-                Sight::Same => {
+                PathSight::Same => {
                     silent = None;
                     self.read_on(&mut opened).await?;
                 }
-                Sight::Cut => {
+                PathSight::Cut => {
                     opened = self.after_cut(opened).await?;
                     continue;
                 }
-                Sight::Replaced => {
+                PathSight::Replaced => {
                     // The writer may not have noticed yet.
                     let now = Instant::now();
                     let since = *silent.get_or_insert(now);

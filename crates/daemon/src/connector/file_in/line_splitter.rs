@@ -32,18 +32,18 @@ pub(super) struct LineSplitter {
 
 /// One line of the input.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Line {
+pub(super) struct SplitLine {
     /// Its number; the first is 1.
     pub(super) number: u64,
     /// The offset of its end, from the beginning of the input.
     pub(super) end: u64,
     /// Its content.
-    pub(super) content: Content,
+    pub(super) content: LineContent,
 }
 
 /// The content of a line, without its end.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Content {
+pub(super) enum LineContent {
     /// All of it.
     Whole(Bytes),
     /// The beginning of a line over [`MAX_LINE`].
@@ -82,7 +82,7 @@ impl LineSplitter {
     }
 
     /// The next complete line.
-    pub(super) fn next(&mut self) -> Option<Line> {
+    pub(super) fn next(&mut self) -> Option<SplitLine> {
         self.skip_nulls();
         let end = self.buffer[self.searched..].iter().position(|b| *b == b'\n');
         let Some(end) = end.map(|at| at + self.searched) else {
@@ -108,27 +108,27 @@ impl LineSplitter {
     }
 
     /// The last line, if it has no end.
-    pub(super) fn rest(&mut self) -> Option<Line> {
+    pub(super) fn rest(&mut self) -> Option<SplitLine> {
         self.searched = 0;
         let rest = self.buffer.split();
         self.past += rest.len() as u64;
         (!rest.is_empty() || self.refused.is_some()).then(|| self.line(rest))
     }
 
-    fn line(&mut self, bytes: BytesMut) -> Line {
+    fn line(&mut self, bytes: BytesMut) -> SplitLine {
         self.count += 1;
         let mut rest = &bytes[..];
         if self.count == 1 {
             rest = rest.strip_prefix(BYTE_ORDER_MARK).unwrap_or(rest);
         }
         let content = match self.refused.take() {
-            Some(beginning) => Content::TooLong(beginning),
-            None if bytes.len() > MAX_LINE => Content::TooLong(beginning(rest)),
+            Some(beginning) => LineContent::TooLong(beginning),
+            None if bytes.len() > MAX_LINE => LineContent::TooLong(beginning(rest)),
             // Copied, so that a line that waits in a mailbox keeps nothing alive that was read
             // with it, and the buffer, which is as large as the longest line, is used again.
-            None => Content::Whole(Bytes::copy_from_slice(rest)),
+            None => LineContent::Whole(Bytes::copy_from_slice(rest)),
         };
-        Line { number: self.count, end: self.past, content }
+        SplitLine { number: self.count, end: self.past, content }
     }
 }
 
@@ -140,11 +140,11 @@ fn beginning(line: &[u8]) -> Bytes {
 mod tests {
     use super::*;
 
-    impl Line {
+    impl SplitLine {
         fn whole(self) -> Option<Bytes> {
             match self.content {
-                Content::Whole(bytes) => Some(bytes),
-                Content::TooLong(_) => None,
+                LineContent::Whole(bytes) => Some(bytes),
+                LineContent::TooLong(_) => None,
             }
         }
     }
@@ -170,7 +170,7 @@ mod tests {
         let numbers: Vec<_> = (1..).take(lines.len()).collect();
         let texts = lines.iter().map(|line| Some((*line).to_string()));
         assert_eq!(got, numbers.into_iter().zip(texts).collect::<Vec<_>>());
-        assert_eq!(splitter.rest().and_then(Line::whole).as_deref(), rest.map(str::as_bytes));
+        assert_eq!(splitter.rest().and_then(SplitLine::whole).as_deref(), rest.map(str::as_bytes));
     }
 
     #[test]
@@ -241,7 +241,7 @@ mod tests {
             assert!(splitter.buffer.len() <= MAX_LINE);
         }
         splitter.feed(b"\n");
-        let begins = Content::TooLong(vec![b'x'; BEGINNING].into());
+        let begins = LineContent::TooLong(vec![b'x'; BEGINNING].into());
         assert_eq!(splitter.next().map(|line| (line.number, line.content)), Some((1, begins)));
         splitter.feed(b"b\n");
         assert_eq!(all(&mut splitter), [(2, Some("b".into()))]);

@@ -1,6 +1,6 @@
 //! The path of lines from an open file to the wires.
 
-use reflowd_runtime::{Emitter, EventKind, Message, PortName, Position, Refused, Type};
+use reflowd_runtime::{Emitter, EventKind, Message, PortName, Position, Type, UnreadableItem};
 use serde::Deserialize;
 use std::path::Path;
 use tokio::{
@@ -10,10 +10,10 @@ use tokio::{
 use tracing::warn;
 
 use super::{
-    line_splitter::{Content, Line, MAX_LINE},
+    line_splitter::{LineContent, MAX_LINE, SplitLine},
     opened::Opened,
     pace::Pace,
-    unreadable::{Unreadable, Untold},
+    unreadable::{UnreadableLines, Untold},
 };
 
 /// Bytes of an unreadable line that are shown with the reason and kept as a dead letter.
@@ -22,7 +22,7 @@ const SHOWN: usize = 64 << 10;
 /// The content of a line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Form {
+pub(super) enum LineFormat {
     /// A JSON value.
     #[default]
     Json,
@@ -30,7 +30,7 @@ pub(super) enum Form {
     Text,
 }
 
-impl Form {
+impl LineFormat {
     /// The message in a line; `None` for a blank one.
     fn message(self, line: &bytes::Bytes) -> Result<Option<Message>, String> {
         match self {
@@ -59,16 +59,16 @@ fn is_utf16(line: &[u8]) -> bool {
 }
 
 /// The path of lines from a file to the wires.
-pub(super) struct Lines<'a> {
+pub(super) struct LineReader<'a> {
     pub(super) path: &'a Path,
-    pub(super) form: Form,
+    pub(super) form: LineFormat,
     pub(super) out: Emitter,
     pub(super) out_port: PortName,
     pub(super) pace: Option<Pace>,
-    pub(super) unreadable: Unreadable,
+    pub(super) unreadable: UnreadableLines,
 }
 
-impl Lines<'_> {
+impl LineReader<'_> {
     /// Puts out the complete lines up to the present end of the file. Returns whether the file had
     /// new bytes.
     pub(super) async fn read_on(&mut self, opened: &mut Opened) -> std::io::Result<bool> {
@@ -106,10 +106,10 @@ impl Lines<'_> {
         }
     }
 
-    async fn put(&mut self, line: Line, come: Option<Position>) {
+    async fn put(&mut self, line: SplitLine, come: Option<Position>) {
         let (message, shown) = match &line.content {
-            Content::Whole(bytes) => (self.form.message(bytes), bytes),
-            Content::TooLong(beginning) => {
+            LineContent::Whole(bytes) => (self.form.message(bytes), bytes),
+            LineContent::TooLong(beginning) => {
                 (Err(format!("it is longer than {} MiB", MAX_LINE >> 20)), beginning)
             }
         };
@@ -123,7 +123,7 @@ impl Lines<'_> {
                 let what = excerpt(shown);
                 let why = format!("{}:{}: no message: {why}", self.path.display(), line.number);
                 self.keep_pace().await;
-                let refused = Refused { port: &self.out_port, what: &what, why: &why };
+                let refused = UnreadableItem { port: &self.out_port, what: &what, why: &why };
                 self.out.refuse(&refused, come).await;
                 self.unreadable.add(line.number, why);
                 self.tell();
@@ -153,7 +153,7 @@ impl Lines<'_> {
 }
 
 /// Unreadable lines are reported even when the source is dropped.
-impl Drop for Lines<'_> {
+impl Drop for LineReader<'_> {
     fn drop(&mut self) {
         if let Some(untold) = self.unreadable.rest() {
             self.say(untold);
@@ -176,7 +176,7 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(form: Form, line: &[u8], expected: Result<Option<(Type, &str)>, &str>) {
+    fn check(form: LineFormat, line: &[u8], expected: Result<Option<(Type, &str)>, &str>) {
         let message = form.message(&bytes::Bytes::copy_from_slice(line));
         match (message, expected) {
             (Ok(None), Ok(None)) => {}
@@ -190,15 +190,19 @@ mod tests {
 
     #[test]
     fn a_line_is_json_or_text() {
-        check(Form::Json, b"{\"a\": 1}", Ok(Some((Type::Object, "{\"a\": 1}"))));
-        check(Form::Json, b" \t", Ok(None));
-        check(Form::Json, b"GET / 200", Err("expected value"));
-        check(Form::Json, b"\xff\xfe{\0}\0", Err("iconv"));
-        check(Form::Text, b"GET \"/\" 200", Ok(Some((Type::String, "\"GET \\\"/\\\" 200\""))));
+        check(LineFormat::Json, b"{\"a\": 1}", Ok(Some((Type::Object, "{\"a\": 1}"))));
+        check(LineFormat::Json, b" \t", Ok(None));
+        check(LineFormat::Json, b"GET / 200", Err("expected value"));
+        check(LineFormat::Json, b"\xff\xfe{\0}\0", Err("iconv"));
+        check(
+            LineFormat::Text,
+            b"GET \"/\" 200",
+            Ok(Some((Type::String, "\"GET \\\"/\\\" 200\""))),
+        );
         // Numbers and JSON are text like any other, and so is an empty line.
-        check(Form::Text, b"1", Ok(Some((Type::String, "\"1\""))));
-        check(Form::Text, b"", Ok(Some((Type::String, "\"\""))));
-        check(Form::Text, b"caf\xe9", Err("not UTF-8 from its byte 4"));
+        check(LineFormat::Text, b"1", Ok(Some((Type::String, "\"1\""))));
+        check(LineFormat::Text, b"", Ok(Some((Type::String, "\"\""))));
+        check(LineFormat::Text, b"caf\xe9", Err("not UTF-8 from its byte 4"));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use reflowd_runtime::Position;
 
 use super::{
     identity::{Age, Head, identity, may_be, nanos},
-    line_splitter::{Line, LineSplitter},
+    line_splitter::{LineSplitter, SplitLine},
 };
 
 /// Bytes read at once.
@@ -38,7 +38,7 @@ pub(super) struct Opened {
 
 /// The state of a followed file's path, seen from the file that is read.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Sight {
+pub(super) enum PathSight {
     /// The same file, which may have grown.
     Same,
     /// The same file, shorter than what was read or with another beginning.
@@ -111,18 +111,18 @@ impl Opened {
     }
 
     /// The next complete line, and the offset of its end.
-    pub(super) fn next(&mut self) -> Option<(Line, Position)> {
+    pub(super) fn next(&mut self) -> Option<(SplitLine, Position)> {
         let line = self.splitter.next()?;
         Some(self.after(line))
     }
 
     /// The last line, if it has no end.
-    pub(super) fn rest(&mut self) -> Option<(Line, Position)> {
+    pub(super) fn rest(&mut self) -> Option<(SplitLine, Position)> {
         let line = self.splitter.rest()?;
         Some(self.after(line))
     }
 
-    fn after(&mut self, line: Line) -> (Line, Position) {
+    fn after(&mut self, line: SplitLine) -> (SplitLine, Position) {
         self.line = (line.end, line.number);
         (line, self.position())
     }
@@ -154,14 +154,14 @@ impl Opened {
     }
 
     /// The state of the file, and of its name.
-    pub(super) async fn look(&self, path: &Path) -> io::Result<Sight> {
+    pub(super) async fn look(&self, path: &Path) -> io::Result<PathSight> {
         let (file, path, at) = (Arc::clone(&self.file), path.to_path_buf(), self.at);
         let head = self.head.clone();
         blocking(move || {
             let here = file.metadata()?;
             match fs::metadata(path) {
                 Ok(there) if (there.dev(), there.ino()) != (here.dev(), here.ino()) => {
-                    return Ok(Sight::Replaced);
+                    return Ok(PathSight::Replaced);
                 }
                 // A file without a name may get one again, as when it is rotated.
                 Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
@@ -173,7 +173,7 @@ impl Opened {
             } else {
                 here.len() > at && !head.is_of(&file)?
             };
-            Ok(if cut { Sight::Cut } else { Sight::Same })
+            Ok(if cut { PathSight::Cut } else { PathSight::Same })
         })
         .await
     }

@@ -127,7 +127,7 @@ fn is_copy(file: &Sibling, age: Age, of: Age, read: &Position) -> bool {
 
 /// What has happened to a file that cannot be reached.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Remains {
+pub(super) enum FileRemains {
     /// Compressed, after it had been read completely.
     Nothing,
     /// Compressed under that name.
@@ -137,7 +137,7 @@ pub(super) enum Remains {
 }
 
 /// Looks for the remains of the file at that position.
-pub(super) fn remains(path: &Path, come: &Position) -> Remains {
+pub(super) fn remains(path: &Path, come: &Position) -> FileRemains {
     let ends = |name: &[u8]| COMPRESSED.iter().any(|end| name.ends_with(end.as_bytes()));
     let compressed = siblings(path).into_iter().filter(|file| ends(&file.added));
     // Compressing keeps the time of the last write, which was after the file was made.
@@ -148,10 +148,12 @@ pub(super) fn remains(path: &Path, come: &Position) -> Remains {
         .collect();
     compressed.sort();
     match compressed.into_iter().next() {
-        None => Remains::Unknown,
+        None => FileRemains::Unknown,
         Some((_, path)) => match unpacked_length(&path) {
-            Some(length) if u64::from(length) == come.at & u64::from(u32::MAX) => Remains::Nothing,
-            _ => Remains::Compressed(path),
+            Some(length) if u64::from(length) == come.at & u64::from(u32::MAX) => {
+                FileRemains::Nothing
+            }
+            _ => FileRemains::Compressed(path),
         },
     }
 }

@@ -12,7 +12,7 @@ use reflowd_runtime::{Emitter, Position};
 use super::{
     identity::{Age, identity, is},
     opened::Opened,
-    rotation::{Remains, copied, next_younger, remains, renamed},
+    rotation::{FileRemains, copied, next_younger, remains, renamed},
 };
 
 /// Where reading begins.
@@ -73,11 +73,11 @@ pub(super) fn followed(path: &Path, come: Option<Position>, out: &Emitter) -> io
     };
     let Some(file) = next.or(there) else { return Ok(Start::Nowhere) };
     let why = match remains(path, &come) {
-        Remains::Nothing => return Ok(Start::At(Opened::begin(file)?)),
-        Remains::Compressed(rest) => {
+        FileRemains::Nothing => return Ok(Start::At(Opened::begin(file)?)),
+        FileRemains::Compressed(rest) => {
             format!("it was compressed while nobody read it; see {}", rest.display())
         }
-        Remains::Unknown => "it was moved elsewhere or removed while nobody read it".into(),
+        FileRemains::Unknown => "it was moved elsewhere or removed while nobody read it".into(),
     };
     Ok(Start::Elsewhere(Opened::begin(file)?, Gap { after: come, why }))
 }

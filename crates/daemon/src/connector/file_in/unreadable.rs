@@ -17,7 +17,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// Each is counted in exactly one report: the first is reported at once, later ones at the end of
 /// the pause in which they come.
 #[derive(Debug)]
-pub(super) struct Unreadable {
+pub(super) struct UnreadableLines {
     untold: Option<Untold>,
     /// No report before that.
     quiet_until: Option<Instant>,
@@ -34,13 +34,13 @@ pub(super) struct Untold {
     pub(super) why: String,
 }
 
-impl Default for Unreadable {
+impl Default for UnreadableLines {
     fn default() -> Self {
         Self { untold: None, quiet_until: None, pause: FIRST_PAUSE }
     }
 }
 
-impl Unreadable {
+impl UnreadableLines {
     /// Adds a line by its number.
     pub(super) fn add(&mut self, number: u64, why: String) {
         let (lines, first) = self.untold.as_ref().map_or((0, number), |u| (u.lines, u.first));
@@ -76,7 +76,7 @@ mod tests {
     #[track_caller]
     fn check(came: &[(u64, u64)], told: &[(u64, u64)]) {
         let zero = Instant::now();
-        let mut unreadable = Unreadable::default();
+        let mut unreadable = UnreadableLines::default();
         let mut got = Vec::new();
         let mut number = 0;
         for second in 0..200 {

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use http::{HeaderValue, Uri};
 
-use super::{Piece, fill, filled};
+use super::{TemplatePiece, fill, filled};
 use crate::percent;
 
 /// A URL without its user, and the `Authorization` header made from that.
@@ -66,7 +66,7 @@ fn credentials(user: &str, env: &BTreeMap<String, String>) -> Result<Vec<u8>, St
     let in_user = |why: String| format!("its user: {why}");
     let mut credentials = decoded(user, env, |piece, bytes| {
         // Without a password of its own, a value may hold both: `${AUTH}@`.
-        let may_hold_both = password.is_none() && matches!(piece, Piece::Value(_));
+        let may_hold_both = password.is_none() && matches!(piece, TemplatePiece::Value(_));
         if bytes.contains(&b':') && !may_hold_both {
             return Err("it has a colon, which a receiver takes for its end".into());
         }
@@ -92,13 +92,13 @@ fn credentials(user: &str, env: &BTreeMap<String, String>) -> Result<Vec<u8>, St
 fn decoded(
     text: &str,
     env: &BTreeMap<String, String>,
-    look: impl Fn(&Piece<'_>, &[u8]) -> Result<(), String>,
+    look: impl Fn(&TemplatePiece<'_>, &[u8]) -> Result<(), String>,
 ) -> Result<Vec<u8>, String> {
     let mut all = Vec::new();
     fill(text, env, |piece| {
         let bytes = match piece {
-            Piece::Text(text) => percent::decoded(text).map_err(|bad| bad.to_string())?,
-            Piece::Value(value) => value.as_bytes().to_vec(),
+            TemplatePiece::Text(text) => percent::decoded(text).map_err(|bad| bad.to_string())?,
+            TemplatePiece::Value(value) => value.as_bytes().to_vec(),
         };
         look(&piece, &bytes)?;
         all.extend(bytes);
