@@ -41,7 +41,7 @@ pub(crate) fn text(system: &System, disk: &dyn Reload) -> String {
         .sample(&[], u64::from(total.deliveries.balanced() && total.wires.balanced()));
     if let Some(spans) = system.spans() {
         let name = "reflowd_spans_total";
-        let mut family = page.counter(name, "Spans of turns by what became of them");
+        let mut family = page.counter(name, "Spans of turns and requests by outcome");
         for (fate, n) in spans.counts() {
             family.sample(&[("fate", fate)], n);
         }
@@ -64,7 +64,7 @@ pub(crate) fn text(system: &System, disk: &dyn Reload) -> String {
     for part in &health {
         family.sample(&[("part", part.boundary.name())], u64::from(part.trouble.is_some()));
     }
-    page.counter("reflowd_log_lines_lost_total", "Lines of the log that nobody was there to read")
+    page.counter("reflowd_log_lines_lost_total", "Lines of the log that were dropped because nothing read them")
         .sample(&[], lost_lines());
     reloads(&mut page, disk);
     page.gauge("reflowd_build_info", "The daemon's version")
@@ -137,7 +137,7 @@ fn dead_letters(page: &mut Page, system: &System, ledger: &Ledger) {
     }
     let lost = system.dead_letters().lost();
     let name = "reflowd_dead_letters_lost_total";
-    let mut family = page.counter(name, "Dead letters that are no longer to be had");
+    let mut family = page.counter(name, "Dead letters that were lost");
     for loss in Loss::ALL {
         family.sample(&[("reason", loss.name())], lost.of(loss).letters);
     }
@@ -245,7 +245,7 @@ fn actors(page: &mut Page, ledger: &Ledger) {
     let help = "Messages that left by a port without a wire";
     each(&mut page.counter(name, help), &[], |meters| meters.unrouted.get());
     let name = "reflowd_unreadable_total";
-    let help = "Lines that a source has read and that are no messages";
+    let help = "Lines of a source that are not valid messages";
     each(&mut page.counter(name, help), &[], |meters| meters.unreadable.get());
     let mut family = page.counter("reflowd_swaps_total", "Swaps of an actor's engine");
     let forward = |meters: &Meters| meters.swaps.get().saturating_sub(meters.rollbacks.get());

@@ -152,7 +152,7 @@ pub enum EventKind {
     RemovalHeld { why: String },
     /// A watched folder cannot be read; nothing is taken for removed.
     FolderUnknown { path: String, why: String },
-    /// Dead letters are no longer to be had; `letters` counts one for each damaged stretch of a file.
+    /// Dead letters were lost; `letters` counts one for each damaged stretch of a file.
     DeadLettersLost { letters: u64, bytes: u64, reason: Cow<'static, str>, why: String },
     /// Messages of an actor became dead letters: so many since this was last told of it and
     /// this class of reason.

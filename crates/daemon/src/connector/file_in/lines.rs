@@ -147,7 +147,7 @@ impl LineReader<'_> {
 
     fn say(&self, untold: Untold) {
         let Untold { lines, first, last, why } = untold;
-        warn!(actor = %self.out.actor(), lines, first, last, why, "lines are no messages");
+        warn!(actor = %self.out.actor(), lines, first, last, why, "lines are not valid messages");
         self.out.record(EventKind::Unreadable { actor: self.out.actor().clone(), lines, why });
     }
 }
