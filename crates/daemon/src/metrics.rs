@@ -64,8 +64,11 @@ pub(crate) fn text(system: &System, disk: &dyn Reload) -> String {
     for part in &health {
         family.sample(&[("part", part.boundary.name())], u64::from(part.trouble.is_some()));
     }
-    page.counter("reflowd_log_lines_lost_total", "Lines of the log that were dropped because nothing read them")
-        .sample(&[], lost_lines());
+    page.counter(
+        "reflowd_log_lines_lost_total",
+        "Lines of the log that were dropped because nothing read them",
+    )
+    .sample(&[], lost_lines());
     reloads(&mut page, disk);
     page.gauge("reflowd_build_info", "The daemon's version")
         .sample(&[("version", env!("CARGO_PKG_VERSION"))], 1);
@@ -221,8 +224,15 @@ fn actors(page: &mut Page, ledger: &Ledger) {
     let all: Vec<&Actor> = ledger.actors.iter().map(|(actor, _)| &**actor).collect();
     let metered = all.iter().map(|actor| (actor.name().as_str(), actor.meters()));
     let metered: Vec<(&str, &Meters)> = metered.chain([(GONE, &ledger.gone_meters)]).collect();
+    counts(page, &metered);
+    stances(page, &all);
+    durations(page, &metered);
+}
+
+/// What the actors have done so far.
+fn counts(page: &mut Page, metered: &[(&str, &Meters)]) {
     let mut family = page.counter("reflowd_turns_total", "Turns by how they ended");
-    for (name, meters) in &metered {
+    for (name, meters) in metered {
         for (outcome, counter) in [
             ("ok", &meters.turns_ok),
             ("trap", &meters.turns_trap),
@@ -236,7 +246,7 @@ fn actors(page: &mut Page, ledger: &Ledger) {
         }
     }
     let each = |family: &mut Family<'_>, labels: &[(&str, &str)], value: fn(&Meters) -> u64| {
-        for (name, meters) in &metered {
+        for (name, meters) in metered {
             let labels: Vec<_> = [("actor", *name)].iter().chain(labels).copied().collect();
             family.sample(&labels, value(meters));
         }
@@ -271,24 +281,27 @@ fn actors(page: &mut Page, ledger: &Ledger) {
     each(&mut page.counter(name, help), &[], |meters| meters.host_memory.refused());
     let name = "reflowd_blocked_seconds_total";
     let mut family = page.counter(name, "Time that an actor waited for full mailboxes");
-    for (name, meters) in &metered {
+    for (name, meters) in metered {
         let seconds = Duration::from_millis(meters.blocked_millis.get());
         family.sample(&[("actor", name)], seconds.as_secs_f64());
     }
+}
 
+/// The present state of the actors.
+fn stances(page: &mut Page, all: &[&Actor]) {
     let mut family = page.gauge("reflowd_generation", "The generation that an actor runs");
-    for actor in &all {
+    for actor in all {
         let generation = actor.status().generation.number();
         family.sample(&[("actor", actor.name().as_str())], generation);
     }
     let help = "Memory that an engine held after its last turn";
     let mut family = page.gauge("reflowd_engine_memory_bytes", help);
-    for actor in &all {
+    for actor in all {
         family.sample(&[("actor", actor.name().as_str())], actor.memory_bytes());
     }
     let help = "The most that counted against an actor's `host_memory` in one turn";
     let mut family = page.gauge("reflowd_host_memory_bytes", help);
-    for actor in &all {
+    for actor in all {
         let most = actor.meters().host_memory.most();
         family.sample(&[("actor", actor.name().as_str())], most);
     }
@@ -299,14 +312,16 @@ fn actors(page: &mut Page, ledger: &Ledger) {
     let live = all.iter().filter(runs).count();
     page.gauge("reflowd_engines_live", "Actors that have an engine").sample(&[], live);
     let mut states: BTreeMap<&str, u64> = BTreeMap::new();
-    for actor in &all {
+    for actor in all {
         *states.entry(actor.status().state.name()).or_default() += 1;
     }
     let mut family = page.gauge("reflowd_actors", "Actors by state");
     for (state, n) in states {
         family.sample(&[("state", state)], n);
     }
+}
 
+fn durations(page: &mut Page, metered: &[(&str, &Meters)]) {
     type Read = fn(&Meters) -> &Histogram;
     let histograms: [(&str, &str, Read); 3] = [
         ("reflowd_turn_seconds", "Wall clock of a turn", |meters| &meters.turn_seconds),
@@ -319,7 +334,7 @@ fn actors(page: &mut Page, ledger: &Ledger) {
     ];
     for (name, help, read) in histograms {
         let mut family = page.family(name, help, "histogram");
-        for (name, meters) in &metered {
+        for (name, meters) in metered {
             family.histogram(name, read(meters));
         }
     }

@@ -68,6 +68,12 @@ impl fmt::Display for Part {
 }
 
 fn parts(admin: &Admin) -> Vec<Part> {
+    let parts = [actors(admin), config(admin), queues(admin), dead_letters(admin), books(admin)]
+        .into_iter();
+    parts.chain(code()).collect()
+}
+
+fn actors(admin: &Admin) -> Part {
     let actors = admin.system.actors();
     let down: Vec<_> = (actors.iter().map(|actor| (actor.name(), actor.status())))
         .filter(|(_, status)| matches!(status.state, ActorState::Failed | ActorState::Resting))
@@ -75,69 +81,80 @@ fn parts(admin: &Admin) -> Vec<Part> {
         .collect();
     let waiting = actors.iter().filter(|a| a.status().state == ActorState::Waiting);
     let waiting: Vec<_> = waiting.map(|actor| format!("{} is waiting", actor.name())).collect();
+    Part {
+        name: "actors",
+        // A source that waits for a file goes on by itself.
+        good: down.is_empty(),
+        how: match &[down, waiting].concat()[..] {
+            [] => format!("{} run", actors.len()),
+            told => format!("of {}, {}", actors.len(), told.join(", ")),
+        },
+    }
+}
+
+fn config(admin: &Admin) -> Part {
     let view = admin.reloader.view();
     let behind = view.values().filter(|actor| !actor.in_sync || actor.pending.is_some()).count();
     let in_force = admin.reloader.config_in_force();
+    Part {
+        name: "config",
+        good: in_force && behind == 0,
+        how: match (in_force, behind) {
+            (false, _) => "what disk has is not in force; `reflowd reload` says why".into(),
+            (true, 0) => "what disk asks for is what runs".into(),
+            (true, n) => format!("{n} actors are not what disk asks for; `reflowd events` has why"),
+        },
+    }
+}
+
+fn queues(admin: &Admin) -> Part {
+    let budget = admin.system.budget();
+    let kib = |bytes: u64| bytes >> 10;
+    Part {
+        name: "queues",
+        good: !budget.is_over(),
+        how: format!("{} of {} KiB", kib(budget.used()), kib(budget.limit())),
+    }
+}
+
+fn dead_letters(admin: &Admin) -> Part {
+    let stock = admin.system.dead_letters().stock();
+    Part {
+        name: "dead letters",
+        good: stock.trouble.is_none(),
+        how: format!("{} on disk, {} in memory only", stock.on_disk, stock.in_memory),
+    }
+}
+
+fn books(admin: &Admin) -> Part {
     let books = admin.system.books();
     let balanced = books.balanced();
-    let budget = admin.system.budget();
-    let stock = admin.system.dead_letters().stock();
-    let kib = |bytes: u64| bytes >> 10;
+    Part {
+        name: "books",
+        good: balanced,
+        how: if balanced { "nothing is lost or doubled".into() } else { format!("{books:?}") },
+    }
+}
+
+/// The daemon's own code: a summary, and each part that is broken.
+fn code() -> Vec<Part> {
     let health = PartHealth::all();
     let panics: u64 = health.iter().map(|part| part.panics).sum();
-    let broken: Vec<_> = health.iter().filter(|part| part.trouble.is_some()).collect();
-    let parts = vec![
-        Part {
-            name: "actors",
-            // What waits for a file will go on by itself.
-            good: down.is_empty(),
-            how: match &[down, waiting].concat()[..] {
-                [] => format!("{} run", actors.len()),
-                told => format!("of {}, {}", actors.len(), told.join(", ")),
-            },
-        },
-        Part {
-            name: "config",
-            good: in_force && behind == 0,
-            how: match (in_force, behind) {
-                (false, _) => "what disk has is not in force; `reflowd reload` says why".into(),
-                (true, 0) => "what disk asks for is what runs".into(),
-                (true, n) => {
-                    format!("{n} actors are not what disk asks for; `reflowd events` has why")
-                }
-            },
-        },
-        Part {
-            name: "queues",
-            good: !budget.is_over(),
-            how: format!("{} of {} KiB", kib(budget.used()), kib(budget.limit())),
-        },
-        Part {
-            name: "dead letters",
-            good: stock.trouble.is_none(),
-            how: format!("{} on disk, {} in memory only", stock.on_disk, stock.in_memory),
-        },
-        Part {
-            name: "books",
-            good: balanced,
-            how: if balanced { "nothing is lost or doubled".into() } else { format!("{books:?}") },
-        },
-        Part {
-            name: "parts",
-            good: broken.is_empty(),
-            how: match (broken.len(), panics) {
-                (0, 0) => "none has broken".into(),
-                (0, n) => format!("all work; {n} panics since the start"),
-                (some, n) => format!("{some} broke; {n} panics since the start"),
-            },
-        },
-    ];
-    let broken = broken.into_iter().map(|part| Part {
-        name: part.boundary.name(),
-        good: false,
-        how: part.trouble.clone().unwrap_or_default(),
+    let broken = health.into_iter().filter_map(|part| {
+        let how = part.trouble?;
+        Some(Part { name: part.boundary.name(), good: false, how })
     });
-    parts.into_iter().chain(broken).collect()
+    let broken: Vec<_> = broken.collect();
+    let summary = Part {
+        name: "parts",
+        good: broken.is_empty(),
+        how: match (broken.len(), panics) {
+            (0, 0) => "none has broken".into(),
+            (0, n) => format!("all work; {n} panics since the start"),
+            (some, n) => format!("{some} broke; {n} panics since the start"),
+        },
+    };
+    [summary].into_iter().chain(broken).collect()
 }
 
 /// `GET /metrics`.

@@ -15,7 +15,12 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, body::Body, response::IntoResponse as _, serve::Listener};
+use axum::{
+    Router,
+    body::Body,
+    response::{IntoResponse as _, Response},
+    serve::Listener,
+};
 use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use listenfd::ListenFd;
@@ -302,20 +307,8 @@ pub(crate) async fn serve<D: Door>(mut door: D, router: Router, stopping: Cancel
             let in_hand = InHand::begin(&of);
             let mut request = request.map(|body| in_hand.request(Body::new(body)));
             request.extensions_mut().insert(caller.clone());
-            let router = router.clone();
-            async move {
-                let answering = async {
-                    match settle(&mut request) {
-                        Ok(()) => router.oneshot(request).await,
-                        Err(problem) => Ok(problem.into_response()),
-                    }
-                };
-                let answer = match Boundary::AdminRequest.hold(answering).await {
-                    Ok(answer) => answer?,
-                    Err(panic) => Problem::broke(&panic).into_response(),
-                };
-                Ok::<_, Infallible>(answer.map(|body| in_hand.answer(body)))
-            }
+            let answer = answer(request, router.clone());
+            async move { Ok::<_, Infallible>(answer.await.map(|body| in_hand.answer(body))) }
         });
         let mut http = http1::Builder::new();
         http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(MAX_HEAD);
@@ -343,4 +336,16 @@ pub(crate) async fn serve<D: Door>(mut door: D, router: Router, stopping: Cancel
         abandon.cancel();
         tasks.wait().await;
     }
+}
+
+/// Answers a request. A panic costs that request only.
+async fn answer(mut request: Request<Body>, router: Router) -> Response {
+    let answering = async {
+        match settle(&mut request) {
+            Ok(()) => router.oneshot(request).await.unwrap_or_else(|never| match never {}),
+            Err(problem) => problem.into_response(),
+        }
+    };
+    let answer = Boundary::AdminRequest.hold(answering).await;
+    answer.unwrap_or_else(|panic| Problem::broke(&panic).into_response())
 }

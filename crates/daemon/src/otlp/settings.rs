@@ -117,13 +117,7 @@ impl Settings {
                 .map(|base| format!("{}/v1/traces", base.trim().trim_end_matches('/'))),
         };
         let Some(url) = url else { return Ok(None) };
-        let uri: Uri = url.parse().with_context(|| {
-            format!("`{url}` is no URL; set OTEL_EXPORTER_OTLP_ENDPOINT to one such as http://127.0.0.1:4318")
-        })?;
-        anyhow::ensure!(
-            matches!(uri.scheme_str(), Some("http" | "https")),
-            "spans go by http or https, not to `{url}`; set OTEL_EXPORTER_OTLP_ENDPOINT to a URL such as http://127.0.0.1:4318"
-        );
+        check_endpoint(&url)?;
         let protocol =
             traces_or_all("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL");
         match protocol.map(str::trim) {
@@ -165,7 +159,18 @@ impl Settings {
     }
 }
 
-/// Variables of OpenTelemetry that are set and mean nothing here.
+fn check_endpoint(url: &str) -> anyhow::Result<()> {
+    let uri: Uri = url.parse().with_context(|| {
+        format!("`{url}` is not a URL; set OTEL_EXPORTER_OTLP_ENDPOINT to one such as http://127.0.0.1:4318")
+    })?;
+    anyhow::ensure!(
+        matches!(uri.scheme_str(), Some("http" | "https")),
+        "spans go by http or https, not to `{url}`; set OTEL_EXPORTER_OTLP_ENDPOINT to a URL such as http://127.0.0.1:4318"
+    );
+    Ok(())
+}
+
+/// Variables of OpenTelemetry that are set and not supported.
 fn unknown(variables: &BTreeMap<String, String>) -> Vec<String> {
     let set = variables.iter().filter(|(_, value)| !value.trim().is_empty());
     let unknown = set
