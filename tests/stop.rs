@@ -197,7 +197,7 @@ fn until(what: &str, mut is: impl FnMut() -> bool) {
     let began = Instant::now();
     while !is() {
         assert!(began.elapsed() < PATIENCE, "never: {what}");
-        thread::yield_now();
+        crate::rig::pause();
     }
 }
 

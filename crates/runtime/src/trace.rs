@@ -15,6 +15,12 @@ const MAX_STATE: usize = 512;
 /// Members of a `tracestate`; a list with more is not valid (§3.3.1.1).
 const MAX_MEMBERS: usize = 32;
 
+/// The longest parts of a key, alone or as `tenant@system` (§3.3.1.3.1), and value (§3.3.1.3.2).
+const KEY: usize = 256;
+const TENANT: usize = 241;
+const SYSTEM: usize = 14;
+const VALUE: usize = 256;
+
 /// Members longer than this are the first to go where a `tracestate` is too long (§3.3.1.5).
 const LONG_MEMBER: usize = 128;
 
@@ -114,16 +120,21 @@ fn is_key(key: &str) -> bool {
     let letter = |b: u8| b.is_ascii_lowercase();
     let letter_or_digit = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     match key.split_once('@') {
-        Some((tenant, system)) => part(tenant, 241, letter_or_digit) && part(system, 14, letter),
+        Some((tenant, system)) => {
+            part(tenant, TENANT, letter_or_digit) && part(system, SYSTEM, letter)
+        }
         // The second level lets a key begin with a digit.
-        None => part(key, 256, letter_or_digit),
+        None => part(key, KEY, letter_or_digit),
     }
 }
 
 /// Printable ASCII without `,` and `=`, not ending in a blank.
 fn is_value(value: &str) -> bool {
     let printable = |b: u8| matches!(b, b' '..=b'~') && !matches!(b, b',' | b'=');
-    value.len() <= 256 && !value.is_empty() && value.bytes().all(printable) && !value.ends_with(' ')
+    value.len() <= VALUE
+        && !value.is_empty()
+        && value.bytes().all(printable)
+        && !value.ends_with(' ')
 }
 
 /// A W3C trace context: a trace, a span of it, and flags.

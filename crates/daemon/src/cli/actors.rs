@@ -5,8 +5,7 @@ use std::time::{Duration, SystemTime};
 use clap::Args;
 use clap_complete::ArgValueCandidates;
 use reflowd_loader::ModuleUrl;
-use reflowd_runtime::{printable, printable_lines, unix_millis};
-use serde::Deserialize;
+use reflowd_runtime::{GoneBack, printable, printable_lines, unix_millis};
 
 use super::{
     Client, Exit, Outcome, Stop,
@@ -130,44 +129,25 @@ pub(crate) struct Rollback {
     json: bool,
 }
 
-/// One actor that went back, as the daemon tells it.
-#[derive(Deserialize)]
-struct GoneBack {
-    actor: String,
-    left: u64,
-    left_digest: String,
-    generation: u64,
-    digest: String,
-    former: u64,
-    banned: bool,
-    #[serde(default)]
-    lost_turns: u64,
-    #[serde(default)]
-    state_from: Option<u64>,
-}
-
-impl GoneBack {
-    /// What has happened, for people. Generations may run the same module with other keys.
-    fn text(&self) -> String {
-        let short = |digest: &str| digest.chars().take(DIGEST_SHOWN).collect::<String>();
-        let Self { actor, left, left_digest, generation, digest, former, .. } = self;
-        let (digest, left_digest) = (short(digest), short(left_digest));
-        let text = match (digest == left_digest, self.banned) {
-            (false, _) => format!(
-                "~ {actor}: generation {generation} runs {digest} again, as generation {former} did; generation {left}, {left_digest}, is banned"
-            ),
-            (true, true) => format!(
-                "~ {actor}: generation {generation} runs {digest} with the keys of generation {former} again; generation {left}, the same module with other keys, is banned"
-            ),
-            (true, false) => format!(
-                "~ {actor}: generation {generation} runs {digest} as generation {former} did; generation {left} was the same, and is not banned"
-            ),
-        };
-        let Some(millis) = self.state_from else { return text };
-        let time = SystemTime::UNIX_EPOCH + Duration::from_millis(millis);
-        let (time, lost) = (humantime::format_rfc3339_seconds(time), self.lost_turns);
-        format!("{text}; its state is that of {time}, and {lost} turns since are lost")
-    }
+/// The outcome for one actor, for people. Generations may run the same module with other keys.
+fn rolled_back(back: &GoneBack) -> String {
+    let GoneBack { actor, left, generation, former, .. } = back;
+    let (digest, left_digest) = (back.digest.short(), back.left_digest.short());
+    let text = match (digest == left_digest, back.banned) {
+        (false, _) => format!(
+            "~ {actor}: generation {generation} runs {digest} again, as generation {former} did; generation {left}, {left_digest}, is banned"
+        ),
+        (true, true) => format!(
+            "~ {actor}: generation {generation} runs {digest} with the keys of generation {former} again; generation {left}, the same module with other keys, is banned"
+        ),
+        (true, false) => format!(
+            "~ {actor}: generation {generation} runs {digest} as generation {former} did; generation {left} was the same, and is not banned"
+        ),
+    };
+    let Some(millis) = back.state_from else { return text };
+    let time = SystemTime::UNIX_EPOCH + Duration::from_millis(millis);
+    let (time, lost) = (humantime::format_rfc3339_seconds(time), back.lost_turns);
+    format!("{text}; its state is that of {time}, and {lost} turns since are lost")
 }
 
 /// Has an actor run what it ran before.
@@ -184,7 +164,7 @@ pub(super) async fn roll_back(client: &mut Client, rollback: Rollback) -> Outcom
     }
     let back: Vec<GoneBack> = client::json(response).await?;
     for one in &back {
-        print(&format!("{}\n", one.text()))?;
+        print(&format!("{}\n", rolled_back(one)))?;
     }
     Ok(Exit::Done)
 }
@@ -278,6 +258,8 @@ fn ago(millis: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use reflowd_runtime::Digest;
+
     use super::*;
 
     #[test]
@@ -327,28 +309,28 @@ mod tests {
 
     #[test]
     fn a_rollback_between_equal_modules_speaks_of_their_keys() {
-        let back = |left_digest: &str, banned| GoneBack {
-            actor: "a".into(),
+        let back = |left_digest: u8, banned| GoneBack {
+            actor: "a".parse().unwrap(),
             left: 2,
-            left_digest: left_digest.into(),
+            left_digest: Digest::new([left_digest; 32]),
             generation: 3,
-            digest: "0123456789abcdef".into(),
+            digest: Digest::new([0x01; 32]),
             former: 1,
             banned,
             lost_turns: 0,
             state_from: None,
         };
-        let same = back("0123456789abcdef", true).text();
+        let same = rolled_back(&back(0x01, true));
         assert!(
             same.contains("with the keys of generation 1") && same.contains("banned"),
             "{same}"
         );
-        let other = back("fedcba9876543210", true).text();
-        assert!(other.contains("generation 2, fedcba987654, is banned"), "{other}");
-        assert!(back("0123456789abcdef", false).text().ends_with("is not banned"));
-        let given = GoneBack { lost_turns: 7, state_from: Some(86_400_000), ..back("ff", true) };
+        let other = rolled_back(&back(0xfe, true));
+        assert!(other.contains("generation 2, fefefefefefe, is banned"), "{other}");
+        assert!(rolled_back(&back(0x01, false)).ends_with("is not banned"));
+        let given = GoneBack { lost_turns: 7, state_from: Some(86_400_000), ..back(0xff, true) };
         let told = "; its state is that of 1970-01-02T00:00:00Z, and 7 turns since are lost";
-        assert!(given.text().ends_with(told), "{}", given.text());
+        assert!(rolled_back(&given).ends_with(told), "{}", rolled_back(&given));
     }
 
     #[test]

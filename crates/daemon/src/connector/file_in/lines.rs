@@ -1,8 +1,9 @@
 //! The path of lines from an open file to the wires.
 
+use std::path::Path;
+
 use reflowd_runtime::{Emitter, EventKind, Message, PortName, Position, Type, UnreadableItem};
 use serde::Deserialize;
-use std::path::Path;
 use tokio::{
     task::coop,
     time::{self, Instant},
