@@ -354,7 +354,7 @@ impl Parsing<'_> {
         }
     }
 
-    /// Who could change a file of the operator's and should not, where that matters.
+    /// The untrusted user who could change a configuration file, if that is checked.
     fn stranger(&self, path: &Path) -> Option<Stranger> {
         let trusted = self.config.daemon.allow_insecure_dir;
         Stranger::to(path).filter(|_| !trusted)

@@ -42,10 +42,10 @@ const SWEEP_EVERY: Duration = Duration::from_secs(3600);
 /// The title of what a file holds, with the version of its form.
 const TITLE: &str = "reflowd state 1";
 
-/// What the files' names end with.
+/// The suffix of the files.
 const SUFFIX: &str = ".json";
 
-/// What stands between an actor's name and the number of an epoch.
+/// Separates an actor's name from the number of an epoch.
 const MARK: char = '@';
 
 /// The states of actors on disk.
@@ -104,7 +104,7 @@ impl Snapshots {
     pub(crate) fn open(folder: impl Into<PathBuf>, events: Arc<Events>) -> Self {
         let folder = folder.into();
         let mut past = Past::default();
-        // What cannot be listed is not there to be read either.
+        // A file that cannot be listed cannot be read either.
         for entry in fs::read_dir(&folder).into_iter().flatten().filter_map(Result::ok) {
             if let Some((actor, epoch)) = entry.file_name().to_str().and_then(named) {
                 past.files.entry(actor).or_default().insert(epoch);
@@ -253,7 +253,7 @@ impl Snapshots {
                     pauses.succeeded();
                     Boundary::States.works();
                 }
-                // What it had written it has noted; the rest is written by the next round.
+                // The states written so far are recorded; the next round writes the rest.
                 Err(_) => ticks.reset_after(Boundary::States.again_after(&mut pauses)),
             }
         }
@@ -319,7 +319,7 @@ impl StateFiles for Snapshots {
         let mut past = self.past.lock();
         replace(&self.folder, &self.path(actor, state.epoch), state.state.text())?;
         past.files.entry(actor.clone()).or_default().insert(state.epoch);
-        // What follows from it must not be on the disk before its name is.
+        // Its name has to be on disk before anything that follows from it.
         File::open(&self.folder)?.sync_all()
     }
 
@@ -338,7 +338,7 @@ fn named(name: &str) -> Option<(ActorName, Epoch)> {
     Some((actor.parse().ok()?, epoch))
 }
 
-/// How a file holds its state.
+/// The format of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum FileForm {
     Sealed,

@@ -68,7 +68,7 @@ pub trait Draft: Send + Sync {
 pub struct Checked {
     /// Warnings, ready to be shown.
     pub warnings: Option<String>,
-    /// What does not fit the modules that there are.
+    /// The parts that do not fit the present modules.
     pub misfits: Vec<Misfit>,
 }
 

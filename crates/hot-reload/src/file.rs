@@ -36,7 +36,7 @@ pub(crate) enum Found {
     /// A file.
     File {
         stamp: Stamp,
-        /// Who could change it without being asked to.
+        /// The untrusted user who could change it.
         stranger: Option<Stranger>,
     },
     /// Something that is no file, and is passed over.

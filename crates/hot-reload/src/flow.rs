@@ -27,7 +27,7 @@ pub struct Flow {
 /// A port from which an actor awaits answers, by correlation and not over a wire.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WaitSpec {
-    /// Who waits.
+    /// The actor that waits.
     pub actor: ActorName,
     /// The outport.
     pub port: PortRef,

@@ -18,7 +18,7 @@ use thiserror::Error;
 
 use crate::read_own_file;
 
-/// What the files' names end with.
+/// The suffix of the files.
 const SUFFIX: &str = ".json";
 
 /// The folder of such states. Each actor has at most as many as generations of it are
@@ -38,7 +38,7 @@ pub struct OpenFormerStatesError {
     pub source: io::Error,
 }
 
-/// A state cannot be had again.
+/// A former state cannot be read.
 #[derive(Debug, Error)]
 pub enum ReadFormerStateError {
     /// Its file is gone or cannot be read.
@@ -107,7 +107,7 @@ impl FormerStates {
 
     /// Removes all but those. Blocks.
     pub fn retain(&self, needed: &BTreeSet<Digest>) {
-        // What cannot be listed or removed takes its room, and is tried again.
+        // Files that cannot be listed or removed stay until the next attempt.
         let Ok(entries) = fs::read_dir(&self.folder) else { return };
         for entry in entries.filter_map(Result::ok) {
             let name = entry.file_name();

@@ -35,11 +35,11 @@ pub struct Former {
     pub digest: Digest,
     /// What it was asked to be.
     pub spec: ActorSpec,
-    /// What has become of the state that it has left.
+    /// The fate of the state that it has left.
     pub left: LeftBehind,
 }
 
-/// What has become of the state that a former generation has left.
+/// The fate of the state that a former generation has left.
 #[derive(Clone, Debug, PartialEq)]
 pub enum LeftBehind {
     /// The generation after it went on with it.

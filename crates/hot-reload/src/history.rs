@@ -53,7 +53,7 @@ pub struct History {
     written: Option<String>,
 }
 
-/// What the file of an earlier process has said of modules that must not start by themselves.
+/// Modules that must not start by themselves, according to an earlier process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Past {
     /// All that was banned is known; these modules are suspects from an earlier loss.
@@ -84,7 +84,7 @@ pub enum HistoryError {
     Other {
         /// The file.
         path: PathBuf,
-        /// What it says that it is.
+        /// The title in the file.
         title: String,
     },
     /// It is damaged.
@@ -107,7 +107,7 @@ impl HistoryError {
         }
     }
 
-    /// Whether generations and bans are known all the same.
+    /// Whether generations and bans are still known.
     #[must_use]
     pub fn is_mended(&self) -> bool {
         matches!(self, Self::Mended { .. })
@@ -135,7 +135,7 @@ pub(crate) struct Recollection {
     pub(crate) bans: Vec<Ban>,
     /// The epoch of its state.
     pub(crate) epoch: Epoch,
-    /// Who has left that state.
+    /// The module that has left that state.
     pub(crate) ran: Option<Ran>,
 }
 
@@ -206,7 +206,7 @@ struct StoredGeneration {
     left: Option<StoredLeft>,
 }
 
-/// What has become of the state that a former generation has left.
+/// The fate of the state that a former generation has left.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 enum StoredLeft {
@@ -283,7 +283,7 @@ impl History {
         }
     }
 
-    /// What it has said of modules that must not start by themselves.
+    /// Modules that must not start by themselves.
     pub(crate) fn past(&self) -> &Past {
         &self.past
     }
@@ -507,7 +507,7 @@ impl Writing {
     }
 }
 
-/// Whether all of the file could be used.
+/// The condition of a file that could be read.
 enum Wholeness {
     Whole,
     /// Its other copy is damaged.
@@ -529,7 +529,7 @@ impl Unread {
     }
 }
 
-/// What the file says, from the copy in it that is whole.
+/// Reads the file from an intact copy in it.
 fn read(text: &[u8]) -> Result<(Text, Wholeness), Unread> {
     let (first, second) = text.split_at(text.len() / 2);
     if let (Ok(sealed), true) = (unseal(first), first == second) {

@@ -76,7 +76,7 @@ pub struct ActorView {
     pub file_gone: bool,
     /// Whether it was rolled back from what disk asks for, which is not tried again.
     pub banned: bool,
-    /// What keeps it from becoming what disk asks for, where that was refused.
+    /// The reason why it is not what disk asks for, if that was refused.
     pub held: Option<String>,
     /// Where it does not run yet: what it waits for, and why.
     pub pending: Option<(ActorState, String)>,

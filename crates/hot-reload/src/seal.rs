@@ -17,7 +17,7 @@ const CHECKSUM: usize = 64;
 /// Text whose seal is whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sealed<'a> {
-    /// What the text is, and in which form.
+    /// The kind and version of the text.
     pub title: &'a str,
     /// The text that was sealed, byte for byte.
     pub content: &'a [u8],

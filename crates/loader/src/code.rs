@@ -178,10 +178,10 @@ impl Code {
     }
 }
 
-/// Why there is no code.
+/// The reason why compiling failed.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub(crate) enum Uncompiled {
-    /// What the compiler said.
+    /// The compiler's error.
     #[error("{0}")]
     Refused(String),
     /// It took more than so much time on processors, and was given up.

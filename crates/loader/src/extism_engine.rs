@@ -67,7 +67,7 @@ impl Code {
     /// Compiles a module. Takes long.
     ///
     /// # Errors
-    /// What the compiler said.
+    /// The compiler's error.
     pub(crate) fn compile(bytes: &[u8], binary: &Binary, memory: u64) -> Result<Self, String> {
         Self::build(bytes, binary, memory, None)
     }
@@ -220,7 +220,7 @@ fn calls(error: &Error) -> Vec<String> {
     lines.take(MAX_FRAMES).map(call).collect()
 }
 
-/// What the SDK's text begins with.
+/// The beginning of the SDK's text.
 const BACKTRACE: &str = "wasm backtrace:";
 
 fn innermost(error: &Error, memory: u64) -> String {

@@ -79,7 +79,7 @@ impl Surroundings {
         }
     }
 
-    /// What the actor's configuration says of a key.
+    /// The value of a key of the actor's configuration.
     pub(crate) fn config(&self, key: &[u8]) -> Option<&str> {
         self.config.get(std::str::from_utf8(key).ok()?).map(String::as_str)
     }

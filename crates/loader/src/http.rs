@@ -62,7 +62,7 @@ const RESERVED: [&str; 13] = [
     "upgrade",
 ];
 
-/// Whether only the host may write that header of a request.
+/// Whether the header of a request is reserved for the host.
 #[must_use]
 pub fn is_reserved_header(name: &str) -> bool {
     // Some servers take one for the other.
@@ -108,7 +108,7 @@ pub(crate) enum HttpError {
     Failed(String),
 }
 
-/// Whether a request's JSON is as short as it must be.
+/// Checks the length of a request's JSON.
 ///
 /// # Errors
 /// It is longer.

@@ -102,7 +102,7 @@ impl Side {
         if self.fault.is_some() {
             return;
         }
-        // What leaves at once cannot be taken back when the text turns out to be none.
+        // Messages that leave at once cannot be taken back if the text turns out to be invalid.
         let checked = if self.now.is_some() { read_through(text) } else { Ok(()) };
         let sent = checked.and_then(|()| {
             for_each_entry(text, |port, value| self.send(port, value.get().as_bytes(), account))
@@ -310,7 +310,7 @@ impl Side {
         Ok(())
     }
 
-    /// Whether reading goes on after that.
+    /// Tells the reader whether to go on after an entry.
     fn flow(&mut self, put: Result<(), String>) -> Flow {
         match put {
             Ok(()) => Flow::Continue(()),
@@ -345,10 +345,10 @@ const OUTPUT: u64 = 256;
 /// Bytes that a key takes which a turn has set, beside itself and its value.
 const EDIT: u64 = 320;
 
-/// Whether the next entry is looked at.
+/// Whether to go on to the next entry.
 type Flow = ControlFlow<()>;
 
-/// What a turn has set in the state.
+/// The changes of a turn to the state.
 struct Edits {
     entries: Vec<(Arc<str>, Bytes)>,
     index: HashMap<Arc<str>, usize>,
@@ -420,7 +420,7 @@ fn for_each_entry(
     }
 }
 
-/// Whether that is a JSON object.
+/// Whether the text is a JSON object.
 fn read_through(text: &[u8]) -> Result<(), serde_json::Error> {
     for_each_entry(text, |_, _| Flow::Continue(()))
 }

@@ -255,7 +255,7 @@ async fn nothing_that_a_guest_asks_for_makes_the_host_hold_more_than_it_may() {
     drop(on.engine(process(r#"(call $answer <<{"outputs":{}}>>)"#)).await);
     for (what, bytes) in demands() {
         let loader = on.loader();
-        // Whatever is compiled is no part of it.
+        // Compiled code does not count.
         drop(soon(loader.load_bytes("guest", bytes.clone())).await);
         let before = forget_most();
         let loaded = soon(loader.load_bytes("guest", bytes)).await;

@@ -36,7 +36,7 @@ use crate::{ActorName, Digest, Envelope, EventKind, Events, FailureKind, envelop
 pub enum Reason {
     /// Its turn failed, as often as it may.
     Failed(FailureKind),
-    /// A source read it, and it is no message.
+    /// A source read it, and it is not a valid message.
     Unreadable(String),
     /// Its actor was removed.
     Removed,

@@ -150,7 +150,7 @@ impl Envelope {
         self.trace.as_deref().map(|trace| trace.context.to_string())
     }
 
-    /// What vendors have added to its trace.
+    /// The vendors' part of its trace.
     #[must_use]
     pub fn tracestate(&self) -> Option<&str> {
         self.trace.as_deref()?.state.as_deref()

@@ -185,7 +185,7 @@ pub enum EventKind {
         /// The part.
         part: Cow<'static, str>,
         why: String,
-        /// What that costs.
+        /// The cost of the panic.
         costs: Cow<'static, str>,
     },
     /// A part that broke has done its work again.
@@ -296,7 +296,7 @@ impl EventKind {
         }
     }
 
-    /// Whether it names the actor, alone or among others.
+    /// Whether the event is about the actor, alone or among others.
     #[must_use]
     pub fn concerns(&self, actor: &ActorName) -> bool {
         match self {
@@ -362,7 +362,7 @@ pub struct GoneBack {
     pub former: u64,
     /// Whether what it has left is not run again by itself: it was another module, or had other keys.
     pub banned: bool,
-    /// Turns whose state it has lost by that.
+    /// Turns whose changes to the state are lost.
     #[serde(default)]
     pub lost_turns: u64,
     /// Where it was given an earlier state back: milliseconds since the Unix epoch at which

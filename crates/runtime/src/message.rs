@@ -271,7 +271,7 @@ impl Message {
         Ok(Self { ty, data: share(whole, text.as_bytes()) })
     }
 
-    /// Whether a message from `part` of `whole` shares its memory, and is not copied.
+    /// Whether a message from `part` shares the memory of `whole` instead of a copy.
     #[must_use]
     pub fn shares(whole: &Bytes, part: &[u8]) -> bool {
         whole.len() <= part.len().saturating_mul(2) + MAX_SIBLINGS

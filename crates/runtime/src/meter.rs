@@ -161,7 +161,7 @@ pub struct Meters {
     pub rollbacks: Counter,
     /// Messages that left by a port without a wire.
     pub unrouted: Counter,
-    /// What a source has read and that is no message.
+    /// Items that a source has read and that are not valid messages.
     pub unreadable: Counter,
     /// Milliseconds spent waiting for full mailboxes.
     pub blocked_millis: Counter,

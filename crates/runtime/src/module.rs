@@ -41,7 +41,7 @@ pub trait Module: Send + Sync {
     /// The semantic version that the module gives itself, where it does.
     fn version(&self) -> Option<&str>;
 
-    /// Whether its programs make another state of the one that the module before has left.
+    /// Whether its programs migrate the state of the module before.
     fn migrates_state(&self) -> bool {
         false
     }
@@ -153,7 +153,7 @@ pub struct TurnLimits {
     pub output: u64,
     /// The encoded state.
     pub state: u64,
-    /// What the host holds for the actor, the state and the turn's outputs included.
+    /// Memory that the host holds for the actor, including the state and the turn's outputs.
     pub host_memory: u64,
 }
 
@@ -190,10 +190,10 @@ impl Eq for State {}
 /// Bytes of a state from which on its keys get an index.
 const INDEXED: usize = 4 << 10;
 
-/// The text is no state.
+/// The text is not a state.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum StateError {
-    /// It is no JSON object.
+    /// It is not a JSON object.
     #[error("a state is a JSON object, not {0}")]
     NoObject(String),
     /// It is not strict JSON.
@@ -255,7 +255,7 @@ impl State {
     /// A state from its JSON text.
     ///
     /// # Errors
-    /// The text is no JSON object, or not strict JSON.
+    /// The text is not a JSON object, or not strict JSON.
     pub fn new(text: impl Into<Bytes>) -> Result<Self, StateError> {
         let state = Self::kept(text)?;
         // Each value may be as deep as one set by `__set_state`.
@@ -267,7 +267,7 @@ impl State {
     /// version accepted is restored even if it is not strict JSON.
     ///
     /// # Errors
-    /// The text is no JSON object.
+    /// The text is not a JSON object.
     pub fn kept(text: impl Into<Bytes>) -> Result<Self, StateError> {
         let text: Bytes = text.into();
         // An error of the parser would hold all of a string.
@@ -286,7 +286,7 @@ impl State {
     /// state lives for long.
     ///
     /// # Errors
-    /// The text is no JSON object.
+    /// The text is not a JSON object.
     ///
     /// # Panics
     /// If `part` does not lie within `whole`.
@@ -322,7 +322,7 @@ impl State {
         entry.map(|entry| entry.value)
     }
 
-    /// Whether its keys have an index, or it is so short that it needs none.
+    /// Whether its keys have an index, or it is too short to need one.
     #[must_use]
     pub fn is_indexed(&self) -> bool {
         self.index.as_ref().is_none_or(|index| index.get().is_some())
@@ -433,7 +433,7 @@ pub enum FailureKind {
     /// What a connector talks to is there and could not do its part this time.
     #[error("{0}")]
     Remote(Setback),
-    /// What a connector talks to has refused the message.
+    /// The other side of a connector has refused the message.
     #[error("{0}")]
     Refused(String),
 }
@@ -441,9 +441,9 @@ pub enum FailureKind {
 /// A connector's failure to deliver.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Setback {
-    /// What happened, and to which connector.
+    /// The failure, and the connector.
     pub why: String,
-    /// The pause that the other side has asked for.
+    /// The pause that the other side has requested.
     pub pause: Option<Duration>,
 }
 

@@ -59,13 +59,13 @@ pub struct SourceError {
     pub why: String,
 }
 
-/// Something that a source has read and that is no message.
+/// An item that a source has read and that is not a valid message.
 pub struct UnreadableItem<'a> {
     /// The port by which it would have left.
     pub port: &'a PortName,
-    /// What it is, as far as it can be shown: kept with the dead letter.
+    /// The item as text, which the dead letter keeps.
     pub what: &'a str,
-    /// Where it is and why it is no message.
+    /// The place of the item, and the reason why it is not a valid message.
     pub why: &'a str,
 }
 
@@ -82,9 +82,9 @@ pub struct Emitter {
     offering: Arc<Mutex<()>>,
     /// Told when something was left on a wire by an offer.
     left: Arc<Notify>,
-    /// What the source waits for, where that is not there yet.
+    /// The thing that the source waits for, if it does.
     absent: Arc<Mutex<Option<String>>>,
-    /// How much of what it cannot read is kept.
+    /// The number of unreadable items that are kept.
     allowance: Arc<Mutex<Allowance>>,
 }
 
@@ -403,7 +403,7 @@ enum Phase {
     Finished,
 }
 
-/// What a source's task has come to.
+/// The state of a source's task.
 struct Life {
     emitter: Emitter,
     pause: watch::Sender<bool>,

@@ -41,7 +41,7 @@ pub enum JsonFault {
     Depth {
         /// Levels that are taken.
         max: usize,
-        /// What is too deep.
+        /// The place that is too deep.
         place: JsonPlace,
     },
     /// An escape for half of a surrogate pair.
@@ -146,7 +146,7 @@ fn is_mark(byte: u8, next: u8) -> bool {
     exponent | escape
 }
 
-/// Whether a mark cannot be a fault, given what follows it.
+/// Whether the bytes after a mark show that it is harmless.
 #[inline]
 fn is_harmless(marked: &[u8]) -> bool {
     match marked {
@@ -159,7 +159,7 @@ fn is_harmless(marked: &[u8]) -> bool {
     }
 }
 
-/// Whether the run of digits around a place is short.
+/// Whether the run of digits around a place is too short to overflow.
 fn is_short(text: &[u8], at: usize) -> bool {
     let before = text[..at].iter().rev().take(MANY_DIGITS);
     let behind = text[at..].iter().take(MANY_DIGITS);
@@ -232,7 +232,7 @@ fn read_depth(text: &[u8], max_depth: usize) -> Result<(), JsonFault> {
     Ok(())
 }
 
-/// Whether a number is finite as a 64-bit float.
+/// Whether a number fits a finite 64-bit float.
 fn is_finite(number: &[u8]) -> bool {
     if number.len() < MANY_DIGITS && !number.iter().any(|byte| matches!(byte, b'e' | b'E')) {
         return true;

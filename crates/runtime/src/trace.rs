@@ -153,7 +153,7 @@ pub struct TraceContext {
 pub struct TraceFlags(u8);
 
 impl TraceFlags {
-    /// Whether the caller collects the trace.
+    /// Whether the caller has recorded the trace.
     #[must_use]
     pub fn sampled(self) -> bool {
         self.0 & SAMPLED != 0

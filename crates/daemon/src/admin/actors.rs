@@ -258,7 +258,7 @@ pub(super) fn running(admin: &Admin, name: &str) -> Result<Arc<Actor>, Problem> 
     admin.system.actor(name).ok_or_else(|| no_actor(admin, name))
 }
 
-/// Whether an actor of that name runs, or is to.
+/// Whether an actor of that name runs or is configured.
 pub(super) fn is_known(admin: &Admin, name: &ActorName) -> bool {
     admin.system.actor(name.as_str()).is_some() || admin.reloader.view().contains_key(name)
 }

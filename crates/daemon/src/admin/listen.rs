@@ -116,7 +116,7 @@ pub(crate) struct Socket {
 }
 
 impl Socket {
-    /// Whether this is the socket at `path`.
+    /// Whether the socket is bound to `path`.
     pub(crate) fn is_at(&self, path: &Path) -> bool {
         let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.into());
         let bound = self.listener.local_addr().ok();

@@ -91,10 +91,10 @@ fn is_missing(admin: &Admin, parameters: &RawPathParams) -> bool {
     named.any(|(_, actor)| admin.system.actor(actor).is_none())
 }
 
-/// Whether the change may be made now.
+/// Checks the conditions on a change, at the moment of the change.
 ///
 /// # Errors
-/// What was to be changed is not what the caller has seen.
+/// The actor has changed since the caller saw it.
 pub(super) fn check(precondition: &Precondition) -> Result<(), Problem> {
     if precondition.holds() { Ok(()) } else { Err(changed()) }
 }
@@ -150,7 +150,7 @@ fn add(hash: &mut Sha256, actor: &Actor) {
     hash.update(settings);
 }
 
-/// What a request says about the version that its sender has seen.
+/// The conditions of a request on the version of its target.
 struct Conditions {
     if_match: Vec<HeaderValue>,
     if_none_match: Vec<HeaderValue>,
@@ -166,19 +166,19 @@ impl Conditions {
         self.if_match.is_empty() && self.if_none_match.is_empty()
     }
 
-    /// Whether the sender says that it has this version.
+    /// Whether `If-None-Match` names this version.
     fn has(&self, version: &HeaderValue) -> bool {
         self.if_none_match.iter().any(|tags| names(tags, version, Comparison::Weak))
     }
 
-    /// Whether something that has this version may be changed.
+    /// Whether `If-Match` allows a change of this version.
     fn allow_change_of(&self, version: &HeaderValue) -> bool {
         let named = |tags| names(tags, version, Comparison::Strong);
         (self.if_match.is_empty() || self.if_match.iter().any(named)) && !self.has(version)
     }
 }
 
-/// How tags are compared (RFC 9110 §8.8.3.2).
+/// The comparison of tags (RFC 9110 §8.8.3.2).
 #[derive(Clone, Copy)]
 enum Comparison {
     /// A weak tag is equal to nothing.
@@ -187,7 +187,7 @@ enum Comparison {
     Weak,
 }
 
-/// Whether a condition names the version, in a list or by `*`.
+/// Whether a condition matches the version, in a list or by `*`.
 fn names(tags: &HeaderValue, version: &HeaderValue, comparison: Comparison) -> bool {
     let (Ok(tags), Ok(version)) = (tags.to_str(), version.to_str()) else { return false };
     tags.split(',').map(str::trim).any(|tag| {

@@ -189,7 +189,7 @@ impl Parsing<'_> {
             if !secrets.is_empty() {
                 self.config.secrets.insert(name.clone(), secrets);
             }
-            // Whoever has it may send.
+            // A holder of the token may send.
             let is_door = matches!(&module, Some(ModuleRef::Builtin { name }) if name == HTTP_IN);
             let token = keys.config.get("token").filter(|_| is_door).and_then(Value::as_str);
             if let Some(token) = token.and_then(|token| env.items().find(|item| item.key == token))

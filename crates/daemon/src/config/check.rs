@@ -184,7 +184,7 @@ impl<'c> Check<'c> {
         found.push(if connectors { problem } else { problem.between(ends.map(Clone::clone)) });
     }
 
-    /// Whether the ports of the actor are known without loading a module.
+    /// Whether the actor is a connector, whose ports are known without loading a module.
     fn is_connector(&self, actor: &ActorName) -> bool {
         self.config.flow.actors.get(actor).is_some_and(|spec| is_connector(&spec.module))
     }

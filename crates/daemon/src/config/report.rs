@@ -185,7 +185,7 @@ struct LinePiece<'a> {
     lines: Range<usize>,
     /// Its bytes.
     bytes: Range<usize>,
-    /// Whether it is a part of a line only.
+    /// Set if it is only a part of a line.
     is_cut: bool,
     /// What is said of it, with the labels' numbers.
     labels: Vec<(usize, &'a Label)>,

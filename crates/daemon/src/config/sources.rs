@@ -26,7 +26,7 @@ const MAX_FILE: u64 = 4 << 20;
 /// Patterns of the main file. Every file of their folders is held against each of them.
 pub(super) const MAX_INCLUDES: usize = 1_000;
 
-/// How many bytes of a text are counted at most to find a column.
+/// Bytes of a line that are searched for a column.
 const STRETCH: usize = 4096;
 
 /// The texts of the main file and of the files that it includes.
@@ -67,7 +67,7 @@ impl Text {
         self.lines.get(line + 1).map_or(self.text.len(), |next| next - 1)
     }
 
-    /// How many characters are before that byte.
+    /// The number of characters before that byte.
     fn characters(&self, byte: usize) -> usize {
         let marks = self.marks.get_or_init(|| {
             let mut marks = vec![(0, 0)];
@@ -258,7 +258,7 @@ impl Sources {
         let Some(Ok(text)) = self.texts.get(&*place.file) else { return 0..0 };
         let line = text.line(place.span.start);
         let start = place.span.start.saturating_sub(bytes).max(text.lines[line]);
-        // Nobody reads on for ever what is wrong as a whole.
+        // A large place is only shown in part.
         let end = place.span.end.min(place.span.start + bytes) + bytes;
         text.boundary(start)..text.boundary(end.min(text.end_of(line)))
     }

@@ -272,7 +272,7 @@ struct Sender {
     response: PortName,
 }
 
-/// Whether the agent may hold a connection from an earlier request.
+/// Set once the agent may hold a connection of an earlier request.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Keeps {
     Nothing,
@@ -405,7 +405,7 @@ impl Request {
         }
     }
 
-    /// What follows from an answer.
+    /// The outcome of an answer.
     fn outcome(&self, answer: Answer) -> Outcome {
         match Verdict::of(answer.status, answer.retry_after) {
             Verdict::Done => Outcome::Done(answer.message()),
@@ -423,7 +423,7 @@ impl Request {
         Setback { why: self.complaint(answer), pause }
     }
 
-    /// What the receiver answered, as a reason.
+    /// The receiver's answer as a reason.
     fn complaint(&self, answer: &Answer) -> String {
         let shown = excerpt(&answer.body);
         let why = format!("the receiver answered {}: {}", answer.status, shown.trim());
@@ -438,7 +438,7 @@ impl Request {
     }
 }
 
-/// What a response means for its message.
+/// The consequence of a response for its message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     /// The receiver has it.
@@ -667,7 +667,7 @@ mod tests {
             String::from_utf8(answer.message().data().to_vec()).unwrap()
         }
         assert_eq!(said("{\"a\": 1.0}"), r#"{"status":200,"headers":{},"body":{"a": 1.0}}"#);
-        // What no reader takes as JSON is passed on as what it was written as.
+        // A body that is not strict JSON is passed on as text.
         assert_eq!(said("1e400"), r#"{"status":200,"headers":{},"body":"1e400"}"#);
         let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
         let deep = nested(MAX_DEPTH - 1);

@@ -6,7 +6,7 @@ use super::*;
 const DRAFTS: [&str; 2] =
     ["http://json-schema.org/draft-07/schema#", "https://json-schema.org/draft/2020-12/schema"];
 
-/// What comes of holding `config` against `schema`.
+/// The result of checking `config` against `schema`.
 fn result(schema: &Value, config: &Value) -> Result<(), String> {
     check(schema).map_err(|error| error.to_string())?;
     fit(schema, config).map_err(|error| error.to_string())

@@ -28,14 +28,14 @@ pub(crate) struct Guest {
     pub(super) room: Room,
 }
 
-/// What the linear memory and the tables of one instance take together, in bytes.
+/// Bytes of the linear memory and the tables of one instance together.
 pub(super) struct Room {
     limit: usize,
     memory: usize,
     tables: usize,
-    /// What the last growth added, in case that it fails after all.
+    /// The size of the last growth, in case that it fails after all.
     added: usize,
-    /// Whether it was refused more, in the call that goes on.
+    /// Set once a growth was refused in the present call.
     refused: bool,
 }
 
@@ -60,7 +60,7 @@ impl Room {
         self.memory + self.tables
     }
 
-    /// Whether `more` bytes fit.
+    /// Whether that many more bytes fit.
     fn fits(&mut self, more: usize) -> bool {
         let fits = self.taken().checked_add(more).is_some_and(|taken| taken <= self.limit);
         self.refused |= !fits;

@@ -100,7 +100,7 @@ struct Writer {
     due: Due,
 }
 
-/// What is known of the ring on disk.
+/// The known contents of the ring on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum StoreIs {
     Whole,
@@ -108,7 +108,7 @@ enum StoreIs {
     Doubtful,
 }
 
-/// How a round ended.
+/// The outcome of a round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum RoundEnd {
     Done,

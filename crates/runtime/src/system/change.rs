@@ -46,7 +46,7 @@ pub enum Ready {
         version: Option<String>,
         /// Where the guest logs.
         log: ActorLog,
-        /// What the module is called where it was asked for, for the daemon's log: a file's
+        /// The name by which the module was requested, for the daemon's log: a file's
         /// stem, a path or an address.
         module: String,
     },
@@ -60,7 +60,7 @@ impl Ready {
         matches!(self, Self::Source(_))
     }
 
-    /// What its module is called.
+    /// The name of its module.
     fn module(&self) -> &str {
         match self {
             Self::Engine { module, .. } => module,
@@ -427,7 +427,7 @@ impl System {
             Seat::Inherited(from) => {
                 from.mailbox().set_bounds(bounds);
                 let mut taken = from.epoch_state();
-                // What lies on disk under the new name is from another actor.
+                // A file on disk under the new name belongs to another actor.
                 if let Some(found) = found.filter(|_| *from.name() != name) {
                     taken.epoch = taken.epoch.max(found.next());
                 }

@@ -133,7 +133,7 @@ async fn an_unreadable_line_is_in_its_error() {
     assert!(error.contains("in:1: no message: ") && error.ends_with(": GET / 200"), "{error}");
     assert_eq!(rig.next().await, "1");
     assert_eq!(rig.system.actor("source").unwrap().meters().unreadable.get(), 1);
-    // What leaves by a wire is no dead letter.
+    // A line that leaves by a wire is not a dead letter.
     assert_eq!(rig.system.dead_letters().list().len(), 0);
     rig.end().await;
 }
