@@ -48,6 +48,7 @@ use crate::{
     event_log::EventLog,
     logging::{self, Log},
     memory,
+    receipt::Receipts,
     running_mark::RunningMark,
     saved_set::{SaveError, Saved, SavedSets},
     signals::{Signals, Wish},
@@ -227,16 +228,7 @@ impl Daemon {
             config,
             log,
         };
-        let admin = Admin {
-            system: daemon.system.clone(),
-            reloader: Arc::new(Disk(daemon.reloader.clone())),
-            states: Arc::clone(&daemon.snapshots),
-            phase: phase_seen,
-            stopping: daemon.stopping.clone(),
-            tasks: daemon.tasks.clone(),
-            receipts,
-        };
-        doors.open(&admin, &daemon.config.admin.tokens);
+        doors.open(&daemon.admin(phase_seen, receipts), &daemon.config.admin.tokens);
         let first_look = daemon.look_first(&mut reconciler, &mut signals).await;
         if !matches!(first_look, Ok(ControlFlow::Continue(()))) {
             daemon.event_log.flush();
@@ -252,15 +244,32 @@ impl Daemon {
         phase.send_replace(Phase::Ready);
         // Before any turn, so that no actor writes a line to standard output before this one.
         say_ready();
-        daemon.system.go().await;
-        daemon.feed_watchdog(turns, reconciler);
-        let keep = Arc::clone(&daemon.snapshots);
-        daemon.tasks.spawn(keep.keep(daemon.system.clone(), daemon.stopping.clone()));
-        daemon.notifier.ready(&daemon.status());
-        daemon.system.open();
+        daemon.begin(turns, reconciler).await;
         let code = daemon.attend(&mut signals, &phase).await;
         drop(data);
         code
+    }
+
+    fn admin(&self, phase: watch::Receiver<Phase>, receipts: Receipts) -> Admin {
+        Admin {
+            system: self.system.clone(),
+            reloader: Arc::new(Disk(self.reloader.clone())),
+            states: Arc::clone(&self.snapshots),
+            phase,
+            stopping: self.stopping.clone(),
+            tasks: self.tasks.clone(),
+            receipts,
+        }
+    }
+
+    /// Lets messages move, and starts the tasks that go on until the stop.
+    async fn begin(&self, turns: &Runtime, reconciler: Reconciler) {
+        self.system.go().await;
+        self.feed_watchdog(turns, reconciler);
+        let snapshots = Arc::clone(&self.snapshots);
+        self.tasks.spawn(snapshots.keep(self.system.clone(), self.stopping.clone()));
+        self.notifier.ready(&self.status());
+        self.system.open();
     }
 
     /// Has the reconciler look at disk for the first time. No message moves yet.
