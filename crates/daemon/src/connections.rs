@@ -1,9 +1,8 @@
-//! The open connections of one listener, and which of them makes room for a new one.
+//! The open connections of one listener, and the choice of one to close when a new one arrives.
 //!
-//! Anybody who can connect can also hold connections open, and there is a bound to them.
-//! So that those who do nothing keep nobody out, a new caller takes the place of the
-//! connection that has been without a request for longest, or else of one on which
-//! nothing has moved for a while.
+//! Anybody who can connect can also hold connections open, and their number is bounded. So that
+//! idle callers shut nobody out, a new one replaces the connection that has been without a request
+//! for longest, or else one that has stalled.
 
 use std::{
     collections::BTreeMap,
@@ -23,12 +22,12 @@ use tokio_util::sync::CancellationToken;
 /// Connections that are served at once.
 const MAX: usize = 1024;
 
-/// How long nothing may move on a connection with a request in hand, where others wait. An idle
-/// stream gives a sign of life more often.
+/// How long a connection with a request in hand may stall while others wait. An idle stream sends a
+/// sign of life more often.
 const STALLED: Duration = Duration::from_secs(20);
 
-/// How long a request may be with us, whole and not yet answered, where others wait: it is the
-/// flow that has not moved, and not the caller.
+/// How long a complete request may wait for its answer while others wait for a place. It is the
+/// flow that is slow then, and not the caller.
 const WITH_US: Duration = Duration::from_secs(120);
 
 /// The connections of one listener.
@@ -48,7 +47,7 @@ struct Open {
 struct One {
     /// Requests in hand, those included whose answers are still going out.
     busy: usize,
-    /// Those of them that have come in whole and are not answered yet.
+    /// Requests that have arrived completely and are not answered yet.
     with_us: usize,
     /// When something last moved.
     moved: Instant,
@@ -82,8 +81,8 @@ impl Connections {
 }
 
 impl Open {
-    /// The connection that has been without a request for longest; else the one on which
-    /// nothing has moved for longest, if that is long.
+    /// The connection that has been without a request for longest; else the one that has stalled
+    /// for longest, if that is long.
     fn least_wanted(&self, now: Instant) -> Option<u64> {
         let standing = self.all.iter().filter(|(_, one)| !one.close.is_cancelled());
         let (id, one) =
@@ -93,7 +92,7 @@ impl Open {
 }
 
 impl One {
-    /// How long nothing may move on it.
+    /// How long it may stall.
     fn patience(&self) -> Duration {
         match self {
             Self { busy: 0, .. } => Duration::ZERO,
@@ -133,7 +132,7 @@ pub(crate) struct InHand {
     stage: Mutex<Stage>,
 }
 
-/// How far a request has come.
+/// The progress of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     ComingIn,
@@ -193,7 +192,7 @@ impl Drop for Watched {
     }
 }
 
-/// Whether a piece of a request brings nobody anything: one such now and then keeps no place.
+/// Whether a piece of a request is blank: sending one now and then does not keep a place.
 fn is_blank(frame: &Frame<Bytes>) -> bool {
     frame.data_ref().is_some_and(|piece| piece.trim_ascii().is_empty())
 }

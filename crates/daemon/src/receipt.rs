@@ -1,9 +1,9 @@
-//! Bodies of requests while they come in.
+//! The bodies of requests while they arrive.
 //!
-//! What has come of a body belongs to no queue yet and counts against none of its bounds,
-//! and many callers can be in the middle of one. So all that come in at once share an
-//! allowance: the first bytes of each are free, so that small bodies always get through,
-//! and what goes beyond them takes its share until the message is queued.
+//! A body that is still arriving belongs to no queue yet and counts against none of their limits,
+//! and many callers can be sending one at once. So all of them share an allowance: the first bytes
+//! of each are free, so that small bodies always get through, and the rest takes its share until
+//! the message is queued.
 
 use std::{error::Error, io, sync::Arc, time::Duration};
 
@@ -25,7 +25,7 @@ const ALLOWANCE: usize = 128 << 20;
 /// Bytes of each body that are free.
 const FREE: usize = 64 << 10;
 
-/// Bytes that are taken and given back together.
+/// The unit in which the allowance is taken and given back.
 const GRAIN: usize = 64 << 10;
 
 /// How long a caller may take for a body.
@@ -47,7 +47,7 @@ pub(crate) struct Receipt {
     held: Option<OwnedSemaphorePermit>,
 }
 
-/// So much comes in that there is no room for more of this body.
+/// More bytes are arriving than there is room for.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("too many large bodies are being received; send it again later")]
 pub(crate) struct Crowded;
@@ -85,16 +85,15 @@ impl Default for Receipts {
 }
 
 impl Receipts {
-    /// A body of which nothing has come yet.
+    /// A body of which nothing has arrived yet.
     pub(crate) fn begin(&self) -> Receipt {
         Receipt { of: Arc::clone(&self.bytes), held: None }
     }
 
-    /// All of a body, and its share of the allowance, to be held for as long as it is in
-    /// no queue.
+    /// All of a body, and its share of the allowance, to be held until it is queued.
     ///
     /// # Errors
-    /// Nothing is to be done about it, and why.
+    /// It cannot be received.
     pub(crate) async fn read<B>(
         &self,
         body: B,
@@ -111,7 +110,7 @@ impl Receipts {
     /// Reads a body and decompresses it. Both its sizes are within the limit.
     ///
     /// # Errors
-    /// Why it cannot be received.
+    /// The reason why it cannot be received.
     pub(crate) async fn read_packed<B>(
         &self,
         body: B,

@@ -1,4 +1,4 @@
-//! What is wrong with a configuration, and how it is shown.
+//! The problems of a configuration, and their presentation.
 //!
 //! A problem is a value: a code, a sentence, and places in files. Finding one
 //! never stops the search for the next, and only a [`Report`] turns them into
@@ -19,26 +19,27 @@ use serde_json::json;
 
 use super::{mask::masked_urls, sources::Sources};
 
-/// Problems that are shown of a report, errors before warnings. A program gets all of them.
+/// Problems of a report that are shown to people, errors first. Programs get all of them.
 const MOST_SHOWN: usize = 100;
 
-/// The same in an event or an answer of the admin API, where many may have to be kept.
+/// The same limit in an event or an answer of the admin API, many of which may be kept.
 const MOST_TOLD: usize = 10;
 
-/// Bytes of what is shown of all the problems, whatever each has to say.
+/// Bytes of a report that are shown, however long its problems are.
 const MOST_BYTES: usize = 256 << 10;
 
-/// The same in an event.
+/// The same limit in an event.
 const MOST_TOLD_BYTES: usize = 16 << 10;
 
-/// Bytes of a line that is shown as a whole. Of a longer one it is the part around the problem.
+/// Lines up to that many bytes are shown whole. Of a longer one, the part around the problem is
+/// shown.
 const LONGEST_LINE: usize = 1000;
 
-/// Bytes that are shown on both sides of a problem in a longer line.
+/// Bytes that are shown on each side of a problem in a longer line.
 const AROUND: usize = 60;
 
-/// Lines between two places that are shown in one piece, folded. Places further apart are two
-/// pieces, so that showing a problem takes no longer the larger its file is.
+/// Places at most that many lines apart are shown in one piece, folded; others in two, so that the
+/// time to show a problem does not grow with its file.
 const NEAR: usize = 50;
 
 /// A stretch of a file.
@@ -187,7 +188,7 @@ struct LinePiece<'a> {
     bytes: Range<usize>,
     /// Set if it is only a part of a line.
     is_cut: bool,
-    /// What is said of it, with the labels' numbers.
+    /// Its labels, by their numbers.
     labels: Vec<(usize, &'a Label)>,
 }
 
@@ -197,7 +198,7 @@ impl LinePiece<'_> {
     }
 }
 
-/// A text of a problem, as much of it as somebody reads: keys and values may be of any length.
+/// Shortens a text of a problem: keys and values may be of any length.
 fn shortened(text: &str) -> Cow<'_, str> {
     match text.char_indices().nth(LONGEST_LINE) {
         Some((at, _)) => format!("{}…", &text[..at]).into(),
@@ -279,8 +280,8 @@ impl Report {
         self.found.iter().filter(|d| d.severity == severity).count()
     }
 
-    /// The problems as a person reads them, each with its lines. Empty where there is none.
-    /// Where there are very many, the first are shown and the rest is counted.
+    /// The problems for people, each with its lines. Empty if there are none. Of very many, the
+    /// first are shown and the rest is counted.
     pub(crate) fn render(&self, color: bool) -> String {
         let renderer = if color { Renderer::styled() } else { Renderer::plain() };
         self.rendered(&renderer, MOST_SHOWN, MOST_BYTES)
@@ -292,7 +293,7 @@ impl Report {
     }
 
     fn rendered(&self, renderer: &Renderer, most: usize, most_bytes: usize) -> String {
-        // What keeps the configuration from being taken is worth more than what does not.
+        // Errors keep the configuration from being used, so they come before warnings.
         let errors = self.errors().min(most);
         let room = |severity| match severity {
             Severity::Error => errors,
@@ -408,7 +409,7 @@ impl Report {
         group.element(snippet)
     }
 
-    /// The problems as a program reads them. Lines and columns count from 1, columns in characters.
+    /// The problems for programs. Lines and columns count from 1, columns in characters.
     pub(crate) fn to_json(&self) -> serde_json::Value {
         let problems: Vec<_> = self.diagnostics().map(|d| self.problem_json(d)).collect();
         json!({ "errors": self.errors(), "warnings": self.warnings(), "problems": problems })
