@@ -103,6 +103,7 @@ mod tests {
             account.begin(100, 10);
             account.take(taken).unwrap();
             account.give_back(taken);
+            account.take(0).unwrap();
             assert!(account.has_room(90) && !account.has_room(91));
             (0..refusals).for_each(|_| assert!(account.take(91).is_err()));
             account.tell(Some(&meter));

@@ -623,6 +623,10 @@ mod tests {
             let segment = |n| format!("(elem func {})", "0 ".repeat(n));
             format!("(module (func) {} {})", segment(300_000), segment(n - 300_000))
         });
+        let name = "bytes in the name of an import or export";
+        at_most(4 << 10, name, |n| format!(r#"(module (import "{}" "b" (func)))"#, "a".repeat(n)));
+        at_most(4 << 10, name, |n| format!(r#"(module (import "a" "{}" (func)))"#, "b".repeat(n)));
+        at_most(4 << 10, name, |n| format!(r#"(module (func (export "{}")))"#, "e".repeat(n)));
         at_most(PAGE, "bytes up to the end of its data in its memory", |n| {
             format!("(module (memory 1) (data (i32.const {}) \"abcd\"))", n - 4)
         });
@@ -689,6 +693,11 @@ mod tests {
             let of_one = "if (result i32) i32.const 0 else i32.const 1 end drop "
                 .replace("if", "i32.const 0 if");
             function(of_three.repeat(n / 3) + &of_one.repeat(n % 3))
+        });
+        at_most(20_000, "calls in one function", |n| {
+            let calls = "call 0 i32.const 0 call_indirect ".repeat(n / 2)
+                + "call 0 ".repeat(n % 2).as_str();
+            format!("(module (table 1 funcref) (func {calls}))")
         });
         at_most(20_000, "labels of one `br_table`", |n| {
             function(format!("i32.const 0 br_table {}", "0 ".repeat(n + 1)))

@@ -523,8 +523,35 @@ mod tests {
         (call $output (local.get $block) (i64.const 61))
         (i32.const 0)))"#;
 
-    async fn engine() -> Box<dyn Engine> {
-        let bytes = wat::parse_str(GUEST).expect("it is WebAssembly");
+    /// A guest whose turn does that, and which is quick about it.
+    fn quick(process: &str) -> String {
+        let imports = r#"(module
+          (import "extism:host/env" "output_set" (func $output (param i64 i64)))
+          (import "extism:host/user" "__send_output" (func $send (param i64)))
+          (import "extism:host/user" "__get_state" (func $get (param i64) (result i64)))
+          (import "extism:host/user" "__set_state" (func $set (param i64 i64)))"#;
+        let rest = GUEST.split_once("(module").expect("it is a module").1;
+        let rest = rest.replacen(
+            r#"(import "extism:host/env" "output_set" (func $output (param i64 i64)))"#,
+            "",
+            1,
+        );
+        let (before, after) = rest.split_once(r#"(func (export "process")"#).expect("it has one");
+        let (_, after) = after.split_once("(func $answer").expect("it answers");
+        format!(
+            r#"{imports} {before}
+            (func $block (param $byte i32) (result i64)
+              (local $at i64)
+              (local.set $at (call $alloc (i64.const 1)))
+              (call $store (local.get $at) (local.get $byte))
+              (local.get $at))
+            (func (export "process") (result i32) {process})
+            (func $answer{after}"#
+        )
+    }
+
+    async fn engine(guest: &str) -> Box<dyn Engine> {
+        let bytes = wat::parse_str(guest).expect("it is WebAssembly");
         let module = Loader::new(Limits::default()).load_bytes("guest", bytes.into()).await;
         let actor: ActorName = "actor".parse().expect("a plain word names an actor");
         let spec = ProgramSpec {
@@ -542,19 +569,8 @@ mod tests {
         program.instantiate().await.expect("it is proven")
     }
 
-    #[tokio::test]
-    async fn a_turn_that_had_to_wait_for_its_place_still_has_all_of_its_time() {
-        let mut engine = engine().await;
-        let gate = Gate::of_process();
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let places: Vec<_> = (0..cores).map(|_| Place::new(gate.clone())).collect();
-        let taken = join_all(places.iter().map(async |place| {
-            let entered = place.enter();
-            place.give_way().await;
-            entered
-        }));
-        let taken = taken.await;
-        let context = || Context {
+    fn context() -> Context {
+        Context {
             payload: Vec::new(),
             state: State::default(),
             message: MessageId::new(),
@@ -564,7 +580,131 @@ mod tests {
             limits: TurnLimits::default(),
             now: None,
             host_memory: None,
+        }
+    }
+
+    /// Places at the gate, as many as there are.
+    fn all_places() -> Vec<Place> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        (0..cores).map(|_| Place::new(Gate::of_process())).collect()
+    }
+
+    /// Who has all of them. Two who had some would wait for each other.
+    static ALL: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+    /// Takes them.
+    async fn take(places: &[Place]) -> Vec<gate::Entered<'_>> {
+        let taken = places.iter().map(async |place| {
+            let entered = place.enter();
+            place.give_way().await;
+            entered
+        });
+        join_all(taken).await
+    }
+
+    /// A state of so many bytes or some more.
+    fn large_state(bytes: usize) -> State {
+        let entry = format!("\"{}\":1,", "k".repeat(100));
+        let text = format!("{{{}\"z\":1}}", entry.repeat(bytes / entry.len() + 1));
+        State::new(text).expect("it is an object")
+    }
+
+    /// What the host does for a turn that is more than can be done at once: a turn of each
+    /// kind, and what it is given.
+    fn long_work() -> [(&'static str, &'static str, Context); 5] {
+        const LARGE: usize = 1 << 20;
+        let unseen = || Context { state: large_state(LARGE), state_in_context: false, ..context() };
+        let seen = || Context { state: large_state(LARGE), ..context() };
+        [
+            ("its input", "(call $answer)", seen()),
+            (
+                "__get_state",
+                "(drop (call $get (call $block (i32.const 122)))) (call $answer)",
+                unseen(),
+            ),
+            (
+                "__set_state",
+                "(call $set (call $block (i32.const 122)) (call $block (i32.const 55))) (call $answer)",
+                unseen(),
+            ),
+            // Zeros are no JSON, but that has to be seen first.
+            (
+                "__send_output",
+                "(call $send (call $alloc (i64.const 1048576))) (call $answer)",
+                context(),
+            ),
+            (
+                "its result",
+                "(call $output (call $alloc (i64.const 1048576)) (i64.const 1048576)) (i32.const 0)",
+                context(),
+            ),
+        ]
+    }
+
+    #[tokio::test]
+    async fn long_work_of_the_host_for_a_turn_waits_for_a_place_and_short_work_does_not() {
+        for (what, process, context) in long_work() {
+            let engine = engine(&quick(process)).await;
+            let _all = ALL.lock().await;
+            let places = all_places();
+            let taken = take(&places).await;
+            let mut turn = engine.turn(context, (Instant::now() + Duration::from_secs(60)).into());
+            assert!((&mut turn).now_or_never().is_none(), "{what} is done at once");
+            drop(taken);
+            let kind = turn.await.err().map(|failure| failure.kind);
+            assert!(matches!(kind, None | Some(FailureKind::Turn(_))), "{what}: {kind:?}");
+        }
+        // On a busy machine the clock may tick meanwhile: then another is taken.
+        loop {
+            let engine = engine(&quick("(call $answer)")).await;
+            let _all = ALL.lock().await;
+            let places = all_places();
+            let _taken = take(&places).await;
+            let turn = engine.turn(context(), (Instant::now() + Duration::from_secs(60)).into());
+            if turn.now_or_never().is_some() {
+                break;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_turn_whose_time_is_over_when_the_host_has_done_its_work_has_timed_out() {
+        const LARGE: usize = 40 << 20;
+        let context = || Context {
+            state: large_state(LARGE),
+            state_in_context: false,
+            limits: TurnLimits { state: 64 << 20, host_memory: 256 << 20, ..TurnLimits::default() },
+            ..context()
         };
+        let indexed = context();
+        indexed.state.index();
+        for (what, process, context) in [
+            // Nothing follows at which the clock would be looked at.
+            (
+                "__get_state",
+                "(drop (call $get (call $block (i32.const 122)))) (i32.const 0)",
+                context(),
+            ),
+            (
+                "its end",
+                "(call $set (call $block (i32.const 122)) (call $block (i32.const 55))) (call $answer)",
+                indexed,
+            ),
+        ] {
+            let engine = engine(&quick(process)).await;
+            let millisecond = Instant::now() + Duration::from_millis(1);
+            let ended = engine.turn(context, millisecond.into()).await;
+            let kind = ended.err().map(|failure| failure.kind);
+            assert!(matches!(kind, Some(FailureKind::Timeout(_))), "{what}: {kind:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_turn_that_had_to_wait_for_its_place_still_has_all_of_its_time() {
+        let mut engine = engine(GUEST).await;
+        let _all = ALL.lock().await;
+        let places = all_places();
+        let taken = take(&places).await;
         let time = Duration::from_secs(1);
         // On a busy machine the clock may tick too late to see a turn: then another is taken.
         let (begun, mut turn) = loop {

@@ -244,6 +244,22 @@ mod tests {
     }
 
     #[test]
+    fn a_request_is_short_and_the_largest_answer_has_room() {
+        let mut host = Host::new(Arc::new(Surroundings::none()));
+        let mut make_room = |limit: u64, request: usize| {
+            host.begin(limit, 0);
+            let room = host.make_room_for_answer(&vec![b' '; request]);
+            (room.map_err(|why| why.to_string()), host.account.held())
+        };
+        let (room, held) = make_room(HOST_MEMORY, http::MAX_REQUEST);
+        assert_eq!((room, held), (Ok(()), http::MAX_ANSWER + 2));
+        let (room, held) = make_room(HOST_MEMORY, http::MAX_REQUEST + 1);
+        assert!(room.is_err_and(|why| why.contains("JSON has more than")) && held == 2);
+        let (room, held) = make_room(http::MAX_ANSWER, 0);
+        assert!(room.is_err_and(|why| why.contains("`host_memory` allows")) && held == 2);
+    }
+
+    #[test]
     fn a_variable_that_the_account_has_no_room_for_is_refused_and_one_is_always_removed() {
         let mut host = Host::new(Arc::new(Surroundings::none()));
         host.begin(1000, 0);

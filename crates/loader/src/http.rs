@@ -33,7 +33,7 @@ use ureq::{
 const MAX_BODY: u64 = 16 << 20;
 
 /// Bytes of a request's JSON: its address and headers, of which servers take less.
-const MAX_REQUEST: usize = 256 << 10;
+pub(crate) const MAX_REQUEST: usize = 256 << 10;
 
 /// Bytes that the host holds at most while a guest asks: what the request's JSON is taken
 /// apart into, and the answer with its headers.

@@ -117,7 +117,9 @@ impl Side {
 
     /// One plain value for a port.
     fn send(&mut self, port: &str, value: &[u8], account: &mut Account) -> Flow {
-        let put = account.take(value.len() as u64).map_err(|e| e.to_string()).and_then(|()| {
+        let size = self.fits_output(value.len() as u64);
+        let room = size.and_then(|()| account.take(value.len() as u64).map_err(|e| e.to_string()));
+        let put = room.and_then(|()| {
             let own = Bytes::copy_from_slice(value);
             let message = Message::from_plain(&own, &own).map_err(|e| e.to_string());
             self.put(port, message, account, |side, port, message| match &side.now {
@@ -153,6 +155,13 @@ impl Side {
         let Ok(key) = std::str::from_utf8(key) else {
             return self.blame("__set_state: the key is not UTF-8".into());
         };
+        let (size, max) = (value.len(), self.limits.state);
+        if size as u64 > max {
+            // It need not be read for that, which takes long.
+            return self.blame(format!(
+                "__set_state: the state would be over `state_size`: a value of {size} bytes, of {max}"
+            ));
+        }
         let raw: Result<&RawValue, _> = serde_json::from_slice(value);
         let Ok(raw) = raw else {
             let (key, shown) = (excerpt(key.as_bytes()), excerpt(value));
@@ -300,13 +309,19 @@ impl Side {
                 "the turn puts out more than {MAX_OUTPUTS} messages; put several into one, as an array"
             ));
         }
+        self.fits_output(message.encoded_len() as u64)?;
         self.put_out.bytes += message.encoded_len() as u64;
-        let (size, max) = (self.put_out.bytes, self.limits.output);
+        account.take(OUTPUT + port.len() as u64).map_err(|e| e.to_string())?;
+        pass(self, name, message);
+        Ok(())
+    }
+
+    /// Whether so many bytes more may be put out.
+    fn fits_output(&self, bytes: u64) -> Result<(), String> {
+        let (size, max) = (self.put_out.bytes + bytes, self.limits.output);
         if size > max {
             return Err(format!("the outputs are over `output`: {size} bytes of {max}"));
         }
-        account.take(OUTPUT + port.len() as u64).map_err(|e| e.to_string())?;
-        pass(self, name, message);
         Ok(())
     }
 
@@ -408,16 +423,19 @@ impl Edits {
 }
 
 /// Goes through the entries of a JSON object, in their order and with values as they are
-/// written, for as long as `each` wants to go on. Nothing is kept of them.
+/// written, for as long as `each` wants to go on. Nothing is kept of them, and what comes
+/// behind is not looked at.
 fn for_each_entry(
     text: &[u8],
-    each: impl FnMut(&str, &RawValue) -> Flow,
+    mut each: impl FnMut(&str, &RawValue) -> Flow,
 ) -> Result<(), serde_json::Error> {
+    let mut last = Flow::Continue(());
     let mut deserializer = serde_json::Deserializer::from_slice(text);
-    match (&mut deserializer).deserialize_any(ForEach::new(each))? {
-        Flow::Continue(()) => deserializer.end(),
-        Flow::Break(()) => Ok(()),
-    }
+    let read = (&mut deserializer).deserialize_any(ForEach::new(|key: &str, value: &RawValue| {
+        last = each(key, value);
+        last
+    }));
+    if last.is_break() { Ok(()) } else { read.and_then(|()| deserializer.end()) }
 }
 
 /// Whether the text is a JSON object.
@@ -425,7 +443,8 @@ fn read_through(text: &[u8]) -> Result<(), serde_json::Error> {
     for_each_entry(text, |_, _| Flow::Continue(()))
 }
 
-/// Reads an object's entries, each as a `V`.
+/// Reads an object's entries, each as a `V`. Where one is the last that is wanted, reading
+/// fails: going through all that follows would take long.
 struct ForEach<V, F> {
     each: F,
     value: PhantomData<V>,
@@ -438,31 +457,30 @@ impl<V, F: FnMut(&str, V) -> Flow> ForEach<V, F> {
 }
 
 impl<'de, V: Deserialize<'de>, F: FnMut(&str, V) -> Flow> Visitor<'de> for ForEach<V, F> {
-    type Value = Flow;
+    type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a JSON object")
     }
 
-    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Flow, E> {
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<(), E> {
         Err(not_an_object(text))
     }
 
-    fn visit_map<M: MapAccess<'de>>(mut self, mut map: M) -> Result<Flow, M::Error> {
+    fn visit_map<M: MapAccess<'de>>(mut self, mut map: M) -> Result<(), M::Error> {
         while let Some((Key(key), value)) = map.next_entry::<Key<'de>, V>()? {
             if (self.each)(&key, value).is_break() {
-                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-                return Ok(Flow::Break(()));
+                return Err(M::Error::custom("nothing more is read"));
             }
         }
-        Ok(Flow::Continue(()))
+        Ok(())
     }
 }
 
 impl<'de, V: Deserialize<'de>, F: FnMut(&str, V) -> Flow> DeserializeSeed<'de> for ForEach<V, F> {
-    type Value = Flow;
+    type Value = ();
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Flow, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
         deserializer.deserialize_any(self)
     }
 }
@@ -538,7 +556,7 @@ impl<'w, V: Output<'w>> Visitor<'w> for Written<'_, 'w, V> {
                     let each = |port: &str, output: V| {
                         side.put_result(port, output.into_message(whole), whole, account)
                     };
-                    _ = map.next_value_seed(ForEach::new(each))?;
+                    map.next_value_seed(ForEach::new(each))?;
                 }
                 "state" if state.is_some() => return Err(M::Error::duplicate_field("state")),
                 "state" => state = Some(map.next_value::<Option<&'w RawValue>>()?),
@@ -628,6 +646,10 @@ mod tests {
         let big = format!("{{'outputs':{{'o':{{'type':'String','data':'{long}'}}}}}}");
         check(&big, Err("over `output`"));
         check(&format!("{{'outputs':{{}},'state':{{'a':'{long}'}}}}"), Err("over `state_size`"));
+        // What is right with it counts once, though it is read again for what is not.
+        let most = "x".repeat(600);
+        let wrong = format!("{{'outputs':{{'o':{{'type':'String','data':'{most}'}},'p':7}}}}");
+        check(&wrong, Err("port `p`: expected {\"type\""));
         let wrapped = STANDARD.encode(r#"{"outputs":{"o":{"type":"Flow"}}}"#);
         check(&format!("'{wrapped}'"), Ok("o={'type':'Flow','data':null} -"));
     }
@@ -820,6 +842,38 @@ mod tests {
     }
 
     #[test]
+    fn what_is_too_long_is_refused_before_it_is_read() {
+        let long = "x".repeat(1001);
+        faulty(
+            |side| side.set_state(b"k", long.as_bytes(), &mut roomy()),
+            "over `state_size`: a value of 1001 bytes, of 1000",
+        );
+        let value = format!(r#"{{"o":[1e400,"{long}"]}}"#);
+        faulty(
+            |side| side.send_output(value.as_bytes(), &mut roomy()),
+            "the outputs are over `output`",
+        );
+    }
+
+    #[test]
+    fn what_follows_the_last_entry_that_is_wanted_is_not_looked_at() {
+        let until_b = |text: &str| {
+            let mut seen = String::new();
+            let read = for_each_entry(text.as_bytes(), |key, _| {
+                seen += key;
+                if key == "b" { Flow::Break(()) } else { Flow::Continue(()) }
+            });
+            (seen, read.is_ok())
+        };
+        assert_eq!(until_b(r#"{"a":1,"b":2,"c":3,and what"#), ("ab".into(), true));
+        assert_eq!(until_b(r#"{"a":1,"c":3}"#), ("ac".into(), true));
+        assert_eq!(until_b(r#"{"a":1,"c":3,and what"#), ("ac".into(), false));
+        assert_eq!(until_b(r#"{"a":1} more"#), ("a".into(), false));
+        // The same of a result, whose outputs end at the first that cannot be taken.
+        check("{'outputs':{'':{'type':'Flow'},and what", Err("a port's name is empty"));
+    }
+
+    #[test]
     fn what_a_turn_asks_for_is_in_its_account_or_fails_it() {
         let over = |ask: &dyn Fn(&mut Side, &mut Account)| {
             let (mut side, mut account) = (Side::new(context("{}")), Account::new(100_000));
@@ -838,12 +892,29 @@ mod tests {
         over(&|side, account| side.send_output(format!("{{{entries}}}").as_bytes(), account));
         let long = format!("\"{}\"", "x".repeat(100_000));
         over(&|side, account| side.set_state(b"k", long.as_bytes(), account));
+        over(&|side, account| side.send_output(format!("{{\"o\":{long}}}").as_bytes(), account));
+        // What was set, and the state that comes of it.
+        let half = format!("\"{}\"", "x".repeat(60_000));
+        over(&|side, account| side.set_state(b"k", half.as_bytes(), account));
+        let keys: Vec<_> = (0..10_000).map(|n| format!("\"{n}\":1")).collect();
+        let indexed = State::new(format!("{{{}}}", keys.join(","))).unwrap();
+        over(&|side, account| {
+            side.state = indexed.clone();
+            account.take(90_000).unwrap();
+            assert_eq!(side.get_state(b"1", account), "null");
+        });
         let outputs = vec![r#""o":{"type":"Flow"}"#; 1000].join(",");
-        let mut account = Account::new(100_000);
-        let result = Bytes::from(format!("{{\"outputs\":{{{outputs}}}}}"));
-        let side = Side { limits: TurnLimits::default(), ..Side::new(context("{}")) };
-        let why = side.finish(result, &mut account).unwrap_err();
-        assert!(why.contains("`host_memory` allows 100000"), "{why}");
+        let blanks = " ".repeat(60_000);
+        for result in [
+            format!("{{\"outputs\":{{{outputs}}}}}"),
+            format!("{{\"outputs\":{{}},\"state\":{{\"k\":{long}}}}}"),
+            format!("\"{}\"", STANDARD.encode(format!("{{\"outputs\":{{}}{blanks}}}"))),
+        ] {
+            let mut account = Account::new(100_000);
+            let side = Side { limits: TurnLimits::default(), ..Side::new(context("{}")) };
+            let why = side.finish(Bytes::from(result), &mut account).unwrap_err();
+            assert!(why.contains("`host_memory` allows 100000"), "{why}");
+        }
     }
 
     #[test]

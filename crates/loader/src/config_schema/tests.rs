@@ -98,6 +98,17 @@ fn a_schema_that_is_itself_ends() {
     ] {
         _ = result(&schema, &json!({"a": {"a": {}}}));
     }
+    // Twice at each level of the configuration, which is 60 levels deep.
+    let schema = json!({"type": "object", "additionalProperties": {"anyOf": [{"$ref": "#"}, {"$ref": "#"}]}});
+    let config = (0..60).fold(json!(1), |inner, _| json!({"a": inner}));
+    refused(&schema, &config, "steps");
+}
+
+#[test]
+fn steps_that_take_long_themselves_are_ended_by_their_time() {
+    // Each step holds the configuration against thousands of objects.
+    let values: Vec<_> = (0..20_000).map(|n| json!({"a": n})).collect();
+    refused(&tower("anyOf", 15, 2, &json!({"enum": values})), &json!({"a": -1}), "of a processor");
 }
 
 #[test]
@@ -204,6 +215,8 @@ fn what_is_no_schema_is_shown_as_it_was_written() {
     let why =
         result(&json!({"properties": {"a": {"type": 1, "allOf": 3}}}), &json!({})).unwrap_err();
     assert!(!why.contains(COUNTED), "{why}");
+    let why = result(&json!({"required": {"a": {}}}), &json!({})).unwrap_err();
+    assert!(!why.contains(COUNTED), "{why}");
     // Nothing is fetched for it.
     refused(&json!({"$ref": "http://127.0.0.1:1/x.json"}), &json!({}), "no JSON Schema");
     refused(&json!({"$ref": "file:///etc/passwd"}), &json!({}), "no JSON Schema");
@@ -227,15 +240,11 @@ fn size_and_patterns_are_bounded() {
 fn patterns_that_blow_up_or_go_back_for_ever_end() {
     let pattern = |text: &str| json!({"properties": {"a": {"pattern": text}}});
     let a = json!({"a": format!("{}!", "a".repeat(10_000))});
-    for text in [
-        "(a{1000}){1000}",
-        "(\\w{200}){20}",
-        "(((a{30}){30}){30}){30}",
-        "^(a+)+$",
-        "^(?=(a+)+$)(a|aa)+$",
-        "(a*)*\\1b",
-        "((a*)*)*$",
-    ] {
+    for text in ["^(a+)+$", "^(?=(a+)+$)(a|aa)+$", "(a*)*\\1b", "((a*)*)*$"] {
         _ = result(&pattern(text), &a);
+    }
+    refused(&pattern("(a*)*\\1b"), &a, "backtracking");
+    for text in ["(a{1000}){1000}", "(\\w{200}){20}", "(((a{30}){30}){30}){30}"] {
+        refused(&pattern(text), &json!({}), "is not a \"regex\"");
     }
 }

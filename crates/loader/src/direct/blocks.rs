@@ -263,14 +263,14 @@ impl Blocks {
         if needed > KEPT
             && let Some(mut spare) = SPARES.take(needed)
         {
-            let more = spare.capacity() - self.arena.capacity();
-            if let Err(over) = account.take(more as u64) {
-                SPARES.give(spare);
-                return Err(over);
+            let more = (spare.capacity() - self.arena.capacity()) as u64;
+            if account.has_room(more) {
+                account.take(more)?;
+                spare.extend_from_slice(&self.arena);
+                self.arena = spare;
+                return Ok(());
             }
-            spare.extend_from_slice(&self.arena);
-            self.arena = spare;
-            return Ok(());
+            SPARES.give(spare);
         }
         grow(&mut self.arena, needed, account)
     }
@@ -724,6 +724,31 @@ mod tests {
         let begun = many.blocks.begin(3000, account, |arena| arena.resize(3000, 1));
         assert!(begun.is_err(), "the input counts");
         assert_eq!(many.account.held(), 0);
+        let account = &mut many.account;
+        let begun = many.blocks.begin(2 * SEGMENT, account, |_| panic!("it has no room"));
+        assert!(begun.is_err(), "a large one too");
+        assert_eq!(many.account.held(), 0);
+    }
+
+    #[test]
+    fn an_output_that_has_to_be_copied_counts() {
+        let mut blocks = Rig::new(1 << 20);
+        let handle = blocks.alloc(600_000).unwrap();
+        blocks.set_output(handle, 300_000);
+        let held = blocks.account.held();
+        assert_eq!(blocks.output().map(|output| output.len()), Ok(300_000));
+        assert_eq!(blocks.account.held(), held + 300_000);
+        blocks.set_output(handle, 600_000);
+        assert!(blocks.output().is_err_and(|why| why.contains("an output of 600000 bytes")));
+    }
+
+    #[test]
+    fn what_fits_is_given_where_twice_as_much_would_not_fit() {
+        // However large the arenas are that others have left.
+        SPARES.give(Vec::with_capacity(SPARE_BYTES));
+        let mut blocks = Rig::new(100_000);
+        assert!(blocks.alloc(60_000).is_ok() && blocks.alloc(20_000).is_ok());
+        assert!(blocks.alloc(20_000).is_err());
     }
 
     #[test]
@@ -779,8 +804,9 @@ mod tests {
         let handle = blocks.put(&[7; 100_000]).unwrap();
         blocks.set_output(handle, 10);
         blocks.set_error(handle);
+        (0..10 * KEPT_BLOCKS).for_each(|_| assert!(blocks.alloc(1).is_ok()));
         blocks.end();
-        assert!(blocks.arena.capacity() <= KEPT);
+        assert!(blocks.arena.capacity() <= KEPT && blocks.blocks.blocks.capacity() <= KEPT_BLOCKS);
         assert_eq!(
             (blocks.output(), blocks.error(), blocks.input_length()),
             (Ok(Bytes::new()), None, 0)
