@@ -443,6 +443,50 @@ fn a_dry_run_refuses_a_configuration_that_the_module_refuses() {
 }
 
 #[test]
+fn a_dry_run_refuses_what_a_connector_refuses() {
+    let daemon = one("retries = 0");
+    let open = r#"module = "std:http-in", config = { listen = "0.0.0.0:1", routes = [{ path = "/", port = "x" }] }"#;
+    let with = |actors: &str| flow(&format!("a = {{ module = \"shaky\", retries = 0 }}\n{actors}"));
+    let screen = "std:stdout\", config = { what = \"nothing\" } ";
+    for (config, expected) in [
+        (with(&format!("door = {{ {open} }}")), "set a `token`"),
+        (with("at = { module = \"std:cron\", config = { schedule = \"never\" } }"), "std:cron"),
+        (with("").replace("std:stdout\" ", screen), "std:stdout"),
+    ] {
+        daemon.world.config(&config);
+        let refused = |path| daemon.post(path, "").json()["refused"].take();
+        let dry = refused("/v1/reload?dry_run=true");
+        assert!(dry[0]["why"].as_str().is_some_and(|why| why.contains(expected)), "{dry}");
+        assert_eq!(dry, refused("/v1/reload"), "{expected}");
+    }
+}
+
+#[test]
+fn a_dry_run_refuses_a_module_that_there_is_no_room_for() {
+    let room = "autostart = false\nkeep = { bytes = \"200 KiB\" }";
+    let actors = flow("a = { module = \"shaky\" }\nb = { module = \"other\" }");
+    let world = World::new(&actors.replace("autostart = false", room));
+    world.module("shaky", &shaky("v1", "steady"));
+    world.module("other", &shaky("v1", "steady"));
+    let daemon = world.start();
+    daemon.world.module("other", &shaky("v2", "steady"));
+    for path in ["/v1/reload?dry_run=true", "/v1/reload"] {
+        let report = daemon.post(path, "").json();
+        let refused = &report["refused"][0];
+        assert_eq!(refused["what"], "b", "{path}: {report}");
+        assert!(refused["why"].as_str().unwrap().contains("raise `keep.bytes`"), "{report}");
+    }
+    // What is kept already needs no more room.
+    daemon.world.module("other", &shaky("v1", "steady"));
+    daemon
+        .world
+        .config(&actors.replace("autostart = false", room).replace("\"other\" }", "\"shaky\" }"));
+    for path in ["/v1/reload?dry_run=true", "/v1/reload"] {
+        assert_eq!(daemon.post(path, "").json()["refused"], json!([]), "{path}");
+    }
+}
+
+#[test]
 fn a_module_is_not_asked_to_migrate_a_state_that_there_is_none_of_yet() {
     let mut daemon = one("retries = 0");
     takes_over(&daemon, &migrating("unreachable"));

@@ -201,19 +201,37 @@ impl Kept {
         Ok(())
     }
 
+    /// Whether [`keep`](Self::keep) would find room for a module, once needed ones of
+    /// `coming` bytes have come too. Removes nothing.
+    ///
+    /// # Errors
+    /// There is no room, or the folder cannot be listed.
+    pub fn room(
+        &self,
+        digest: &Digest,
+        size: u64,
+        needed: &BTreeSet<Digest>,
+        coming: u64,
+    ) -> Result<(), KeepError> {
+        let entries = self.entries()?;
+        let stay = |entry: &&Entry| entry.digest != *digest && needed.contains(&entry.digest);
+        let needed: u64 = entries.iter().filter(stay).map(|entry| entry.size).sum();
+        let needed = needed.saturating_add(coming);
+        if needed.saturating_add(size) > self.max {
+            return Err(KeepError::NoRoom { size, needed, max: self.max });
+        }
+        Ok(())
+    }
+
     /// Frees as much as a module of `size` bytes takes, oldest first.
     fn make_room(&self, digest: &Digest, size: u64, claims: &Claims) -> Result<(), KeepError> {
+        // Nothing is removed for a module that will not fit all the same.
+        self.room(digest, size, &claims.needed, 0)?;
         // A damaged file of the same name is about to be replaced.
         let mut entries = self.entries()?;
         entries.retain(|entry| entry.digest != *digest);
         let mut total: u64 = entries.iter().map(|entry| entry.size).sum();
         entries.retain(|entry| !claims.needed.contains(&entry.digest));
-        let free: u64 = entries.iter().map(|entry| entry.size).sum();
-        let needed = total - free;
-        if needed.saturating_add(size) > self.max {
-            // Nothing is removed for a module that will not fit all the same.
-            return Err(KeepError::NoRoom { size, needed, max: self.max });
-        }
         entries.sort_by_key(|entry| (claims.recent.contains(&entry.digest), entry.written));
         for entry in entries {
             if claims.recent.contains(&entry.digest) && total.saturating_add(size) <= self.max {

@@ -763,7 +763,7 @@ impl Reconciler {
     ) -> Result<(), ChangeRefused> {
         self.judge(change)?;
         if options.dry_run {
-            self.rehearse(change).await
+            self.rehearse(change, snapshot).await
         } else {
             self.make_change(change, snapshot).await
         }

@@ -5,7 +5,7 @@
 //! from the data folder. Whatever reads or writes does so on a thread that may block.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     panic::resume_unwind,
     path::Path,
     sync::Arc,
@@ -150,6 +150,35 @@ impl Library {
         let kept = Arc::clone(&self.kept);
         blocking(move || kept.keep(digest, &bytes, &claims)).await.map_err(StoreError::Keep)?;
         self.kept_here.insert(digest);
+        Ok(())
+    }
+
+    /// Whether the data folder would take the module after those that are `coming`, to which
+    /// it is added.
+    ///
+    /// # Errors
+    /// The bytes cannot be had, or there is no room for them.
+    pub(super) async fn room(
+        &self,
+        digest: Digest,
+        place: &ModulePlace,
+        snapshot: &Snapshot,
+        needed: &BTreeSet<Digest>,
+        coming: &mut BTreeMap<Digest, u64>,
+    ) -> Result<(), StoreError> {
+        if coming.contains_key(&digest) {
+            return Ok(());
+        }
+        let kept = Arc::clone(&self.kept);
+        if blocking(move || kept.read(&digest).is_ok()).await {
+            return Ok(());
+        }
+        let bytes = self.bytes(digest, place, snapshot).await.map_err(StoreError::Bytes)?;
+        let (kept, needed) = (Arc::clone(&self.kept), needed.clone());
+        let (size, before) = (bytes.len() as u64, coming.values().sum());
+        let room = blocking(move || kept.room(&digest, size, &needed, before)).await;
+        room.map_err(StoreError::Keep)?;
+        coming.insert(digest, size);
         Ok(())
     }
 

@@ -3,7 +3,10 @@
 //! Checking, making engines and keeping modules come before the point of no
 //! return. What comes out needs only to be put in place.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use reflowd_runtime::{
     ActorLog, ActorName, Change, Digest, PrepareError, ProgramSpec, Ready, Settings, Start,
@@ -66,17 +69,27 @@ impl Reconciler {
         ChangeRefused { why: told.join("\n"), ..refused }
     }
 
-    /// Makes all of a change ready, to see whether it can be made, and drops it. Connectors
-    /// are left out, since making one may touch what it is about.
-    pub(super) async fn rehearse(&self, change: &ChangePlan) -> Result<(), ChangeRefused> {
-        let guests = |module: &ModuleRef| !matches!(module, ModuleRef::Builtin { .. });
-        for start in change.start.iter().filter(|start| guests(&start.spec.module)) {
+    /// Makes all of a change ready, to see whether it can be made, and drops it. What shows
+    /// only when it runs, such as an address that another program holds, stays unknown.
+    pub(super) async fn rehearse(
+        &self,
+        change: &ChangePlan,
+        snapshot: &Snapshot,
+    ) -> Result<(), ChangeRefused> {
+        let (needed, mut coming) = (self.needed(change), BTreeMap::new());
+        for start in &change.start {
             self.make(&start.actor, &start.spec, start.digest).await?;
+            let Some(place) = start.spec.module.place_in(&self.folder) else { continue };
+            let room = self.library.room(start.digest, &place, snapshot, &needed, &mut coming);
+            room.await.map_err(|error| ChangeRefused::passing(&start.actor, chain(&error)))?;
         }
         let mut ready = Change::default();
-        for swap in change.swap.iter().filter(|swap| guests(&swap.spec.module)) {
+        for swap in &change.swap {
             let program = self.make(&swap.actor, &swap.spec, swap.digest).await?;
             ready.swap.push((swap.actor.clone(), program));
+            let Some(place) = swap.spec.module.place_in(&self.folder) else { continue };
+            let room = self.library.room(swap.digest, &place, snapshot, &needed, &mut coming);
+            room.await.map_err(|error| ChangeRefused::passing(&swap.actor, chain(&error)))?;
         }
         self.try_all(self.migrations(&ready)).await?;
         change.adjust.iter().try_for_each(|adjust| self.check_version(adjust))
@@ -180,18 +193,23 @@ impl Reconciler {
         snapshot: &Snapshot,
     ) -> Result<(), ChangeRefused> {
         let Some(place) = module.place_in(&self.folder) else { return Ok(()) };
-        // The rest of the change needs its modules as much as what runs.
-        let needed: BTreeSet<Digest> = (self.running.actors.values().map(|actor| actor.digest))
-            .chain(change.start.iter().map(|start| start.digest))
-            .chain(change.swap.iter().map(|swap| swap.digest))
-            .chain(self.generations.judges())
-            .chain(self.recollected.values().map(|last| last.digest))
-            .collect();
+        let needed = self.needed(change);
         // What was banned is kept as long as there is room: a module that is not here has never run.
         let mut former = self.generations.digests();
         former.extend(self.memory.bans.digests());
         let stored = self.library.store(digest, &place, snapshot, needed, former).await;
         stored.map_err(|error| ChangeRefused::passing(actor, chain(&error)))
+    }
+
+    /// The modules that are needed while a change is made: the rest of it needs its own as
+    /// much as what runs.
+    fn needed(&self, change: &ChangePlan) -> BTreeSet<Digest> {
+        (self.running.actors.values().map(|actor| actor.digest))
+            .chain(change.start.iter().map(|start| start.digest))
+            .chain(change.swap.iter().map(|swap| swap.digest))
+            .chain(self.generations.judges())
+            .chain(self.recollected.values().map(|last| last.digest))
+            .collect()
     }
 
     /// The in-place keys of an actor, where they differ from those in force.
