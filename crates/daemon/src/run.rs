@@ -66,6 +66,10 @@ const CONTROL_THREADS: usize = 2;
 /// How often the service manager is told how things are.
 const UPKEEP: Duration = Duration::from_secs(2);
 
+/// How long the service manager is asked to wait for a start or a reload that goes on: some
+/// rounds of [`UPKEEP`], so that one that comes late on a busy machine ends neither.
+const WORKING: Duration = Duration::from_secs(30);
+
 /// The longest that the daemon waits for its own tasks once nothing moves any more.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
@@ -306,7 +310,7 @@ impl Daemon {
         loop {
             upkeep.tick().await;
             let actors = self.system.actors().len();
-            self.notifier.starting(&format!("starting: {actors} actors so far"), UPKEEP * 15);
+            self.notifier.working(&format!("starting: {actors} actors so far"), WORKING);
         }
     }
 
@@ -359,26 +363,39 @@ impl Daemon {
                     }
                     info!("SIGHUP: looking at disk");
                     self.notifier.reloading();
-                    // A stop does not wait for files that are being written.
-                    tokio::select! {
-                        _ = self.reloader.reload(ReloadOptions::default(), Precondition::default()) => {}
-                        name = signals.stop() => return name,
+                    let reloader = self.reloader.clone();
+                    let reload = reloader.reload(ReloadOptions::default(), Precondition::default());
+                    tokio::pin!(reload);
+                    loop {
+                        tokio::select! {
+                            _ = &mut reload => break,
+                            // A stop does not wait for files that are being written.
+                            name = signals.stop() => return name,
+                            _ = upkeep.tick() => self.keep_up(signals),
+                        }
                     }
                     self.notifier.ready(&self.status());
                     if signals.hung_up() {
                         break "SIGHUP";
                     }
                 }
-                _ = upkeep.tick() => {
-                    self.notifier.status(&self.status());
-                    signals.look_at_terminal();
-                    self.system.dead_letters().tell();
-                    if let Some(mark) = &mut self.mark {
-                        mark.update(&self.system);
-                    }
-                }
+                _ = upkeep.tick() => self.keep_up(signals),
             }
             Boundary::Signals.works();
+        }
+    }
+
+    /// Tells and notes how things are.
+    fn keep_up(&mut self, signals: &mut Signals) {
+        let status = self.status();
+        match self.reloader.is_awaited() {
+            true => self.notifier.working(&status, WORKING),
+            false => self.notifier.status(&status),
+        }
+        signals.look_at_terminal();
+        self.system.dead_letters().tell();
+        if let Some(mark) = &mut self.mark {
+            mark.update(&self.system);
         }
     }
 

@@ -52,8 +52,8 @@ impl Notifier {
         self.send(&[NotifyState::Watchdog]);
     }
 
-    /// The daemon starts, and says more or is ready `within` that time.
-    pub(crate) fn starting(&self, status: &str, within: Duration) {
+    /// The daemon starts or reloads, and says more or is done `within` that time.
+    pub(crate) fn working(&self, status: &str, within: Duration) {
         let micros = u32::try_from(within.as_micros()).unwrap_or(u32::MAX);
         self.send(&[
             NotifyState::Status(&one_line(status)),

@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::SystemTime,
 };
@@ -76,6 +76,24 @@ pub(super) struct Shared {
     /// Modules refused since the start, by reason.
     pub(super) refusal_counts: Mutex<BTreeMap<&'static str, u64>>,
     pub(super) passes: Mutex<Option<Passes>>,
+    /// How many wait for a pass that they have asked for.
+    asking: AtomicUsize,
+}
+
+/// One who waits for a pass, for as long as it does.
+struct Asking<'a>(&'a AtomicUsize);
+
+impl<'a> Asking<'a> {
+    fn begin(asking: &'a AtomicUsize) -> Self {
+        asking.fetch_add(1, Ordering::Relaxed);
+        Self(asking)
+    }
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Shared {
@@ -114,6 +132,7 @@ impl Reloader {
         options: ReloadOptions,
         precondition: Precondition,
     ) -> Result<Report, ReloadError> {
+        let _asking = Asking::begin(&self.shared.asking);
         let (report, answer) = oneshot::channel();
         let request = Request::Pass { options, precondition, report };
         self.requests.send(request).await.map_err(|_| ReloadError::Stopping)?;
@@ -144,6 +163,12 @@ impl Reloader {
             Err(if stopping { RollBackError::Stopping } else { RollBackError::Broke })
         };
         answer.await.unwrap_or_else(gone)
+    }
+
+    /// Whether somebody waits for a pass that was asked for by [`reload`](Self::reload).
+    #[must_use]
+    pub fn is_awaited(&self) -> bool {
+        self.shared.asking.load(Ordering::Relaxed) > 0
     }
 
     /// Asks for a pass without waiting for it.
