@@ -620,8 +620,9 @@ mod tests {
             format!("(module {} {rest})", whole.repeat(n / 200))
         });
         at_most(400_000, "entries of all element segments", |n| {
-            let segment = |n| format!("(elem func {})", "0 ".repeat(n));
-            format!("(module (func) {} {})", segment(300_000), segment(n - 300_000))
+            let segment = |n| format!("(elem (i32.const 0) func {})", "0 ".repeat(n));
+            let segments = format!("{0} {0} {1}", segment(190_000), segment(n - 380_000));
+            format!("(module (func) (table 190000 funcref) {segments})")
         });
         let name = "bytes in the name of an import or export";
         at_most(4 << 10, name, |n| format!(r#"(module (import "{}" "b" (func)))"#, "a".repeat(n)));
@@ -639,7 +640,7 @@ mod tests {
 
     #[test]
     fn what_is_computed_for_each_instance_is_bounded_wherever_it_stands() {
-        const WHAT: &str = "instructions in computed initial values and places";
+        const WHAT: &str = "instructions, entries and segments that are run to fill each instance";
         let module = |item: &str| {
             format!(
                 "(module (func) (memory 1) (table 9 funcref) (global $g i32 i32.const 0) {item})"
@@ -647,26 +648,61 @@ mod tests {
         };
         let read = |item: &str| Binary::read(&wat::parse_str(module(item)).unwrap()).1;
         let over = |valid| matches!(valid, Err(InvalidBinary::OverLimit { what: WHAT, .. }));
-        for (before, after) in
-            [("(global i32", ")"), ("(data (offset", ") \"\")"), ("(elem (offset", ") func 0)")]
-        {
-            // 9,999 and the end.
-            assert_eq!(read(&format!("{before} {} {after}", computed(9_998))), Ok(()), "{before}");
+        for (before, after, itself) in [
+            ("(global i32", ")", 0),
+            ("(data (offset", ") \"\")", 1),
+            ("(elem (offset", ") func 0)", 1),
+        ] {
+            assert_eq!(read(&format!("{before} {} {after}", computed(9_996))), Ok(()), "{before}");
             assert!(over(read(&format!("{before} {} {after}", computed(10_000)))), "{before}");
-            // Many small ones, of three and the end.
+            // Many small ones, of three instructions and the end.
             let small = |n| format!("{before} {} {after}", computed(2)).repeat(n);
-            assert_eq!(read(&small(2_500)), Ok(()), "{before}");
-            assert!(over(read(&small(2_501))), "{before}");
+            let most = 10_000 / (4 + itself);
+            assert_eq!(read(&small(most)), Ok(()), "{before}");
+            assert!(over(read(&small(most + 1))), "{before}");
         }
         let together = format!("(global i32 {0}) (data (offset {0}) \"\")", computed(5_000));
         assert!(over(read(&together)));
-        for plain in [
-            "(global i64 i64.const 1)",
-            "(data (i32.const 1) \"\")",
-            "(elem (i32.const 1) funcref (ref.func 0))",
-        ] {
+        for plain in
+            ["(global i64 i64.const 1)", "(data (i32.const 1) \"\")", "(elem (i32.const 1) func 0)"]
+        {
             assert_eq!(read(&plain.repeat(9_000)), Ok(()), "{plain}");
         }
+    }
+
+    #[test]
+    fn what_cannot_be_copied_into_an_instance_is_bounded() {
+        const WHAT: &str = "instructions, entries and segments that are run to fill each instance";
+        let read = |items: &str| {
+            let text = format!("(module (func) (memory 400) (table 60000 funcref) {items})");
+            Binary::read(&wat::parse_str(text).unwrap()).1
+        };
+        let over =
+            |items: &str| matches!(read(items), Err(InvalidBinary::OverLimit { what: WHAT, .. }));
+        let entries = |head: &str, n: usize| format!("(elem {head} {})", "0 ".repeat(n));
+        let values =
+            |n: usize| format!("(elem (i32.const 0) funcref {})", "(ref.func 0)".repeat(n));
+        // As they are, and into a table that has room for them.
+        assert_eq!(read(&entries("(i32.const 0) func", 60_000)), Ok(()));
+        assert_eq!(read(&entries("declare func", 60_000)), Ok(()));
+        // Entries that only an instruction puts into place, and those after them.
+        assert_eq!(read(&entries("func", 10_000)), Ok(()));
+        assert!(over(&entries("func", 10_001)));
+        assert!(over(&values(10_001)));
+        assert!(over(&entries("(offset i32.const 0 i32.const 0 i32.add) func", 10_001)));
+        let beyond = entries("(i32.const 59999) func", 2);
+        assert_eq!(read(&beyond), Ok(()));
+        assert!(over(&format!("{beyond} {}", entries("(i32.const 0) func", 10_001))));
+        // Data, of which all or nothing is copied.
+        let data = |at: usize| format!("(data (i32.const {at}) \"a\")");
+        let many: String = (0..10_001).map(data).collect();
+        assert_eq!(read(&many), Ok(()));
+        let computed = "(data (offset i32.const 0 i32.const 0 i32.add) \"\")";
+        assert!(over(&format!("{many} {computed}")));
+        let far = data(20 << 20);
+        assert!(over(&format!("{many} {far}")));
+        let dense = format!("(data (i32.const {}) \"{}\")", 1 << 20, "a".repeat(11 << 20));
+        assert_eq!(read(&format!("{many} {dense} {far}")), Ok(()));
     }
 
     #[test]

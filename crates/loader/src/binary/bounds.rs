@@ -46,14 +46,20 @@ pub(super) const GLOBALS: Bound = Bound { what: "globals", max: 10_000 };
 pub(super) const EXPORTS: Bound = Bound { what: "exports", max: 10_000 };
 /// Element segments.
 pub(super) const ELEMENTS: Bound = Bound { what: "element segments", max: 10_000 };
-/// Entries of all element segments, which are made to instructions where the place of a
-/// segment is computed. A table takes half of them.
+/// Entries of all element segments. A table takes half of them.
 pub(super) const ENTRIES: Bound = Bound { what: "entries of all element segments", max: 400_000 };
-/// Instructions of initial values and places that are computed. Each becomes code that no
-/// other bound counts and that runs, without an end to its time, in each new instance.
-/// Toolchains write three where code is made to be moved, and one everywhere else.
-pub(super) const COMPUTED: Bound =
-    Bound { what: "instructions in computed initial values and places", max: 10_000 };
+/// What has to be run to fill a new instance: instructions of values and places that are
+/// computed, and entries of tables and segments of data that cannot be copied as they are.
+/// Each becomes code that no other bound counts and that runs without an end to its time; a
+/// compiler takes kilobytes for it. Toolchains write none, or three for each segment where code
+/// is made to be moved.
+pub(super) const COMPUTED: Bound = Bound {
+    what: "instructions, entries and segments that are run to fill each instance",
+    max: 10_000,
+};
+/// Bytes from the first data of a memory to the last that are copied as they are, however few
+/// of them there are. Where there is more in between, half of it must be data.
+const IMAGE: u64 = 16 << 20;
 /// Data segments. Go writes one for each run of bytes that are not zero.
 pub(super) const DATA: Bound = Bound { what: "data segments", max: 100_000 };
 /// Bytes of all functions, for which a compiler takes half a minute at worst. The largest
@@ -106,6 +112,8 @@ impl Bound {
 pub(super) struct Sections {
     computed: u64,
     entries: u64,
+    /// How many entries each table has from the start.
+    tables: Vec<u64>,
 }
 
 impl Sections {
@@ -135,6 +143,7 @@ impl Sections {
         for table in section.clone() {
             let table = table?;
             TABLE.check(table.ty.initial)?;
+            self.tables.push(table.ty.initial);
             if let TableInit::Expr(value) = &table.init {
                 self.compute(value)?;
             }
@@ -152,17 +161,33 @@ impl Sections {
 
     fn check_elements(&mut self, section: &ElementSectionReader<'_>) -> Result<(), Refused> {
         ELEMENTS.check(section.count())?;
+        // A compiler copies segments as they are up to the first one of which it cannot tell.
+        let mut copied = true;
         for segment in section.clone() {
             let segment = segment?;
-            if let ElementKind::Active { offset_expr, .. } = &segment.kind {
-                self.compute(offset_expr)?;
-            }
-            let entries = match &segment.items {
-                ElementItems::Functions(functions) => functions.count(),
-                ElementItems::Expressions(_, values) => values.count(),
+            let (entries, functions) = match &segment.items {
+                ElementItems::Functions(functions) => (functions.count(), true),
+                ElementItems::Expressions(_, values) => (values.count(), false),
             };
-            self.entries += u64::from(entries);
+            let entries = u64::from(entries);
+            self.entries += entries;
             ENTRIES.check(self.entries)?;
+            let run = match &segment.kind {
+                ElementKind::Active { table_index, offset_expr } => {
+                    self.compute(offset_expr)?;
+                    let table = table_index.unwrap_or(0) as usize;
+                    let size = self.tables.get(table).copied().unwrap_or(0);
+                    let end = place(offset_expr)?.map(|place| place + entries);
+                    copied &= functions && end.is_some_and(|end| end <= size);
+                    !copied
+                }
+                ElementKind::Passive => true,
+                ElementKind::Declared => false,
+            };
+            if run {
+                self.computed += entries;
+                COMPUTED.check(self.computed)?;
+            }
             if let ElementItems::Expressions(_, values) = segment.items {
                 for value in values {
                     self.compute(&value?)?;
@@ -179,20 +204,34 @@ impl Sections {
         memory: Option<u64>,
     ) -> Result<(), Refused> {
         DATA.check(section.count())?;
+        let (mut active, mut bytes, mut first, mut last) = (0_u64, 0_u64, u64::MAX, 0_u64);
+        let mut copied = true;
         for segment in section.clone() {
             let segment = segment?;
             let DataKind::Active { offset_expr, .. } = segment.kind else { continue };
             self.compute(&offset_expr)?;
-            let mut offset = offset_expr.get_operators_reader();
-            // Other offsets are known only when it is instantiated.
-            if let (Operator::I32Const { value }, Operator::End, Some(max)) =
-                (offset.read()?, offset.read()?, memory)
-            {
-                let end = u64::from(value.cast_unsigned()) + segment.data.len() as u64;
+            active += 1;
+            let size = segment.data.len() as u64;
+            // Other places are known only when it is instantiated.
+            let Some(place) = place(&offset_expr)? else {
+                copied = false;
+                continue;
+            };
+            let end = place + size;
+            if let Some(max) = memory {
                 Bound { what: "bytes up to the end of its data in its memory", max }.check(end)?;
             }
+            if size > 0 {
+                (bytes, first, last) = (bytes + size, first.min(place), last.max(end));
+            }
         }
-        Ok(())
+        // A memory of which little is set is not copied either.
+        let image = last.saturating_sub(first);
+        copied &= image < IMAGE || image < 2 * bytes;
+        if !copied {
+            self.computed += active;
+        }
+        Ok(COMPUTED.check(self.computed)?)
     }
 
     /// Counts the instructions of a value, unless it stands there as it is.
@@ -214,6 +253,14 @@ impl Sections {
         }
         Ok(COMPUTED.check(self.computed)?)
     }
+}
+
+/// The place that stands there as it is.
+fn place(offset: &ConstExpr<'_>) -> Result<Option<u64>, Refused> {
+    let mut operators = offset.get_operators_reader();
+    let Operator::I32Const { value } = operators.read()? else { return Ok(None) };
+    let ends = matches!(operators.read()?, Operator::End);
+    Ok(ends.then_some(u64::from(value.cast_unsigned())))
 }
 
 /// Whether the instruction alone is a value that nothing has to be run for.
