@@ -10,6 +10,8 @@
 //! Each epoch of an actor's state has a file of its own, `ACTOR.json` the first and
 //! `ACTOR@NUMBER.json` the others. Which one counts is written with the generations.
 
+mod absences;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File, OpenOptions},
@@ -17,7 +19,7 @@ use std::{
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use parking_lot::Mutex;
@@ -30,11 +32,10 @@ use tokio::time::{self, Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use self::absences::Absences;
+
 /// From one round to the next.
 pub(crate) const EVERY: Duration = Duration::from_secs(2);
-
-/// How long the file of an actor that is gone is kept.
-const KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// How often the files are looked through for actors that are gone.
 const SWEEP_EVERY: Duration = Duration::from_secs(3600);
@@ -66,7 +67,18 @@ struct Past {
     bare: BTreeSet<ActorName>,
     /// Actors whose state could not be written, of which has been told.
     failing: BTreeSet<ActorName>,
+    absences: Absences,
     swept: Option<Instant>,
+}
+
+impl Past {
+    /// Whether the file of that name holds the state of a live actor.
+    fn is_in_use(&self, name: &str, live: &BTreeSet<ActorName>) -> bool {
+        named(name).is_some_and(|(actor, epoch)| {
+            let present = self.written.get(&actor).is_none_or(|(present, _)| *present == epoch);
+            live.contains(&actor) && present
+        })
+    }
 }
 
 /// What one round has done.
@@ -103,7 +115,7 @@ impl Snapshots {
     /// The snapshots in a folder, which exists. What is wrong with them is told as events.
     pub(crate) fn open(folder: impl Into<PathBuf>, events: Arc<Events>) -> Self {
         let folder = folder.into();
-        let mut past = Past::default();
+        let mut past = Past { absences: Absences::read(&folder), ..Past::default() };
         // A file that cannot be listed cannot be read either.
         for entry in fs::read_dir(&folder).into_iter().flatten().filter_map(Result::ok) {
             if let Some((actor, epoch)) = entry.file_name().to_str().and_then(named) {
@@ -179,10 +191,15 @@ impl Snapshots {
         past.written.retain(|name, _| known.contains(name));
         past.bare.retain(|name| known.contains(name));
         past.failing.retain(|name| known.contains(name));
+        for name in past.absences.names() {
+            if past.is_in_use(&name, &live) {
+                past.absences.end(&name);
+            }
+        }
         let now = Instant::now();
         if past.swept.is_none_or(|at| now.duration_since(at) >= SWEEP_EVERY) {
             past.swept = Some(now);
-            self.sweep(&mut past, &live, SystemTime::now());
+            self.sweep(&mut past, &live, now);
         }
         round
     }
@@ -212,7 +229,7 @@ impl Snapshots {
 
     fn replace_state(&self, past: &mut Past, name: &ActorName, state: EpochState) -> Written {
         let EpochState { state, epoch, turns: _ } = state;
-        match replace(&self.folder, &self.path(name, epoch), state.text()) {
+        match replace(&self.folder, &self.path(name, epoch), TITLE, state.text()) {
             Ok(()) => {
                 past.files.entry(name.clone()).or_default().insert(epoch);
                 past.written.insert(name.clone(), (epoch, state));
@@ -285,28 +302,22 @@ impl Snapshots {
     }
 
     /// Removes the files of actors that have been gone for long.
-    ///
-    /// A live actor's file is marked as of now, so a file's age is how long its
-    /// actor has been gone, restarts of the daemon in between or not.
-    fn sweep(&self, past: &mut Past, live: &BTreeSet<ActorName>, now: SystemTime) {
+    fn sweep(&self, past: &mut Past, live: &BTreeSet<ActorName>, now: Instant) {
         let Ok(entries) = fs::read_dir(&self.folder) else { return };
-        for entry in entries.filter_map(Result::ok) {
-            let name = entry.file_name();
-            let Some((actor, epoch)) = name.to_str().and_then(named) else { continue };
-            let path = entry.path();
-            // A file that cannot be marked or removed is only kept too short or too long.
-            let present = past.written.get(&actor).is_none_or(|(present, _)| *present == epoch);
-            if live.contains(&actor) && present {
-                _ = File::options().write(true).open(&path).and_then(|file| file.set_modified(now));
-                continue;
-            }
-            let modified = entry.metadata().and_then(|metadata| metadata.modified());
-            let age = modified.ok().and_then(|modified| now.duration_since(modified).ok());
-            if age.is_some_and(|age| age >= KEPT) && fs::remove_file(&path).is_ok() {
+        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let gone = names.filter(|name| named(name).is_some() && !past.is_in_use(name, live));
+        let gone = gone.collect();
+        for name in past.absences.look(gone, now) {
+            let Some((actor, epoch)) = named(&name) else { continue };
+            // One that cannot be removed is tried again.
+            if fs::remove_file(self.folder.join(&name)).is_ok() {
+                past.absences.end(&name);
                 past.files.entry(actor.clone()).or_default().remove(&epoch);
                 info!(%actor, "the state of an actor that is long gone was removed");
             }
         }
+        // Where it cannot be noted, they are kept longer.
+        _ = past.absences.write(&self.folder);
     }
 }
 
@@ -317,7 +328,7 @@ impl StateFiles for Snapshots {
 
     fn begin(&self, actor: &ActorName, state: &EpochState) -> io::Result<()> {
         let mut past = self.past.lock();
-        replace(&self.folder, &self.path(actor, state.epoch), state.state.text())?;
+        replace(&self.folder, &self.path(actor, state.epoch), TITLE, state.state.text())?;
         past.files.entry(actor.clone()).or_default().insert(state.epoch);
         // Its name has to be on disk before anything that follows from it.
         File::open(&self.folder)?.sync_all()
@@ -360,13 +371,13 @@ fn read(text: &[u8]) -> Result<(State, FileForm), String> {
     Ok((state, form))
 }
 
-/// Puts a file with that state in place of the one at `path`, whole or not at all.
-fn replace(folder: &Path, path: &Path, state: &[u8]) -> io::Result<()> {
+/// Puts a sealed file in place of the one at `path`, whole or not at all.
+fn replace(folder: &Path, path: &Path, title: &str, content: &[u8]) -> io::Result<()> {
     // An actor's name never starts with a dot.
     let new = folder.join(".new");
     let mut file =
         OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-    seal(TITLE, state, &mut file)?;
+    seal(title, content, &mut file)?;
     // Otherwise a crash of the machine could leave the name with nothing behind it.
     file.sync_data()?;
     fs::rename(&new, path)

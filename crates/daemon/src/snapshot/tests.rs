@@ -279,28 +279,85 @@ async fn what_cannot_be_written_is_tried_again() {
 }
 
 #[tokio::test]
-async fn the_state_of_an_actor_that_is_gone_is_kept_for_a_week() {
+async fn the_state_of_an_actor_that_is_gone_is_kept_for_a_week_in_which_daemons_run() {
+    const DAY: Duration = Duration::from_secs(24 * 3600);
     let rig = Rig::new();
-    let now = SystemTime::now();
-    let day = Duration::from_secs(24 * 3600);
-    let gone = |name: &str, days: u32| {
-        let file = File::create(rig.file(name)).unwrap();
-        file.set_modified(now - day * days).unwrap();
+    let names = ["live", "gone", "back"];
+    names.iter().for_each(|name| fs::write(rig.file(name), "{}").unwrap());
+    let here = || names.map(|name| rig.file(name).exists());
+    let live = |names: &[&str]| names.iter().map(|name| name.parse().unwrap()).collect();
+    let began = Instant::now();
+    let daemon = || Snapshots::open(rig.folder.path(), Arc::clone(rig.system.events()));
+    let sweep = |daemon: &Snapshots, days, names: &[&str]| {
+        daemon.sweep(&mut daemon.past.lock(), &live(names), began + DAY * days);
     };
-    gone("live", 30);
-    gone("recent", 6);
-    gone("old", 8);
-    let live = BTreeSet::from(["live".parse().unwrap()]);
-    let nobody = BTreeSet::new();
-    let sweep = |live, now| rig.snapshots.sweep(&mut rig.snapshots.past.lock(), live, now);
-    sweep(&live, now);
-    assert!(rig.file("live").exists() && rig.file("recent").exists());
-    assert!(!rig.file("old").exists());
+    let first = daemon();
+    sweep(&first, 0, &["live"]);
+    sweep(&first, 6, &["live"]);
+    // What was in between is not known.
+    let second = daemon();
+    sweep(&second, 60, &["live"]);
+    assert_eq!(here(), [true, true, true]);
+    sweep(&second, 60, &["live", "back"]);
+    sweep(&second, 61, &["live"]);
+    assert_eq!(here(), [true, false, true], "six days and one");
+    sweep(&second, 67, &["live"]);
+    assert_eq!(here(), [true, false, true], "it was here in between");
     // The live one has just left.
-    sweep(&nobody, now + day);
-    assert!(rig.file("live").exists());
-    sweep(&nobody, now + day * 8);
-    assert!(!rig.file("live").exists());
+    sweep(&second, 68, &[]);
+    assert_eq!(here(), [true, false, false]);
+    sweep(&second, 75, &[]);
+    assert_eq!(here(), [false, false, false]);
+}
+
+#[tokio::test]
+async fn no_state_is_removed_on_the_word_of_a_clock_that_may_be_wrong() {
+    let rig = Rig::new();
+    rig.start("a", Persistence::Snapshot, None).await;
+    rig.set("a", r#"{"n":1}"#).await;
+    assert_eq!(rig.round(), (1, 0));
+    let stop = vec!["a".parse().unwrap()];
+    rig.system.apply(Change { stop, drain: Duration::ZERO, ..Change::default() }).await;
+    while !rig.system.actors().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    // To a machine whose clock has jumped, the file is years old.
+    let file = File::options().write(true).open(rig.file("a")).unwrap();
+    file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+    let another = Snapshots::open(rig.folder.path(), Arc::clone(rig.system.events()));
+    another.write_changed(&System::new(tokio::runtime::Handle::current()));
+    assert_eq!(rig.reloaded("a").as_deref(), Some(r#"{"n":1}"#));
+}
+
+#[tokio::test]
+async fn a_state_whose_actor_comes_back_for_a_moment_is_kept_for_another_week() {
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+    let rig = Rig::new();
+    fs::write(rig.file("a"), "{}").unwrap();
+    let (began, nobody) = (Instant::now(), BTreeSet::new());
+    let sweep = |days| {
+        rig.snapshots.sweep(&mut rig.snapshots.past.lock(), &nobody, began + DAY * days);
+    };
+    assert_eq!(rig.round(), (0, 0));
+    sweep(6);
+    rig.start("a", Persistence::Snapshot, None).await;
+    // There is no sweep within the hour, and the next round knows it all the same.
+    assert_eq!(rig.round(), (0, 0));
+    sweep(12);
+    sweep(18);
+    assert!(rig.file("a").exists());
+    sweep(19);
+    assert!(!rig.file("a").exists());
+}
+
+#[tokio::test]
+async fn a_note_of_absences_that_is_damaged_removes_nothing() {
+    let rig = Rig::new();
+    fs::write(rig.file("a"), "{}").unwrap();
+    fs::write(rig.folder.path().join("absences"), r#"{"a.json":99999999}"#).unwrap();
+    let daemon = Snapshots::open(rig.folder.path(), Arc::clone(rig.system.events()));
+    daemon.sweep(&mut daemon.past.lock(), &BTreeSet::new(), Instant::now());
+    assert!(rig.file("a").exists());
 }
 
 #[tokio::test]
