@@ -456,13 +456,32 @@ async fn what_an_operator_sets_after_a_migration_is_not_what_the_judge_is_asked_
     rig.send("a.in", "1");
     rig.seen(1).await;
     rig.migrate("a", words(2, |text| text != "bad"), r#"{"words":""}"#).await;
+    rig.send("a.in", "2");
+    rig.seen(2).await;
     let set = State::new(r#"{"words":"set"}"#).unwrap();
     rig.actor("a").set_state(set, Precondition::default()).await.unwrap();
     rig.send("a.in", "bad");
     let TrialOutcome::Fell(fall) = rig.verdict("a").await.outcome else { panic!("no fall") };
-    assert_eq!((fall.restore_state, fall.lost_turns), (true, 0));
+    assert_eq!((fall.restore_state, fall.lost_turns), (true, 1), "as before it was set");
     rig.go_back("a", only_letters(1)).await;
-    assert_eq!(rig.seen(2).await[1], "aa");
+    assert_eq!(rig.seen(3).await[2], "aa");
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_migrations_on_trial_the_turns_since_the_first_are_lost() {
+    let mut rig = Rig::new().await;
+    rig.start("a", only_letters(1), settings(), &["sink"]).await;
+    rig.send("a.in", "1");
+    rig.seen(1).await;
+    rig.migrate("a", words(2, |_| true), r#"{"words":""}"#).await;
+    rig.send("a.in", "2");
+    rig.seen(2).await;
+    rig.migrate("a", words(3, |text| text != "bad"), r#"{"words":"again"}"#).await;
+    rig.send("a.in", "bad");
+    let TrialOutcome::Fell(fall) = rig.verdict("a").await.outcome else { panic!("no fall") };
+    assert_eq!((fall.restore_state, fall.lost_turns), (true, 1));
+    rig.go_back("a", only_letters(1)).await;
+    assert_eq!(rig.seen(3).await[2], "aa");
 }
 
 #[tokio::test(start_paused = true)]
