@@ -116,7 +116,10 @@ impl World {
 
     /// A command of the product, in this folder and with nothing of this environment.
     pub(crate) fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(REFLOWD);
+        // A shell has what it runs in the background ignore signals, and what a daemon inherits
+        // it leaves so.
+        let mut command = Command::new("/usr/bin/env");
+        command.args(["--default-signal=HUP,INT", REFLOWD]);
         command.args(args).current_dir(self.dir.path()).env_clear().env("RUST_BACKTRACE", "1");
         command.env("RUST_LIB_BACKTRACE", "0").stdin(Stdio::null());
         command
