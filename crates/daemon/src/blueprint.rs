@@ -101,12 +101,13 @@ impl Draft for TomlDraft {
     }
 
     fn check(&self, lookup: &dyn Fn(&ModuleRef) -> Found) -> Result<Checked, String> {
+        let connectors = connector::Builtin::ALL.iter().map(|b| tail(b.name()).to_owned());
+        let connectors: Arc<[String]> = connectors.collect();
         let mut report = config::check_flow(&self.config, &|module| match lookup(module) {
             Found::Known(metadata) => Lookup::Known(metadata),
-            Found::Missing { looked_at: None, .. } => Lookup::Missing {
-                looked_at: None,
-                names: connector::Builtin::ALL.iter().map(|b| tail(b.name()).to_owned()).collect(),
-            },
+            Found::Missing { looked_at: None, .. } => {
+                Lookup::Missing { looked_at: None, names: connectors.clone() }
+            }
             Found::Missing { looked_at, names } => Lookup::Missing { looked_at, names },
             Found::Awaited => Lookup::Awaited,
             Found::Broken { why } => Lookup::Broken { why },

@@ -92,7 +92,7 @@ pub enum Found {
         /// The file that was looked for; none for a connector.
         looked_at: Option<PathBuf>,
         /// The names that there are.
-        names: Vec<String>,
+        names: Arc<[String]>,
     },
     /// It is on its way, and what it is like is not known. Whether it fits shows when it
     /// has come.

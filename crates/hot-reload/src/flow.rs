@@ -148,17 +148,30 @@ pub struct WireSpec {
     pub origin: String,
 }
 
+/// Where a module comes from, pinned or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Origin<'m> {
+    Stem(&'m str),
+    Path(&'m Path),
+    Download(Digest),
+    Builtin(&'m str),
+}
+
 impl ModuleRef {
     /// Whether both name the same file or connector, pinned or not. Downloads are the
     /// same where their digest is, wherever they come from.
     #[must_use]
     pub fn same_place(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Stem { stem, .. }, Self::Stem { stem: other, .. }) => stem == other,
-            (Self::Path { path, .. }, Self::Path { path: other, .. }) => path == other,
-            (Self::Url { sha256, .. }, Self::Url { sha256: other, .. }) => sha256 == other,
-            (Self::Builtin { name }, Self::Builtin { name: other }) => name == other,
-            _ => false,
+        self.origin() == other.origin()
+    }
+
+    /// What is [the same place](Self::same_place), to look modules up by.
+    pub(crate) fn origin(&self) -> Origin<'_> {
+        match self {
+            Self::Stem { stem, .. } => Origin::Stem(stem),
+            Self::Path { path, .. } => Origin::Path(path),
+            Self::Url { sha256, .. } => Origin::Download(*sha256),
+            Self::Builtin { name } => Origin::Builtin(name),
         }
     }
 

@@ -119,7 +119,7 @@ struct Modules {
     /// The watched folder.
     folder: PathBuf,
     /// The stems of the modules there.
-    stems: BTreeSet<String>,
+    stems: Arc<[String]>,
     found: BTreeMap<PathBuf, Result<Arc<LoadedModule>, String>>,
     downloaded: Downloaded,
     /// How many become actors by lying in the folder.
@@ -163,12 +163,12 @@ impl Modules {
         }
         modules.downloaded = downloads(&loader, config).await;
         if config.daemon.autostart {
-            for stem in modules.stems.clone() {
+            for stem in &*Arc::clone(&modules.stems) {
                 let path = modules.folder.join(format!("{stem}.wasm"));
                 if modules.found.contains_key(&path) {
                     continue;
                 }
-                match modules.hinders(config, &loader, &stem, &path).await {
+                match modules.hinders(config, &loader, stem, &path).await {
                     None => modules.autostarted += 1,
                     Some(why) => modules.unused.push((path, why)),
                 }
@@ -233,10 +233,7 @@ impl Modules {
                 Some(why) => Lookup::Broken { why },
             },
             Some(Err(why)) => Lookup::Broken { why: why.clone() },
-            None => {
-                let names = self.stems.iter().cloned().collect();
-                Lookup::Missing { looked_at: Some(path), names }
-            }
+            None => Lookup::Missing { looked_at: Some(path), names: Arc::clone(&self.stems) },
         }
     }
 
@@ -323,7 +320,7 @@ fn builtin(module: &ModuleRef) -> Lookup {
         Some(builtin) => Lookup::Known(builtin.metadata()),
         None => {
             let names = connector::Builtin::ALL.map(|builtin| builtin.name().to_owned());
-            Lookup::Missing { looked_at: None, names: names.to_vec() }
+            Lookup::Missing { looked_at: None, names: names.into() }
         }
     }
 }
@@ -376,7 +373,8 @@ async fn look(config: &Config) -> Snapshot {
 }
 
 /// The stems of the modules that were seen.
-fn stems(snapshot: &Snapshot) -> BTreeSet<String> {
+fn stems(snapshot: &Snapshot) -> Arc<[String]> {
     let names = snapshot.modules.keys().filter_map(|name| name.to_str());
-    names.filter_map(|name| Some(name.strip_suffix(".wasm")?.to_owned())).collect()
+    let stems = names.filter_map(|name| Some(name.strip_suffix(".wasm")?.to_owned()));
+    stems.collect::<BTreeSet<_>>().into_iter().collect()
 }

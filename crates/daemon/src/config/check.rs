@@ -8,6 +8,7 @@ use std::{
     cell::Cell,
     collections::{BTreeMap, BTreeSet, VecDeque},
     path::PathBuf,
+    sync::Arc,
 };
 
 use reflowd_hot_reload::{ModuleRef, WireSpec};
@@ -37,8 +38,8 @@ pub(crate) enum Lookup {
     Missing {
         /// The path that was tried; `None` for a connector.
         looked_at: Option<PathBuf>,
-        /// The names that there are.
-        names: Vec<String>,
+        /// The names that there are. Each module that is missing has the same.
+        names: Arc<[String]>,
     },
     /// It is to be downloaded, and nothing is known of it before.
     Awaited,

@@ -45,7 +45,7 @@ fn modules(module: &ModuleRef) -> Lookup {
         }
         ModuleRef::Builtin { name } if name == "http-in" => metadata(vec![], vec![]),
         ModuleRef::Builtin { .. } => {
-            Lookup::Missing { looked_at: None, names: vec!["interval".into(), "stdout".into()] }
+            Lookup::Missing { looked_at: None, names: ["interval".into(), "stdout".into()].into() }
         }
         ModuleRef::Stem { stem, .. } => match &**stem {
             "counter" => metadata(
@@ -63,11 +63,11 @@ fn modules(module: &ModuleRef) -> Lookup {
             "broken" => Lookup::Broken { why: "the module does not export `get_metadata`".into() },
             stem => Lookup::Missing {
                 looked_at: Some(format!("/etc/flow/modules/{stem}.wasm").into()),
-                names: vec!["bytes".into(), "counter".into()],
+                names: ["bytes".into(), "counter".into()].into(),
             },
         },
         ModuleRef::Path { path, .. } => {
-            Lookup::Missing { looked_at: Some(path.clone()), names: vec![] }
+            Lookup::Missing { looked_at: Some(path.clone()), names: [].into() }
         }
         ModuleRef::Url { url, .. } if url.file_name() == "gone.wasm" => {
             Lookup::NotDownloaded { why: "the server answers 404".into() }

@@ -4,7 +4,12 @@
 //! that are wired to it: the configuration comes into force, and they go on as they are
 //! until they fit.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    cell::OnceCell,
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    sync::Arc,
+};
 
 use reflowd_runtime::{
     Digest,
@@ -15,6 +20,7 @@ use tokio::time::Instant;
 use super::{Reconciler, telling::Telling};
 use crate::{
     Checked, Depth, Flow, Found, ModuleRef, ReloadOptions, Sight, Snapshot, blueprint::Texts,
+    flow::Origin,
 };
 
 /// A configuration over which the daemon broke.
@@ -23,6 +29,20 @@ pub(super) struct ConfigBreakage {
     pauses: Pauses,
     /// Until when it is not asked about, unless somebody wants that.
     until: Instant,
+}
+
+/// Modules of flows, by where they come from.
+struct Origins<'o> {
+    /// Those of the flow that is in force.
+    in_force: BTreeSet<Origin<'o>>,
+    /// Those of actors in the new flow that have run before a restart.
+    have_run: BTreeSet<Origin<'o>>,
+    /// What runs from there.
+    running: BTreeMap<Origin<'o>, Digest>,
+    /// What has run from there before a restart.
+    recollected: BTreeMap<Origin<'o>, Digest>,
+    /// The stems of the modules in the watched folder, which are seldom asked for.
+    stems: OnceCell<Arc<[String]>>,
 }
 
 impl ConfigBreakage {
@@ -73,8 +93,11 @@ impl Reconciler {
         self.load_recollected(draft.flow(), &snapshot, telling).await;
         let now = Instant::now();
         let flow = draft.flow();
-        let asked = Boundary::Config
-            .catch(|| draft.check(&|module| self.found(module, flow, &snapshot, now)));
+        let asked = {
+            let origins = self.origins(flow);
+            let found = |module: &ModuleRef| self.found(module, &origins, &snapshot, now);
+            Boundary::Config.catch(|| draft.check(&found))
+        };
         match self.unbroken(&texts, asked) {
             Ok(Checked { warnings, misfits }) => {
                 telling.report.warnings.extend(warnings);
@@ -140,12 +163,35 @@ impl Reconciler {
         snapshot
     }
 
+    /// Where the modules come from that another flow may name too. For as many questions as
+    /// there are actors.
+    fn origins<'o>(&'o self, flow: &'o Flow) -> Origins<'o> {
+        let in_force = self.memory.flow.actors.values().map(|spec| spec.module.origin());
+        let run = flow.actors.iter().filter(|(name, _)| self.recollected.contains_key(*name));
+        // Of several, the first one counts.
+        let running = self.running.actors.values().rev();
+        let recollected = self.recollected.values().rev();
+        Origins {
+            in_force: in_force.collect(),
+            have_run: run.map(|(_, spec)| spec.module.origin()).collect(),
+            running: running.map(|run| (run.spec.module.origin(), run.digest)).collect(),
+            recollected: recollected.map(|ran| (ran.spec.module.origin(), ran.digest)).collect(),
+            stems: OnceCell::new(),
+        }
+    }
+
     /// What can be said of a module that an actor names, by what is on disk or what runs.
-    fn found(&self, module: &ModuleRef, flow: &Flow, snapshot: &Snapshot, now: Instant) -> Found {
+    fn found(
+        &self,
+        module: &ModuleRef,
+        origins: &Origins<'_>,
+        snapshot: &Snapshot,
+        now: Instant,
+    ) -> Found {
         if let ModuleRef::Builtin { name } = module {
             return match self.blueprint.connector_metadata(name, None) {
                 Some(metadata) => Found::Known(metadata),
-                None => Found::Missing { looked_at: None, names: Vec::new() },
+                None => Found::Missing { looked_at: None, names: Arc::default() },
             };
         }
         let sight = snapshot.module(module);
@@ -157,21 +203,16 @@ impl Reconciler {
         if let ModuleRef::Url { .. } = module {
             // A download that turns out bad is no reason to refuse a configuration that was
             // taken before it had come, nor one whose actor has something else to run.
-            let mut in_force = self.memory.flow.actors.values();
-            let was_taken = self.configured && in_force.any(|s| s.module.same_place(module));
-            let mut users = flow.actors.iter().filter(|(_, s)| s.module.same_place(module));
-            let has_run = users.any(|(name, _)| self.recollected.contains_key(name));
+            let was_taken = self.configured && origins.in_force.contains(&module.origin());
+            let has_run = origins.have_run.contains(&module.origin());
             if digest.is_none() || was_taken || has_run {
                 return Found::Awaited;
             }
         }
         // A bad new version does not make the configuration wrong: the old one runs on.
-        let runs = self.running.actors.values().find(|actor| actor.spec.module.same_place(module));
-        if let Some(metadata) = runs.and_then(|actor| known(&actor.digest)) {
-            return Found::Known(metadata.clone());
-        }
-        let ran = self.recollected.values().find(|last| last.spec.module.same_place(module));
-        if let Some(metadata) = ran.and_then(|last| known(&last.digest)) {
+        let runs = origins.running.get(&module.origin()).and_then(known);
+        let ran = || origins.recollected.get(&module.origin()).and_then(known);
+        if let Some(metadata) = runs.or_else(ran) {
             return Found::Known(metadata.clone());
         }
         if let Some(bad) = digest.and_then(|d| self.memory.bad_modules.standing(d, now)) {
@@ -190,14 +231,15 @@ impl Reconciler {
             Sight::Missing | Sight::Gone => {
                 let place = module.place_in(&self.folder);
                 let looked_at = place.and_then(|place| place.file().map(Path::to_owned));
-                Found::Missing { looked_at, names: stems(snapshot) }
+                let names = Arc::clone(origins.stems.get_or_init(|| stems(snapshot)));
+                Found::Missing { looked_at, names }
             }
         }
     }
 }
 
 /// The stems of the modules in the watched folder.
-fn stems(snapshot: &Snapshot) -> Vec<String> {
+fn stems(snapshot: &Snapshot) -> Arc<[String]> {
     let names = snapshot.modules.keys().filter_map(|name| name.to_str());
     names.filter_map(|name| name.strip_suffix(".wasm")).map(str::to_owned).collect()
 }
