@@ -46,7 +46,7 @@ fn endless_schema(keyword: &str) -> Value {
     json!({"$ref": "#/$defs/a0", "$defs": defs})
 }
 
-fn with_schema(schema: &Value) -> Vec<u8> {
+pub(crate) fn with_schema(schema: &Value) -> Vec<u8> {
     describing(&json!({
         "component": "Bomb",
         "inports": [{"name": "in", "port_type": "Any"}],

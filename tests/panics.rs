@@ -1,14 +1,17 @@
 //! Panics on purpose at every boundary of the real daemon: each costs what was in hand there, is
 //! told, and leaves everything else as it was.
 
-use std::os::unix::net::UnixDatagram;
+use std::{io::Write as _, os::unix::net::UnixDatagram};
 
-use serde_json::Value;
+use flate2::{Compression, write::GzEncoder};
+use serde_json::{Value, json};
 use sha2::Digest as _;
 
 use crate::{
-    rig::{Daemon, World, guest, request_at, shaky},
+    bounds::with_schema,
+    rig::{Daemon, World, guest, repository, request_at, shaky},
     server::{Server, Way},
+    trace::collector,
 };
 
 const FOLDERS: &str = "[daemon]\nmodules = \"../modules\"\ndata = \"../data\"\nquiet = \"10ms\"\n";
@@ -191,8 +194,10 @@ fn tasks_of_the_background_begin_anew() {
     ];
     let attempts = ["actor", "source-task", "source", "turn"];
     let wish: Vec<_> = tasks.into_iter().chain(attempts).chain(["log"]).collect();
-    // The watchdog has two tasks, and each breaks.
-    let wish = wish.join(",").replace("watchdog", "watchdog*2");
+    // The watchdog has two tasks, and each breaks. The watcher breaks in what it does aside and
+    // in what waits for it, events in their task and in what writes them.
+    let wish = wish.join(",").replace("watchdog", "watchdog*2").replace("watcher", "watcher*2");
+    let wish = wish.replace("events", "events*2");
     let daemon = world.start_as({
         command.env("REFLOWD_TEST_PANIC", wish);
         command
@@ -237,7 +242,7 @@ fn requests_and_connections_that_break_cost_only_themselves() {
          [[wires]]\nfrom = \"door.out\"\nto = \"relay.in\"\n[actors.relay]\nmodule = \"relay\"\n"
     ));
     // The rig's own first connection asks for events.
-    let wish = "admin-request@1,admin-connection@3,http-in-request,http-in-connection@1";
+    let wish = "admin-request@1,admin-connection@3,http-in-request,http-in-connection@1,unpack";
     let daemon = breaking(world, wish);
     assert_eq!(daemon.get("/livez").status, 200);
     let broke = daemon.get("/v1/actors");
@@ -253,12 +258,13 @@ fn requests_and_connections_that_break_cost_only_themselves() {
     assert!(cut.is_err());
     assert_eq!(daemon.get("/livez").status, 200);
 
-    let post = || {
-        use std::io::{Read, Write};
+    let post_as = |coding: &str, body: &[u8]| {
+        use std::io::Read;
         let mut stream = std::net::TcpStream::connect(port).unwrap();
-        let body = "{}";
         let head = "POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Type: application/json\r\n";
-        _ = write!(stream, "{head}Content-Length: {}\r\n\r\n{body}", body.len());
+        let length = body.len();
+        let head = format!("{head}Content-Encoding: {coding}\r\nContent-Length: {length}\r\n\r\n");
+        _ = stream.write_all(&[head.as_bytes(), body].concat());
         let mut answer = String::new();
         _ = stream.read_to_string(&mut answer);
         answer
@@ -266,11 +272,19 @@ fn requests_and_connections_that_break_cost_only_themselves() {
     daemon.until("it listens", |_| {
         std::net::TcpStream::connect(port).is_ok() && panics(&daemon, "http-in-connection") == 1.0
     });
-    let broke = post();
-    assert!(broke.starts_with("HTTP/1.1 500") && !broke.contains("for a test"), "{broke}");
-    let taken = post();
-    assert!(taken.starts_with("HTTP/1.1 202"), "{taken}");
-    for part in ["admin-request", "admin-connection", "http-in-request", "http-in-connection"] {
+    let mut packed = GzEncoder::new(Vec::new(), Compression::best());
+    packed.write_all(b"{}").unwrap();
+    let packed = packed.finish().unwrap();
+    for (coding, body) in [("identity", b"{}".as_slice()), ("gzip", &packed)] {
+        let broke = post_as(coding, body);
+        assert!(broke.starts_with("HTTP/1.1 500") && !broke.contains("for a test"), "{broke}");
+        let taken = post_as(coding, body);
+        assert!(taken.starts_with("HTTP/1.1 202"), "{taken}");
+    }
+    daemon.until("both are done", |d| d.sum("reflowd_messages_completed_total") == 2.0);
+    let parts =
+        ["admin-request", "admin-connection", "http-in-request", "http-in-connection", "unpack"];
+    for part in parts {
         panicked(&daemon, part);
         assert_eq!(panics(&daemon, part), 1.0, "{part}");
     }
@@ -304,14 +318,128 @@ fn a_module_over_which_the_loader_breaks_is_refused_and_no_other() {
     for at in 2..=3 {
         let daemon = breaking(relay(keys), &format!("prepare@{at}"));
         daemon.world.module("second", &shaky("v1", "steady"));
-        daemon.until("it is started", |d| {
-            d.reload();
-            d.actor("second")["state"] == "active"
-        });
+        daemon.reload();
         panicked(&daemon, "prepare");
+        // It is tried again though nothing else would make it look for an hour.
+        daemon.wait_event("started", "second");
+        assert_eq!(panics(&daemon, "prepare"), 1.0);
         let refused = daemon.events(0).find(|event| event["event"] == "change-refused");
         assert_eq!(refused["actors"], serde_json::json!(["second"]), "{refused}");
     }
+}
+
+#[test]
+fn a_schema_over_which_the_library_breaks_is_no_fault_of_the_module() {
+    let keys = "watch = false\nrescan = \"1h\"\n";
+    let module = with_schema(&json!({"type": "object"}));
+    // When the module is loaded.
+    let daemon = breaking(relay(keys), "schema");
+    daemon.world.module("second", &module);
+    daemon.reload();
+    let event = daemon.events(0).find(|event| event["event"] == "module-refused");
+    assert_eq!(event["reason"], "broke", "{event}");
+    panicked(&daemon, "schema");
+    let again = daemon.post("/v1/reload?force=true", "").json();
+    assert_eq!(again["added"], json!(["second"]), "{again}");
+    serves(&daemon);
+    // When an actor's configuration is held against it.
+    let daemon = breaking(relay(keys), "schema@1");
+    daemon.world.module("second", &module);
+    daemon.reload();
+    let refused = daemon.events(0).find(|event| event["event"] == "change-refused");
+    assert_eq!(refused["actors"], json!(["second"]), "{refused}");
+    panicked(&daemon, "schema");
+    daemon.wait_event("started", "second");
+}
+
+#[test]
+fn watching_that_breaks_is_begun_anew() {
+    // The thread of the library dies, or the attempt to watch breaks. No rescan helps.
+    for part in ["notify", "watcher"] {
+        let daemon = breaking(relay("rescan = \"1h\"\n"), part);
+        daemon.world.module("second", &guest("relay"));
+        panicked(&daemon, part);
+        daemon.wait_event("started", "second");
+        recovered(&daemon, part);
+        daemon.world.module("third", &guest("relay"));
+        daemon.wait_event("started", "third");
+        assert_eq!((panics(&daemon, part), daemon.get("/readyz").status), (1.0, 200));
+    }
+}
+
+#[test]
+fn events_over_which_writing_breaks_are_on_disk_later_each_once() {
+    let daemon = breaking(relay(""), "events@1*2");
+    recovered(&daemon, "events");
+    assert_eq!(panics(&daemon, "events"), 2.0);
+    let (status, _, world) = daemon.stop();
+    assert_eq!(status.code(), Some(0));
+    let daemon = world.start();
+    let past = daemon.get("/v1/events").body;
+    let past: Vec<Value> = past.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let of = |event: &str| past.iter().filter(|e| e["event"] == event).count();
+    assert_eq!((of("daemon-started"), of("panicked"), of("part-recovered")), (2, 2, 1), "{past:?}");
+    let numbers: Vec<_> = past.iter().map(|event| event["number"].as_u64().unwrap()).collect();
+    assert!(numbers.is_sorted_by(|one, next| one + 1 == *next), "{numbers:?}");
+}
+
+#[test]
+fn spans_over_which_the_client_breaks_are_told_and_lost_alone() {
+    let (url, spans) = collector();
+    let world = relay("");
+    let mut command = world.command(&[]);
+    command.env("REFLOWD_TEST_PANIC", "spans@1").env("OTEL_EXPORTER_OTLP_ENDPOINT", url);
+    let daemon = world.start_as(command);
+    serves(&daemon);
+    panicked(&daemon, "spans");
+    let of = |fate: &str| daemon.metrics()[&format!("reflowd_spans_total{{fate=\"{fate}\"}}")];
+    daemon.until("they are counted as lost", |_| of("not-taken") == 1.0);
+    daemon.send("relay.in", "2");
+    spans.recv_timeout(crate::rig::PATIENCE).unwrap();
+    recovered(&daemon, "spans");
+    daemon.until("the next is counted", |_| of("sent") == 1.0);
+    assert_eq!(of("not-taken"), 1.0);
+}
+
+#[test]
+fn a_judge_over_which_the_daemon_breaks_costs_one_message_and_no_state() {
+    // When an engine is made for it, and in its turn.
+    for wish in ["judge", "judge@1"] {
+        let world = World::new(&format!(
+            "{FOLDERS}autostart = false\n[actors.a]\nmodule = \"shaky\"\nretries = 0\n"
+        ));
+        world.module("shaky", &shaky("v1", "steady"));
+        let daemon = breaking(world, wish);
+        daemon.world.module("shaky", &shaky("v2", "third"));
+        daemon.wait_event("swapped", "a");
+        for seq in 0..6 {
+            daemon.send("a.in", &format!("{{\"sender\":0,\"seq\":{seq}}}"));
+        }
+        panicked(&daemon, "judge");
+        // The next time that it is asked, it stands.
+        daemon.until("all but one are done", |d| {
+            d.sum("reflowd_messages_completed_total") == 5.0
+                && d.sum("reflowd_messages_dead_lettered_total") == 1.0
+        });
+        assert_eq!(panics(&daemon, "judge"), 1.0);
+    }
+}
+
+#[test]
+fn a_request_of_a_guest_that_breaks_costs_its_turn_as_a_trap_does() {
+    let endless = repository().join("tests/hostile/loop-of-http.wat");
+    let text = std::fs::read_to_string(endless).unwrap();
+    let (begin, end) = ("(loop $l (drop (call $http", "(br $l)) unreachable");
+    assert!(text.contains(begin) && text.contains(end), "{text}");
+    let once = text.replace(begin, "(drop (call $http");
+    let once = once.replace(end, "(call $answer (i32.const 600) (i32.const 14))");
+    let world = World::new(FOLDERS);
+    world.module("asks", &wat::parse_str(once).unwrap());
+    let daemon = breaking(world, "guest-http");
+    daemon.send("asks.in", "1");
+    panicked(&daemon, "guest-http");
+    daemon.until("it is tried again", |d| d.sum("reflowd_messages_completed_total") == 1.0);
+    assert_eq!(daemon.actor("asks")["failures"], 1);
 }
 
 #[test]

@@ -121,13 +121,16 @@ impl EventLog {
     /// Writes events as they come, until it is stopped. The last ones are for
     /// [`flush`](Self::flush).
     pub(crate) async fn keep(self: Arc<Self>, stop: CancellationToken) {
+        Boundary::Events.keep(|| self.write_on(&stop)).await;
+    }
+
+    async fn write_on(self: &Arc<Self>, stop: &CancellationToken) {
         let mut pauses = Pauses::default();
         loop {
             let last = self.writing.lock().last;
-            let (past, mut live) = self.events.since(last);
-            let mut batch = past;
+            let (mut batch, mut live) = self.events.since(last);
             let pause = loop {
-                let log = Arc::clone(&self);
+                let log = Arc::clone(self);
                 match Boundary::Events.aside(move || log.write(&batch)).await {
                     Ok(BatchEnd::OnDisk) => {
                         pauses.succeeded();
@@ -139,7 +142,7 @@ impl EventLog {
                         break Boundary::Events.again_after(&mut pauses);
                     }
                 }
-                let Some(more) = next(&mut live, self.sync_after(), &stop).await else {
+                let Some(more) = next(&mut live, self.sync_after(), stop).await else {
                     break PAUSE;
                 };
                 batch = more;
@@ -244,8 +247,16 @@ impl LogWriter {
             Some(file) => file,
             none => {
                 let path = folder.join(NEWER);
-                let end = read_own_file(&path).map_or(0, |bytes| read(&bytes).whole);
-                none.insert((append_to(&path, end)?, end))
+                let found = read_own_file(&path).map(|bytes| read(&bytes)).unwrap_or_default();
+                let opened = none.insert((append_to(&path, found.whole)?, found.whole));
+                if let Some(last) = found.events.last()
+                    && last.number >= event.number
+                {
+                    // An attempt that broke has got so far.
+                    self.last = last.number;
+                    return Ok(());
+                }
+                opened
             }
         };
         let line = line(event);

@@ -20,7 +20,7 @@ use std::{
 
 use reflowd_runtime::{HttpRequest, Span, SpanSink, Spanning, TraceFlags, panic::Boundary};
 use serde_json::{Value, json};
-use tokio::{sync::mpsc, task::spawn_blocking, time};
+use tokio::{sync::mpsc, time};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use ureq::{
@@ -157,8 +157,8 @@ impl Exporter {
 
     async fn bring(&mut self, stopping: &CancellationToken) {
         let mut batch = Vec::with_capacity(BATCH);
+        Boundary::Spans.works();
         while !stopping.is_cancelled() {
-            Boundary::Spans.works();
             tokio::select! {
                 () = stopping.cancelled() => break,
                 taken = self.queue.recv_many(&mut batch, BATCH) => if taken == 0 { return },
@@ -221,13 +221,15 @@ impl Exporter {
             request = request.header(name, value);
         }
         let body = Arc::clone(body);
-        // A panic of the client is a failure like any other.
-        let sent = spawn_blocking(move || request.send(&*body).map(answered)).await;
-        match sent {
+        let sent = Boundary::Spans.aside(move || request.send(&*body).map(answered)).await;
+        let failed = |why, again| Sent::Failed(Failed { why, again });
+        let sent = match sent {
             Ok(Ok(sent)) => sent,
-            Ok(Err(error)) => Sent::Failed(Failed { why: error.to_string(), again: Again::Away }),
-            Err(error) => Sent::Failed(Failed { why: error.to_string(), again: Again::Never }),
-        }
+            Ok(Err(error)) => failed(error.to_string(), Again::Away),
+            Err(panic) => return failed(panic.to_string(), Again::Never),
+        };
+        Boundary::Spans.works();
+        sent
     }
 
     /// The collector has taken a batch but for what it rejected.

@@ -10,10 +10,10 @@ use std::{error::Error, io, sync::Arc, time::Duration};
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt as _;
 use hyper::body::Body;
+use reflowd_runtime::panic::{Boundary, Panic};
 use thiserror::Error;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
-    task::spawn_blocking,
     time,
 };
 
@@ -67,6 +67,9 @@ pub(crate) enum ReceiveError {
     /// The connection or the body is broken.
     #[error("it is broken")]
     Broken(#[source] Box<dyn Error + Send + Sync>),
+    /// The daemon broke over it.
+    #[error(transparent)]
+    Broke(#[from] Panic),
 }
 
 impl From<io::Error> for ReceiveError {
@@ -129,7 +132,7 @@ impl Receipts {
         let turn = Arc::clone(&self.unpacking).acquire_owned().await;
         let turn = turn.expect("the semaphore is never closed");
         let mut receipt = self.begin();
-        let unpacking = spawn_blocking(move || {
+        let unpacking = Boundary::Unpack.aside(move || {
             let mut all = BytesMut::new();
             coding.unpack(&packed, |piece| {
                 let length = all.len() + piece.len();
@@ -143,7 +146,7 @@ impl Receipts {
             drop((turn, of_packed));
             Ok((all.freeze(), receipt))
         });
-        unpacking.await.unwrap_or_else(|panic| Err(ReceiveError::Broken(panic.into())))
+        unpacking.await?
     }
 
     async fn read_on<B>(&self, mut body: B, limit: usize) -> Result<(Bytes, Receipt), ReceiveError>

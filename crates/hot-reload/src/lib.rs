@@ -84,7 +84,7 @@ pub use generations::{
 pub use history::{History, HistoryError, WriteHistoryError};
 pub use include::{Include, IncludeError};
 pub use kept::{Claims, KeepError, Kept, OpenKeptError, ReadKeptError};
-pub use negative::{BadModules, Fault, RefusedChanges, Standing};
+pub use negative::{BadModules, Fault, Holds, RefusedChanges, Standing};
 pub use own_file::read_own_file;
 pub use plan::{
     Adjusting, Blocked, ChangePlan, Doubt, Held, Note, Plan, Removals, Retired, Starting,

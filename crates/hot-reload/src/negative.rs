@@ -9,7 +9,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use reflowd_runtime::Digest;
+use reflowd_runtime::{Digest, panic::Pauses};
 use tokio::time::Instant;
 
 use crate::ChangePlan;
@@ -98,6 +98,19 @@ impl BadModules {
     }
 }
 
+/// How long the refusal of a change holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Holds {
+    /// As long as its surroundings are the same.
+    Lasts,
+    /// The daemon broke over it: it is tried again, with growing pauses.
+    Rests,
+    /// It is one that is remembered already.
+    Known,
+    /// Another time it may go well.
+    Passes,
+}
+
 /// Changes that were refused for their surroundings: ports that do not fit, a
 /// configuration that the module does not take.
 ///
@@ -106,27 +119,58 @@ impl BadModules {
 /// either side a different change.
 #[derive(Clone, Debug, Default)]
 pub struct RefusedChanges {
-    refused: Vec<(ChangePlan, String)>,
+    refused: Vec<RefusedChange>,
+}
+
+/// One remembered refusal.
+#[derive(Clone, Debug)]
+struct RefusedChange {
+    change: ChangePlan,
+    why: String,
+    /// When to try again; never, where only other surroundings help.
+    retry: Option<Instant>,
+    pauses: Pauses,
+}
+
+impl RefusedChange {
+    fn stands(&self, now: Instant) -> bool {
+        self.retry.is_none_or(|retry| now < retry)
+    }
 }
 
 impl RefusedChanges {
-    /// Remembers that the change was refused.
-    pub fn refuse(&mut self, change: ChangePlan, why: impl Into<String>) {
-        self.refused.retain(|(refused, _)| *refused != change);
-        self.refused.push((change, why.into()));
+    /// Remembers that the change was refused, for as long as that holds.
+    pub fn refuse(&mut self, change: ChangePlan, holds: Holds, why: String, now: Instant) {
+        if matches!(holds, Holds::Known | Holds::Passes) {
+            return;
+        }
+        let before = self.refused.iter().position(|refused| refused.change == change);
+        let before = before.map(|at| self.refused.swap_remove(at));
+        let mut pauses = before.map_or_else(Pauses::default, |refused| refused.pauses);
+        let retry = match holds {
+            Holds::Rests => Some(now + pauses.after_another()),
+            _ => None,
+        };
+        self.refused.push(RefusedChange { change, why, retry, pauses });
     }
 
-    /// Why the change must not be tried again, if so.
+    /// Why the change must not be tried now, if so.
     #[must_use]
-    pub fn standing(&self, change: &ChangePlan) -> Option<&str> {
-        let refused = self.refused.iter().find(|(refused, _)| refused == change);
-        refused.map(|(_, why)| why.as_str())
+    pub fn standing(&self, change: &ChangePlan, now: Instant) -> Option<&str> {
+        let refused = self.refused.iter().find(|refused| refused.change == *change);
+        refused.filter(|refused| refused.stands(now)).map(|refused| refused.why.as_str())
+    }
+
+    /// When the next change is worth another try.
+    #[must_use]
+    pub fn next_retry(&self, now: Instant) -> Option<Instant> {
+        self.refused.iter().filter_map(|refused| refused.retry).filter(|at| *at > now).min()
     }
 
     /// Forgets the changes that are not asked for any more: the next plan is
     /// the only one that can ask again.
     pub fn keep_only(&mut self, changes: &[ChangePlan]) {
-        self.refused.retain(|(refused, _)| changes.contains(refused));
+        self.refused.retain(|refused| changes.contains(&refused.change));
     }
 
     /// Forgets everything.
@@ -200,10 +244,29 @@ mod tests {
         };
         let first = change(Generation::FIRST);
         let mut refused = RefusedChanges::default();
-        refused.refuse(first.clone(), "no such port");
-        assert_eq!(refused.standing(&first), Some("no such port"));
-        assert_eq!(refused.standing(&change(Generation::FIRST.next())), None);
+        let now = Instant::now();
+        refused.refuse(first.clone(), Holds::Lasts, "no such port".into(), now);
+        assert_eq!(refused.standing(&first, now + minutes(100)), Some("no such port"));
+        assert_eq!(refused.standing(&change(Generation::FIRST.next()), now), None);
+        assert_eq!(refused.next_retry(now), None);
         refused.keep_only(&[]);
-        assert_eq!(refused.standing(&first), None);
+        assert_eq!(refused.standing(&first, now), None);
+    }
+
+    #[test]
+    fn a_change_over_which_the_daemon_breaks_is_tried_again_with_growing_pauses() {
+        let (mut now, mut refused) = (Instant::now(), RefusedChanges::default());
+        let change = ChangePlan::default();
+        for pause in [1, 5, 15, 60, 60] {
+            refused.refuse(change.clone(), Holds::Rests, "it broke".into(), now);
+            // Being asked for meanwhile makes nothing longer.
+            refused.refuse(change.clone(), Holds::Known, "it broke".into(), now);
+            let again = now + Duration::from_secs(pause);
+            assert_eq!(refused.next_retry(now), Some(again));
+            assert!(refused.standing(&change, again - Duration::from_millis(1)).is_some());
+            assert!(refused.standing(&change, again).is_none());
+            refused.keep_only(std::slice::from_ref(&change));
+            now = again;
+        }
     }
 }

@@ -30,7 +30,7 @@ use std::{
 use reflowd_loader::{Loader, ModuleUrl};
 use reflowd_runtime::{
     ActorName, Digest, Epoch, System,
-    panic::{Boundary, Panic, Pauses, untrusted},
+    panic::{Boundary, Breakage, Panic, untrusted},
 };
 use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -148,16 +148,9 @@ pub struct Reconciler {
     unread: BTreeMap<Digest, String>,
     shared: Arc<Shared>,
     requests: mpsc::Receiver<Request>,
+    /// Passes that have broken: until it is over, none is made but one that somebody asks for.
     breakage: Breakage,
     config_breakage: Option<ConfigBreakage>,
-}
-
-/// Passes that have broken.
-#[derive(Default)]
-struct Breakage {
-    pauses: Pauses,
-    /// Until when no pass is made but one that somebody asks for.
-    until: Option<Instant>,
 }
 
 /// What passes have made up their minds about. A dry run puts it back as it was.
@@ -254,7 +247,7 @@ impl Reconciler {
             if let Ok(report) = self.note_breakage(unbroken) {
                 return report;
             }
-            if let Some(until) = self.breakage.until {
+            if let Some(until) = self.breakage.until() {
                 tokio::time::sleep_until(until).await;
             }
         }
@@ -297,7 +290,9 @@ impl Reconciler {
             };
             let done = match work {
                 Ok(work) => {
-                    Boundary::Watcher.works();
+                    if !self.watcher.rests() {
+                        Boundary::Watcher.works();
+                    }
                     Boundary::Pass.hold(self.do_work(work)).await
                 }
                 Err(panic) => Err(panic),
@@ -309,7 +304,7 @@ impl Reconciler {
     /// Waits for something to do. May be dropped and called again.
     async fn wait(&mut self) -> Work {
         let system = self.system.clone();
-        if let Some(until) = self.breakage.until {
+        if let Some(until) = self.breakage.until() {
             return tokio::select! {
                 biased;
                 Some(request) = self.requests.recv() => Work::Request(request),
@@ -340,8 +335,7 @@ impl Reconciler {
                 Boundary::Pass.works();
             }
             Err(panic) => {
-                let pause = panic.boundary().again_after(&mut self.breakage.pauses);
-                self.breakage.until = Some(Instant::now() + pause);
+                self.breakage.broke(panic.boundary());
                 // A dry run leaves nothing behind, however it ends.
                 if let Some(before) = self.before_dry_run.take() {
                     self.memory = before;
@@ -460,6 +454,9 @@ impl Reconciler {
             self.watcher.again(Instant::now());
         }
         if let Some(retry) = self.memory.bad_modules.next_retry(Instant::now()) {
+            self.watcher.again(retry);
+        }
+        if let Some(retry) = self.memory.refused_changes.next_retry(Instant::now()) {
             self.watcher.again(retry);
         }
         if let Some(again) = self.downloads.next_try() {
@@ -725,7 +722,7 @@ impl Reconciler {
             }
         }
         for change in plan.changes {
-            let Err(ChangeRefused { why, lasts }) =
+            let Err(ChangeRefused { why, holds }) =
                 self.try_change(&change, snapshot, options).await
             else {
                 telling.change(&change);
@@ -743,9 +740,7 @@ impl Reconciler {
             }
             telling.change_refused(&change, &why);
             held.extend(touched(&change).into_iter().map(|actor| (actor, why.clone())));
-            if lasts {
-                self.memory.refused_changes.refuse(change, why);
-            }
+            self.memory.refused_changes.refuse(change, holds, why, Instant::now());
         }
         telling.changed();
         if !options.dry_run {

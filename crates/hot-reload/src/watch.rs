@@ -12,9 +12,10 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
+    thread,
     time::Duration,
 };
 
@@ -22,9 +23,9 @@ use notify::{
     Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher,
     event::{AccessKind, AccessMode},
 };
+use reflowd_runtime::panic::{Boundary, Breakage, Panic};
 use tokio::{
     sync::Notify,
-    task::spawn_blocking,
     time::{Instant, sleep_until},
 };
 use tracing::{debug, info, warn};
@@ -74,6 +75,8 @@ pub struct DiskWatcher {
     signal: Arc<Signal>,
     roots: BTreeSet<PathBuf>,
     armed: Option<Armed>,
+    /// Watching that broke, here or in the library.
+    breakage: Breakage,
     watching: Watching,
 }
 
@@ -93,6 +96,14 @@ struct Signal {
 struct Armed {
     watcher: Option<RecommendedWatcher>,
     watches: Watches,
+    /// Why its thread has ended unbidden, if it has.
+    lost: Arc<OnceLock<Panic>>,
+}
+
+/// Belongs to the handler of a watcher, with which it goes when the library's thread ends.
+struct Pulse {
+    signal: Arc<Signal>,
+    lost: Arc<OnceLock<Panic>>,
 }
 
 /// The folders to watch, as they are at the moment.
@@ -105,6 +116,24 @@ struct Watches {
     anchors: BTreeMap<PathBuf, (u64, u64)>,
     /// What appears, vanishes or is replaced in them.
     names: BTreeSet<PathBuf>,
+}
+
+impl Pulse {
+    /// Something has happened, whatever it is.
+    fn ring(&self) {
+        self.signal.changed.store(true, Ordering::Release);
+        self.signal.rung.notify_one();
+    }
+}
+
+impl Drop for Pulse {
+    fn drop(&mut self) {
+        // A thread that is told to end does so without a panic.
+        if thread::panicking() {
+            _ = self.lost.set(Panic::unwinding(Boundary::Notify));
+            self.ring();
+        }
+    }
 }
 
 impl Demand {
@@ -133,6 +162,7 @@ impl DiskWatcher {
             signal: Arc::default(),
             roots: roots.into_iter().collect(),
             armed: None,
+            breakage: Breakage::default(),
             watching,
         }
     }
@@ -192,6 +222,12 @@ impl DiskWatcher {
         &self.watching
     }
 
+    /// Whether watching has broken, and is not tried again yet.
+    #[must_use]
+    pub fn rests(&self) -> bool {
+        self.breakage.rests()
+    }
+
     fn take_signals(&mut self) {
         if self.signal.changed.swap(false, Ordering::AcqRel) {
             self.settle.event(Instant::now());
@@ -203,22 +239,34 @@ impl DiskWatcher {
 
     /// Watches what there is to watch now, if that is not what is watched.
     async fn arm(&mut self) {
-        if self.eyes == Eyes::Blind {
+        if let Some(panic) = self.armed.as_ref().and_then(|armed| armed.lost.get().cloned()) {
+            self.armed = None;
+            panic.tell();
+            self.broke(&panic);
+        }
+        if self.eyes == Eyes::Blind || self.breakage.rests() {
             return;
         }
         let (roots, armed, signal) =
             (self.roots.clone(), self.armed.take(), Arc::clone(&self.signal));
         // Asking a file system may take long, and a dead one for ever.
-        let result = spawn_blocking(move || arm(&roots, armed, &signal)).await;
-        let watching = match result {
+        let result = Boundary::Watcher.aside(move || arm(&roots, armed, &signal)).await;
+        match result {
             Ok(Ok(armed)) => {
                 self.armed = Some(armed);
-                Watching::Events
+                Boundary::Notify.works();
+                self.note(Watching::Events);
             }
-            Ok(Err(error)) => Watching::Polling { why: error.to_string() },
-            Err(error) => Watching::Polling { why: error.to_string() },
-        };
-        self.note(watching);
+            Ok(Err(error)) => self.note(Watching::Polling { why: error.to_string() }),
+            Err(panic) => self.broke(&panic),
+        }
+    }
+
+    /// Goes without events for a while, and then watches anew.
+    fn broke(&mut self, panic: &Panic) {
+        let again = self.breakage.broke(panic.boundary());
+        self.note(Watching::Polling { why: panic.to_string() });
+        self.settle.again(again);
     }
 
     /// Says once that events are gone or back, and looks more often without.
@@ -277,11 +325,13 @@ fn arm(
 
 impl Armed {
     fn new(watches: &Watches, signal: &Arc<Signal>) -> Result<Self, notify::Error> {
-        let (interest, signal) = (watches.clone(), Arc::clone(signal));
+        let lost = Arc::<OnceLock<Panic>>::default();
+        let pulse = Pulse { signal: Arc::clone(signal), lost: Arc::clone(&lost) };
+        let interest = watches.clone();
         let handler = move |event: notify::Result<Event>| {
+            Boundary::Notify.reach();
             if event.map_or(true, |event| interest.concerns(&event)) {
-                signal.changed.store(true, Ordering::Release);
-                signal.rung.notify_one();
+                pulse.ring();
             }
         };
         // notify starts its thread without looking whether that worked, and
@@ -290,6 +340,7 @@ impl Armed {
             let mut armed = Self {
                 watcher: Some(RecommendedWatcher::new(handler, notify::Config::default())?),
                 watches: watches.clone(),
+                lost,
             };
             let watcher = armed.watcher.as_mut().expect("it was made a line above");
             for root in watches.roots.keys() {

@@ -11,7 +11,6 @@
 //! needs. It takes time: callers belong on threads that may block.
 
 use std::{
-    any::Any,
     cell::Cell,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     thread,
@@ -19,7 +18,10 @@ use std::{
 };
 
 use jsonschema::{Keyword, PatternOptions, ValidationError, Validator};
-use reflowd_runtime::excerpt;
+use reflowd_runtime::{
+    excerpt,
+    panic::{Boundary, Panic},
+};
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::{Map, Value};
 use thiserror::Error;
@@ -97,8 +99,8 @@ pub enum Costly {
     #[error("its parts name each other too deeply; make it simpler")]
     Depth,
     /// The library for schemas has broken on it.
-    #[error("it breaks the reader of schemas: {0}")]
-    Broke(String),
+    #[error(transparent)]
+    Broke(Panic),
     /// The system has no thread to do it on.
     #[error("the system has no thread for it: {0}")]
     NoThread(String),
@@ -185,16 +187,10 @@ fn aside<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, Costly> {
     thread::scope(|scope| {
         let builder = thread::Builder::new().name("schema".into()).stack_size(STACK);
         let thread = builder
-            .spawn_scoped(scope, work)
+            .spawn_scoped(scope, || Boundary::Schema.catch(work))
             .map_err(|error| Costly::NoThread(error.to_string()))?;
-        thread.join().map_err(|panic| Costly::Broke(text_of(&*panic)))
+        thread.join().unwrap_or_else(|panic| resume_unwind(panic)).map_err(Costly::Broke)
     })
-}
-
-/// The text of a panic.
-fn text_of(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no reason given").into()
 }
 
 /// The budget of the thread.
@@ -226,7 +222,7 @@ fn within<T>(steps: u32, work: impl FnOnce() -> T) -> Result<T, Costly> {
     PURSE.set(None);
     done.map_err(|panic| match panic.downcast::<BudgetSpent>() {
         Ok(spent) => spent.0,
-        Err(panic) => Costly::Broke(text_of(&*panic)),
+        Err(panic) => resume_unwind(panic),
     })
 }
 

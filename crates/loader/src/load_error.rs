@@ -5,7 +5,12 @@ use std::time::Duration;
 use reflowd_runtime::{Digest, panic::Panic};
 use thiserror::Error;
 
-use crate::{binary::InvalidBinary, download::DownloadError, metadata::InvalidMetadata};
+use crate::{
+    binary::InvalidBinary,
+    config_schema::{Costly, InvalidSchema},
+    download::DownloadError,
+    metadata::InvalidMetadata,
+};
 
 /// A module that cannot be loaded.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -192,13 +197,28 @@ pub enum LoadErrorKind {
     MetadataTimeout(Duration),
     /// What it says of itself is wrong.
     #[error("wrong metadata: {0}")]
-    InvalidMetadata(#[from] InvalidMetadata),
+    InvalidMetadata(#[source] InvalidMetadata),
     /// Its version is none.
     #[error("the module's version is {0}; give a semantic version such as \"1.2.3\"")]
     VersionInvalid(String),
     /// The loader broke over it.
     #[error("{0}")]
     Broke(Panic),
+}
+
+impl From<InvalidMetadata> for LoadErrorKind {
+    fn from(invalid: InvalidMetadata) -> Self {
+        match invalid {
+            // Which says nothing of the module.
+            InvalidMetadata::Schema(InvalidSchema::Costly(Costly::Broke(panic))) => {
+                Self::Broke(panic)
+            }
+            InvalidMetadata::Schema(InvalidSchema::Costly(why @ Costly::NoThread(_))) => {
+                Self::NoRoom(why.to_string())
+            }
+            invalid => Self::InvalidMetadata(invalid),
+        }
+    }
 }
 
 impl From<Panic> for LoadErrorKind {

@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::{
     binary::{Binary, ItemType},
     code::{Code, Ended, EngineKind, Instance, Parts},
-    config_schema,
+    config_schema::{self, Costly, InvalidSchema, Unfit},
     host::Surroundings,
     loader::{Limits, compile},
     migration,
@@ -187,6 +187,10 @@ async fn check_config(metadata: &Metadata, spec: &ProgramSpec) -> Result<(), Pre
     let fitting = Boundary::Prepare.aside(move || config_schema::fit(&schema, &config));
     let rejected = |why: String| PrepareError::ConfigRejected { why };
     match tokio::time::timeout(SCHEMA_PATIENCE, fitting).await {
+        Ok(Ok(Err(
+            Unfit::Costly(Costly::Broke(panic))
+            | Unfit::Schema(InvalidSchema::Costly(Costly::Broke(panic))),
+        ))) => Err(panic.into()),
         Ok(Ok(fits)) => fits.map_err(|why| rejected(why.to_string())),
         Ok(Err(panic)) => Err(panic.into()),
         Err(_) => Err(rejected(format!(

@@ -31,7 +31,7 @@ pub(crate) async fn aside(
     work: impl FnOnce() -> Result<State, MigrateError> + Send + 'static,
 ) -> Result<State, MigrateError> {
     let done = Boundary::Prepare.aside(work).await;
-    done.unwrap_or_else(|panic| Err(MigrateError { why: format!("broke the host: {panic}") }))
+    done?
 }
 
 /// Asks a new instance for the state that it makes of what is left. Blocks.
@@ -42,7 +42,7 @@ pub(crate) fn migrate(
     instance: Result<Instance, Unstarted>,
     left: &LeftState,
 ) -> Result<State, MigrateError> {
-    let failed = |why: String| Err(MigrateError { why });
+    let failed = |why: String| Err(MigrateError::Failed { why });
     let mut instance = match instance {
         Ok(instance) => instance,
         Err(unstarted) => return failed(format!("has no engine: {unstarted}")),

@@ -98,10 +98,16 @@ pub struct LeftState {
 
 /// The state cannot be made another one; the module does not take over.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
-#[error("`migrate_state` {why}")]
-pub struct MigrateError {
-    /// What came instead of a state.
-    pub why: String,
+pub enum MigrateError {
+    /// The module made none.
+    #[error("`migrate_state` {why}")]
+    Failed {
+        /// What came instead of a state.
+        why: String,
+    },
+    /// The host broke over it, which says nothing of the module.
+    #[error(transparent)]
+    Broke(#[from] Panic),
 }
 
 /// One running instance of a module.

@@ -19,9 +19,11 @@ use std::{
     any::Any,
     cell::Cell,
     fmt,
-    panic::{PanicHookInfo, resume_unwind},
+    panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind, resume_unwind},
     time::Duration,
 };
+
+use tokio::{task::JoinError, time::Instant};
 
 pub use boundary::{Boundary, PartRole};
 pub use injected::{InjectError, inject};
@@ -40,8 +42,15 @@ const SHORT_PAUSES: [Duration; 3] =
     [Duration::from_millis(10), Duration::from_millis(100), Duration::from_secs(1)];
 
 thread_local! {
-    /// Where the last panic of this thread was.
-    static PLACE: Cell<Option<String>> = const { Cell::new(None) };
+    /// The last panic of this thread.
+    static NOTED: Cell<Option<Noted>> = const { Cell::new(None) };
+}
+
+/// What the process's hook sees of a panic.
+struct Noted {
+    words: String,
+    /// File, line and column.
+    place: Option<String>,
 }
 
 /// A panic that a boundary has caught.
@@ -56,7 +65,21 @@ pub struct Panic {
 impl Panic {
     /// A panic of this thread that was caught just now.
     fn caught(boundary: Boundary, panic: &(dyn Any + Send)) -> Self {
-        Self { boundary, words: said(panic).to_owned(), place: PLACE.take() }
+        let place = NOTED.take().and_then(|noted| noted.place);
+        Self { boundary, words: said(panic).to_owned(), place }
+    }
+
+    /// The panic that this thread is unwinding with, for what drops with a thread that has no
+    /// boundary: it belongs to a library. Nobody has been [told](Self::tell) of it.
+    #[must_use]
+    pub fn unwinding(boundary: Boundary) -> Self {
+        let noted = NOTED.take().unwrap_or_else(|| Noted { words: WORDLESS.into(), place: None });
+        Self { boundary, words: noted.words, place: noted.place }
+    }
+
+    /// Tells of it, as of every other that a boundary catches.
+    pub fn tell(&self) {
+        standing::broke(self);
     }
 
     /// Panics on, to the next boundary outside.
@@ -85,7 +108,25 @@ impl std::error::Error for Panic {}
 
 /// Remembers where a panic is. For the process's panic hook: what catches it is not told.
 pub fn note_place(panic: &PanicHookInfo<'_>) {
-    PLACE.set(panic.location().map(ToString::to_string));
+    let place = panic.location().map(ToString::to_string);
+    NOTED.set(Some(Noted { words: said(panic.payload()).to_owned(), place }));
+}
+
+/// Does work that blocks on a thread that is for that, and waits for it. A panic of it goes on
+/// here, with the place where it was, to the boundary that the caller is in.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    let within = || catch_unwind(AssertUnwindSafe(work)).map_err(|words| (words, NOTED.take()));
+    match tokio::task::spawn_blocking(within).await.map_err(JoinError::try_into_panic) {
+        Ok(Ok(done)) => done,
+        Ok(Err((words, noted))) => {
+            // Whatever catches it does so in this very call, on this thread.
+            NOTED.set(noted);
+            resume_unwind(words)
+        }
+        Err(Ok(panic)) => resume_unwind(panic),
+        // The runtime is ending, and everything on it with it.
+        Err(Err(_)) => std::future::pending().await,
+    }
 }
 
 /// Pauses that grow with each attempt that breaks.
@@ -121,6 +162,41 @@ impl Pauses {
     }
 }
 
+/// Said of a panic that says nothing itself.
+const WORDLESS: &str = "a panic without words";
+
+/// When something that breaks again and again is tried again.
+#[derive(Clone, Debug, Default)]
+pub struct Breakage {
+    pauses: Pauses,
+    until: Option<Instant>,
+}
+
+impl Breakage {
+    /// It broke. Gives when to try again.
+    pub fn broke(&mut self, boundary: Boundary) -> Instant {
+        let now = Instant::now();
+        if self.until.is_some_and(|until| now >= until + boundary::LASTED) {
+            self.pauses.succeeded();
+        }
+        let until = now + boundary.again_after(&mut self.pauses);
+        self.until = Some(until);
+        until
+    }
+
+    /// Until when it is left alone, or was.
+    #[must_use]
+    pub fn until(&self) -> Option<Instant> {
+        self.until
+    }
+
+    /// Whether it is left alone now.
+    #[must_use]
+    pub fn rests(&self) -> bool {
+        self.until.is_some_and(|until| Instant::now() < until)
+    }
+}
+
 /// The words of a panic, as far as it had any.
 pub(crate) fn said(panic: &(dyn Any + Send)) -> &str {
     if let Some(text) = panic.downcast_ref::<&str>() {
@@ -128,7 +204,7 @@ pub(crate) fn said(panic: &(dyn Any + Send)) -> &str {
     } else if let Some(text) = panic.downcast_ref::<String>() {
         text
     } else {
-        "a panic without words"
+        WORDLESS
     }
 }
 

@@ -123,6 +123,7 @@ impl From<ReceiveError> for Problem {
                 problem.with_header(header::CONNECTION, HeaderValue::from_static("close"))
             }
             ReceiveError::Crowded(crowded) => crowded.into(),
+            ReceiveError::Broke(panic) => Self::broke(&panic),
             ReceiveError::Broken(error) => {
                 Self::bad_request("body", "broken body", error.to_string())
             }

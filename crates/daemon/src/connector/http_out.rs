@@ -23,10 +23,11 @@ use reflowd_loader::is_reserved_header;
 use reflowd_runtime::{
     Context, Digest, Effects, Engine, Failure, FailureKind, HttpRequest, InstantiateError, Message,
     Metadata, PortName, Program, Setback, Turn, TurnTrace, Type, check_json_within, excerpt,
+    panic::blocking,
 };
 use serde::Deserialize;
 use serde_json::{Map, Value, json, value::RawValue};
-use tokio::{task::spawn_blocking, time::Instant};
+use tokio::time::Instant;
 use ureq::{Agent, Body};
 
 use self::target::Target;
@@ -284,11 +285,11 @@ impl Engine for Sender {
         Box::pin(async move {
             let left = deadline.saturating_duration_since(Instant::now());
             let timeout = self.request.timeout.min(left);
-            let sent = spawn_blocking(move || {
+            let sent = blocking(move || {
                 let outcome = self.send(&context, timeout);
                 (self, outcome)
             });
-            let (sender, outcome) = sent.await.expect("sending a request does not panic");
+            let (sender, outcome) = sent.await;
             match outcome {
                 Outcome::Done(message) => {
                     let outputs = vec![(sender.response.clone(), message)];

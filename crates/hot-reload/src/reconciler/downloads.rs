@@ -17,7 +17,10 @@ use std::{
 
 use bytes::Bytes;
 use reflowd_loader::{Loader, ModuleUrl};
-use reflowd_runtime::{Digest, panic::Boundary};
+use reflowd_runtime::{
+    Digest,
+    panic::{Boundary, blocking},
+};
 use tokio::{
     sync::Semaphore,
     task::{JoinError, JoinSet},
@@ -26,7 +29,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::{library::blocking, telling::chain};
+use super::telling::chain;
 use crate::{Kept, Sight, Trouble};
 
 /// Pauses before a download is tried again; the last repeats.

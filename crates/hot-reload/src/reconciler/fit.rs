@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use reflowd_runtime::{ActorName, Digest, ERROR_PORT, Metadata, Port, PortName, PortRef, Type};
 
 use super::preparation::ChangeRefused;
-use crate::{ActorSpec, ChangePlan, Running, WaitSpec, WireSpec};
+use crate::{ActorSpec, ChangePlan, Holds, Running, WaitSpec, WireSpec};
 
 /// What a change is held against.
 pub(super) struct Fit<'a> {
@@ -43,7 +43,7 @@ impl Fit<'_> {
             if port.port.as_str() != ERROR_PORT && metadata.outport(port.port.as_str()).is_none() {
                 let why = missing(port, "outport", &metadata.outports);
                 let why = format!("{origin}: `{actor}` waits for {port}: {why}");
-                return Err(ChangeRefused { why, lasts: true });
+                return Err(ChangeRefused { why, holds: Holds::Lasts });
             }
         }
         Ok(())
@@ -64,7 +64,7 @@ impl Fit<'_> {
             if is_new || fresh.contains(&wire.from.actor) || fresh.contains(&wire.to.actor) {
                 self.check_wire(&wire).map_err(|why| ChangeRefused {
                     why: format!("{}: {} -> {}: {why}", wire.origin, wire.from, wire.to),
-                    lasts: true,
+                    holds: Holds::Lasts,
                 })?;
             }
         }
@@ -104,7 +104,7 @@ impl Fit<'_> {
                     let why = format!(
                         "`{heir}`: {count} messages wait for the inport `{port}` of `{actor}`, which the new module lacks; it is tried again when they are gone"
                     );
-                    return Err(ChangeRefused { why, lasts: false });
+                    return Err(ChangeRefused { why, holds: Holds::Passes });
                 }
             }
         }

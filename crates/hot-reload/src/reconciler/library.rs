@@ -6,7 +6,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    panic::resume_unwind,
     path::Path,
     sync::Arc,
 };
@@ -14,7 +13,7 @@ use std::{
 use bytes::Bytes;
 use parking_lot::Mutex;
 use reflowd_loader::{LoadError, Loader, Source};
-use reflowd_runtime::{Digest, Module};
+use reflowd_runtime::{Digest, Module, panic::blocking};
 use thiserror::Error;
 
 use crate::{
@@ -220,11 +219,4 @@ impl Library {
         })
         .await
     }
-}
-
-/// Reads or writes files where nobody else waits for the thread.
-pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    let done = tokio::task::spawn_blocking(work).await;
-    // Where it broke, so does the pass.
-    done.unwrap_or_else(|error| resume_unwind(error.into_panic()))
 }

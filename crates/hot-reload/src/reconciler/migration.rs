@@ -17,12 +17,12 @@ use std::{
 
 use reflowd_runtime::{
     Actor, ActorName, Change, Digest, Epoch, EpochState, EventKind, Generation, Halted, LeftState,
-    Persistence, Program, Ready, State, unix_millis,
+    MigrateError, Persistence, Program, Ready, State, panic::blocking, unix_millis,
 };
 use thiserror::Error;
 use tracing::warn;
 
-use super::{Reconciler, library::blocking, preparation::ChangeRefused, telling::chain};
+use super::{Reconciler, preparation::ChangeRefused, telling::chain};
 use crate::{
     ChangePlan, FormerStates, LeftBehind, ModulePlace, PutAside, PutAsideState,
     ReadFormerStateError, RollBackError, StateFiles, history::Ran,
@@ -231,9 +231,10 @@ impl Reconciler {
         }
         let left = LeftState { state, digest, version, limit: *limit };
         let migrated = program.migrate_state(left).await;
-        // The error may be the guest's own words.
-        migrated.map_err(|error| {
-            ChangeRefused::passing(actor, self.system.secrets().mask(&error.to_string()))
+        migrated.map_err(|error| match error {
+            MigrateError::Broke(panic) => ChangeRefused::broke(actor, &panic),
+            // The error may be the guest's own words.
+            error => ChangeRefused::passing(actor, self.system.secrets().mask(&error.to_string())),
         })
     }
 

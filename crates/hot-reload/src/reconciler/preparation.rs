@@ -10,42 +10,47 @@ use std::{
 
 use reflowd_runtime::{
     ActorLog, ActorName, Change, Digest, PrepareError, ProgramSpec, Ready, Settings, Start,
-    WireDef, panic::Boundary,
+    WireDef,
+    panic::{Boundary, Panic, blocking},
 };
+use tokio::time::Instant;
 
 use super::{
     Reconciler,
     fit::Fit,
-    library::blocking,
     telling::{chain, touched},
 };
-use crate::{ActorSpec, Adjusting, ChangePlan, Misfit, ModuleRef, Snapshot, WireSpec};
+use crate::{ActorSpec, Adjusting, ChangePlan, Holds, Misfit, ModuleRef, Snapshot, WireSpec};
 
 /// A change is not made; its actors go on as they are.
 #[derive(Debug)]
 pub(super) struct ChangeRefused {
     pub(super) why: String,
-    /// Whether the same change deserves the same answer as long as its surroundings are the same.
-    pub(super) lasts: bool,
+    pub(super) holds: Holds,
 }
 
 impl ChangeRefused {
     /// The actor cannot become what it is to be, today or tomorrow.
     fn lasting(actor: &ActorName, error: &dyn std::error::Error) -> Self {
-        Self { why: format!("`{actor}`: {}", chain(error)), lasts: true }
+        Self { why: format!("`{actor}`: {}", chain(error)), holds: Holds::Lasts }
     }
 
     /// Another time it may go well.
     pub(super) fn passing(actor: &ActorName, why: impl std::fmt::Display) -> Self {
-        Self { why: format!("`{actor}`: {why}"), lasts: false }
+        Self { why: format!("`{actor}`: {why}"), holds: Holds::Passes }
+    }
+
+    /// The daemon broke over it.
+    pub(super) fn broke(actor: &ActorName, panic: &Panic) -> Self {
+        Self { why: format!("`{actor}`: {panic}"), holds: Holds::Rests }
     }
 }
 
 impl Reconciler {
     /// What can be said against a change without making anything.
     pub(super) fn judge(&self, change: &ChangePlan) -> Result<(), ChangeRefused> {
-        if let Some(why) = self.memory.refused_changes.standing(change) {
-            return Err(ChangeRefused { why: why.into(), lasts: true });
+        if let Some(why) = self.memory.refused_changes.standing(change, Instant::now()) {
+            return Err(ChangeRefused { why: why.into(), holds: Holds::Known });
         }
         let metadata = |spec: &ActorSpec, digest: &Digest| self.metadata(spec, digest);
         let queued = |actor: &ActorName| {
@@ -138,7 +143,7 @@ impl Reconciler {
         digest: Digest,
     ) -> Result<Ready, ChangeRefused> {
         let made = Boundary::Prepare.hold(self.make_within(actor, spec, digest)).await;
-        made.unwrap_or_else(|panic| Err(ChangeRefused::passing(actor, panic)))
+        made.unwrap_or_else(|panic| Err(ChangeRefused::broke(actor, &panic)))
     }
 
     async fn make_within(
@@ -173,7 +178,7 @@ impl Reconciler {
             })
             .await
             .map_err(|error| match error {
-                PrepareError::Broke(panic) => ChangeRefused::passing(actor, panic),
+                PrepareError::Broke(panic) => ChangeRefused::broke(actor, &panic),
                 error => ChangeRefused::lasting(actor, &error),
             })?;
         let engine =

@@ -6,12 +6,11 @@
 
 use std::collections::BTreeMap;
 
-use reflowd_runtime::{ActorName, EventKind, Generation};
+use reflowd_runtime::{ActorName, EventKind, Generation, panic::blocking};
 use tracing::{info, warn};
 
 use super::{
     Reconciler,
-    library::blocking,
     migration::StateLeft,
     telling::{Telling, chain},
 };

@@ -266,7 +266,7 @@ impl Program for Version {
                 let key = FORMS[usize::from(self.form())];
                 Ok(State::new(json!({ key: turns_in(&left.state) }).to_string()).unwrap())
             }
-            Some(_) | None => Err(MigrateError { why: "does not know that form".into() }),
+            Some(_) | None => Err(MigrateError::Failed { why: "does not know that form".into() }),
         };
         Box::pin(async { migrated })
     }

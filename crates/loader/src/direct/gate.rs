@@ -19,7 +19,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{sync::Semaphore, task::JoinError};
+use reflowd_runtime::panic::blocking;
+use tokio::sync::Semaphore;
 
 /// Lets so many guests in at a time, in the order in which they came.
 pub(crate) struct Gate {
@@ -116,12 +117,7 @@ impl Place {
         if self.is_entered() && !self.is_held() {
             self.take().await;
         }
-        match tokio::task::spawn_blocking(work).await.map_err(JoinError::try_into_panic) {
-            Ok(done) => done,
-            Err(Ok(panic)) => std::panic::resume_unwind(panic),
-            // The runtime ends, and this task with it.
-            Err(Err(_)) => std::future::pending().await,
-        }
+        blocking(work).await
     }
 
     async fn take(&self) {

@@ -12,7 +12,7 @@ use crate::{
     Context, Effects, EpochState, FailureKind, Generation, InstantiateError, Program, State,
     TrialOutcome, TrialView,
     envelope::unix_millis,
-    panic::Boundary,
+    panic::{Boundary, Panic},
     trial::{AskedOf, Opinion, SinceSwap, Trial},
 };
 
@@ -40,7 +40,7 @@ pub(super) enum Heard {
     Stands(Effects),
     /// It failed as well.
     FailsToo(FailureKind),
-    /// It has no engine.
+    /// It has no engine, or the daemon broke over it.
     Nobody(InstantiateError),
 }
 
@@ -96,12 +96,12 @@ impl Probation {
         let engine = match Boundary::Judge.hold(judge.instantiate()).await {
             Ok(Ok(engine)) => engine,
             Ok(Err(error)) => return Heard::Nobody(error),
-            Err(panic) => return Heard::Nobody(InstantiateError { why: panic.to_string() }),
+            Err(panic) => return Heard::broke(&panic),
         };
         match Boundary::Judge.hold(engine.turn(context, Instant::now() + timeout)).await {
             Ok(Ok((_, effects))) => Heard::Stands(effects),
             Ok(Err(failure)) => Heard::FailsToo(failure.kind),
-            Err(panic) => Heard::FailsToo(FailureKind::Trap(panic.to_string())),
+            Err(panic) => Heard::broke(&panic),
         }
     }
 
@@ -132,6 +132,11 @@ impl Probation {
 }
 
 impl Heard {
+    /// That the daemon breaks says nothing of the judge, and must cost no state.
+    fn broke(panic: &Panic) -> Self {
+        Self::Nobody(InstantiateError { why: panic.to_string() })
+    }
+
     /// What it means for the trial, where the judge could be asked.
     pub(super) fn opinion(&self) -> Option<Opinion> {
         match self {

@@ -11,7 +11,7 @@ use tokio::time::{self, Instant};
 use super::{Panic, Pauses, injected, standing};
 
 /// A task that ran this long before a panic starts over with the shortest pause.
-const LASTED: Duration = Duration::from_secs(60);
+pub(super) const LASTED: Duration = Duration::from_secs(60);
 
 /// The role of a part of the daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,9 +84,11 @@ boundaries! {
     /// The task that reports queues over their limit.
     Budget = "budget", Helper, "an event";
     /// The task that writes events to disk.
-    Events = "events", Helper, "an attempt to write; events stay in memory until the next";
+    Events = "events", Helper, "an attempt to write; events stay in memory until the next, after a pause that grows";
     /// The watcher for changes of files.
-    Watcher = "watcher", Helper, "events; rescans go on, and the next one watches anew";
+    Watcher = "watcher", Helper, "events; rescans go on, and one after a pause that grows watches anew";
+    /// The library's thread that reports changes of files.
+    Notify = "notify", Helper, "the thread; another one watches after a pause that grows";
     /// An actor's task, between its turns.
     Actor = "actor", Piece, "the attempt; the actor fails, keeps its mailbox and tries again after a pause that grows";
     /// A source's task.
@@ -98,13 +100,15 @@ boundaries! {
     /// The making of an engine.
     Instantiate = "engine", Piece, "the engine; the actor keeps its mailbox and tries again";
     /// A turn of a judge.
-    Judge = "judge", Piece, "the opinion; the judge counts as having failed";
+    Judge = "judge", Piece, "the opinion; nothing is held against anybody, and the message is a dead letter";
     /// The reading and checking of a configuration.
     Config = "config", Piece, "the configuration, which is refused";
     /// The loading of a module.
     Load = "load", Piece, "the module, which is refused and tried again later";
     /// A module's being made ready for an actor.
-    Prepare = "prepare", Piece, "the change, which is refused";
+    Prepare = "prepare", Piece, "the change, which is refused and tried again after a pause that grows";
+    /// A module's schema for configurations, and one held against it.
+    Schema = "schema", Piece, "the module or the change, which is refused and tried again later";
     /// A module's download.
     Download = "download", Piece, "the attempt; it is made again after a pause that grows";
     /// A guest's HTTP request.
@@ -115,6 +119,8 @@ boundaries! {
     AdminConnection = "admin-connection", Piece, "the connection";
     /// A request to a `std:http-in`.
     IngressRequest = "http-in-request", Piece, "the request, which is answered with 500";
+    /// The unpacking of a request's body.
+    Unpack = "unpack", Piece, "the body, whose request is answered with 500";
     /// A connection to a `std:http-in`.
     IngressConnection = "http-in-connection", Piece, "the connection";
     /// All of the daemon that is not within another boundary.
@@ -200,6 +206,12 @@ impl Boundary {
         pause
     }
 
+    /// Panics here if a test asks for it. For code that runs on a library's thread, which is to
+    /// see the panic too.
+    pub fn reach(self) {
+        injected::reach(self);
+    }
+
     /// Records that the part has done its work, which clears its failure.
     pub fn works(self) {
         standing::works(self);
@@ -208,7 +220,7 @@ impl Boundary {
     fn judge<T>(self, done: std::thread::Result<T>) -> Result<T, Panic> {
         done.map_err(|payload| {
             let panic = Panic::caught(self, &*payload);
-            standing::broke(&panic);
+            panic.tell();
             panic
         })
     }

@@ -134,7 +134,8 @@ impl Drop for Halted {
         }
         let system = self.system.clone();
         let Inner { tasks, turns, .. } = &*self.system.0;
-        tasks.spawn_on(async move { system.release(actors).await }, turns);
+        let released = async move { system.release(actors).await };
+        tasks.spawn_on(async { _ = Boundary::Change.hold(released).await }, turns);
     }
 }
 

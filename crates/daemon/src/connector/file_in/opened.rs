@@ -9,7 +9,7 @@ use std::{
     time::SystemTime,
 };
 
-use reflowd_runtime::Position;
+use reflowd_runtime::{Position, panic::Boundary};
 
 use super::{
     identity::{Age, Head, identity, may_be, nanos},
@@ -206,5 +206,5 @@ fn hole(file: &fs::File, at: u64) -> io::Result<u64> {
 pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+    Boundary::Source.aside(work).await.map_err(io::Error::other)?
 }

@@ -39,9 +39,12 @@ pub(super) async fn answer(behind: Option<Arc<Behind>>, request: Request<Body>) 
 /// The answer to a request over which the daemon itself broke. Whoever sends requests need not
 /// know more of it.
 pub(super) fn broke() -> Response<Body> {
+    broken("the message may have been taken; the operator is told").into_response()
+}
+
+fn broken(why: &str) -> Problem {
     let status = StatusCode::INTERNAL_SERVER_ERROR;
-    let why = "the message may have been taken; the operator is told";
-    Problem::new(status, "broke", "the daemon broke over it", why).into_response()
+    Problem::new(status, "broke", "the daemon broke over it", why)
 }
 
 async fn take(behind: &Behind, mut request: Request<Body>) -> Result<Response<Body>, Problem> {
@@ -159,7 +162,11 @@ impl Door {
         if body.size_hint().lower() > self.max_body as u64 {
             return Err(ReceiveError::TooLarge(self.max_body).into());
         }
-        Ok(receipts.read_packed(body, coding, self.max_body).await?)
+        let read = receipts.read_packed(body, coding, self.max_body).await;
+        read.map_err(|error| match error {
+            ReceiveError::Broke(_) => broken("the message was not taken; the operator is told"),
+            error => error.into(),
+        })
     }
 }
 
