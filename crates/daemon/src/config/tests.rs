@@ -1549,15 +1549,26 @@ fn problems_of_one_long_line_are_shown_by_their_surroundings_and_keep_their_colu
         let at = text.find(&format!("\"\u{e4}{n}\"")).unwrap();
         text[..at].chars().count() + 1
     };
-    let expected = [column(0), column(1), column(1999)];
+    let expected = [column(0), column(99), column(1999)];
     let report = report_of(Sources::of_text("/etc/flow/reflowd.toml", &*text), &environment());
     assert_eq!(report.errors(), 2000);
     let json = report.to_json();
-    let found = [0, 1, 1999].map(|n: usize| json["problems"][n]["labels"][0]["column"].clone());
+    let found = [0, 99, 1999].map(|n: usize| json["problems"][n]["labels"][0]["column"].clone());
     assert_eq!(found.map(|c| usize::try_from(c.as_u64().unwrap()).unwrap()), expected);
     let shown = report.render(false);
     assert!(shown.contains(&format!("reflowd.toml:1:{}\n", expected[1])), "{shown}");
     assert!(shown.len() < 100 * 1200, "{} bytes of 100 problems", shown.len());
+}
+
+#[test]
+fn places_far_apart_in_one_line_are_shown_without_what_is_between_them() {
+    let wire = "{ from = \"a.x\", to = \"b.y\" }";
+    let text = format!("wires = [{wire},{}{wire}]\n", " ".repeat(100_000));
+    let report = report_of(Sources::of_text("/etc/flow/reflowd.toml", &*text), &environment());
+    let shown = report.render(false);
+    let at = format!("reflowd.toml:1:{}\n", text.rfind("\"b.y\"").unwrap() + 1);
+    assert!(shown.contains("is there twice") && shown.contains(&at), "{shown}");
+    assert!(shown.len() < 5000, "{} bytes", shown.len());
 }
 
 #[test]

@@ -73,6 +73,21 @@ fn a_flipped_bit_costs_the_event_that_it_is_in_and_is_told() {
 }
 
 #[test]
+fn what_an_attempt_that_broke_has_written_is_not_written_again() {
+    let folder = written(3);
+    let (events, log) = events_in(folder.path());
+    // It has got to the third event, and half of a line further; nobody has noted that.
+    log.writing.lock().last = 1;
+    let newer = folder.path().join(NEWER);
+    OpenOptions::new().append(true).open(newer).unwrap().write_all(b"0123").unwrap();
+    log.distrust_file();
+    events.record(EventKind::ConfigKnown);
+    log.flush();
+    let (events, _) = events_in(folder.path());
+    assert_eq!(numbers(&events), [1, 2, 3, 4]);
+}
+
+#[test]
 fn the_disk_holds_a_bounded_number_and_the_last_ones() {
     let folder = TempDir::new().unwrap();
     let (events, log) = events_in(folder.path());
