@@ -109,7 +109,8 @@ fn a_first_pass_that_breaks_is_made_again() {
 
 #[test]
 fn a_glob_that_the_library_was_not_made_for_is_refused_at_start_and_while_it_runs() {
-    let deep = format!("include = [\"{}*.toml\"]\n", "{".repeat(250));
+    let (open, shut) = ("{".repeat(250), "}".repeat(250));
+    let deep = format!("include = [\"{open}*.toml{shut}\"]\n");
     let world = World::new(&format!("{deep}{FOLDERS}"));
     for command in [&["check"][..], &[]] {
         let output = world.run(command);
@@ -143,27 +144,23 @@ fn a_configuration_over_which_the_daemon_breaks_is_refused_and_asked_about_again
         let world = relay("");
         let mut command = world.command(&[]);
         command.env("REFLOWD_TEST_PANIC", format!("config@{at}"));
-        if at == 1 {
-            // What follows says the same, so nobody is stopped by it.
-            serves(&world.start_as(command));
-            continue;
-        }
         let output = command.output().unwrap();
         let said = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(78), "{at}: {said}");
     }
     // In a daemon that runs, it is refused, and taken once it does not break.
     let keys = "watch = false\nrescan = \"1h\"\n";
-    let daemon = breaking(relay(keys), "config@5*4");
-    daemon.world.config(&format!("{FOLDERS}{keys}[actors.more]\nmodule = \"relay\"\n"));
-    let refused = daemon.reload();
-    assert_eq!(refused["refused"][0]["what"], "configuration", "{refused}");
-    daemon.events(0).find(|event| event["event"] == "config-refused");
-    panicked(&daemon, "config");
-    daemon.until("it is taken", |d| {
-        d.reload();
-        d.actor("more")["state"] == "active"
-    });
+    for wish in ["config@5*2", "config@6"] {
+        let daemon = breaking(relay(keys), wish);
+        daemon.world.config(&format!("{FOLDERS}{keys}[actors.more]\nmodule = \"relay\"\n"));
+        let refused = daemon.reload();
+        assert_eq!(refused["refused"][0]["what"], "configuration", "{refused}");
+        daemon.events(0).find(|event| event["event"] == "config-refused");
+        panicked(&daemon, "config");
+        // Nothing but the daemon itself asks for the next look, and this one in between.
+        daemon.reload();
+        daemon.wait_event("started", "more");
+    }
 }
 
 #[test]
@@ -204,8 +201,15 @@ fn tasks_of_the_background_begin_anew() {
     });
     tasks.iter().for_each(|part| recovered(&daemon, part));
     attempts.iter().for_each(|part| _ = panicked(&daemon, part));
+    for part in tasks.iter().chain(&attempts) {
+        let twice = ["watchdog", "watcher", "events"].contains(part);
+        assert_eq!(panics(&daemon, part), if twice { 2.0 } else { 1.0 }, "{part} breaks alone");
+    }
     // Its thread broke before there were events; what is logged is written all the same.
     assert_eq!(panics(&daemon, "log"), 1.0);
+    let parts = tasks.iter().chain(&attempts).chain(&["log"]);
+    let all: f64 = parts.map(|part| panics(&daemon, part)).sum();
+    assert_eq!(daemon.sum("reflowd_panics_total"), all, "nothing else breaks");
     assert!(daemon.log_text().contains("a panic was caught"));
     // Source and actor work, and the service manager is pinged.
     daemon.until("messages flow", |d| d.sum("reflowd_messages_completed_total") >= 10.0);
@@ -339,6 +343,7 @@ fn a_schema_over_which_the_library_breaks_is_no_fault_of_the_module() {
     let event = daemon.events(0).find(|event| event["event"] == "module-refused");
     assert_eq!(event["reason"], "broke", "{event}");
     panicked(&daemon, "schema");
+    assert_eq!(panics(&daemon, "load"), 0.0, "it gets no further");
     let again = daemon.post("/v1/reload?force=true", "").json();
     assert_eq!(again["added"], json!(["second"]), "{again}");
     serves(&daemon);
@@ -350,6 +355,7 @@ fn a_schema_over_which_the_library_breaks_is_no_fault_of_the_module() {
     assert_eq!(refused["actors"], json!(["second"]), "{refused}");
     panicked(&daemon, "schema");
     daemon.wait_event("started", "second");
+    assert_eq!(panics(&daemon, "prepare"), 0.0, "it gets no further");
 }
 
 #[test]
@@ -364,6 +370,7 @@ fn watching_that_breaks_is_begun_anew() {
         daemon.world.module("third", &guest("relay"));
         daemon.wait_event("started", "third");
         assert_eq!((panics(&daemon, part), daemon.get("/readyz").status), (1.0, 200));
+        assert_eq!(daemon.sum("reflowd_panics_total"), 1.0, "nothing else breaks");
     }
 }
 
@@ -440,6 +447,7 @@ fn a_request_of_a_guest_that_breaks_costs_its_turn_as_a_trap_does() {
     panicked(&daemon, "guest-http");
     daemon.until("it is tried again", |d| d.sum("reflowd_messages_completed_total") == 1.0);
     assert_eq!(daemon.actor("asks")["failures"], 1);
+    assert_eq!(panics(&daemon, "turn"), 0.0, "it gets no further");
 }
 
 #[test]
@@ -471,6 +479,7 @@ fn an_engine_that_cannot_be_made_for_a_panic_is_made_later() {
     daemon.wait_event("failed", "a");
     daemon.wait_event("recovered", "a");
     daemon.until("it is processed", |d| d.sum("reflowd_messages_completed_total") == 1.0);
+    assert_eq!(panics(&daemon, "actor"), 0.0, "it gets no further");
 }
 
 #[test]

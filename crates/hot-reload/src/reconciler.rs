@@ -397,11 +397,13 @@ impl Reconciler {
 
     /// One pass. Also says when files that are being written are worth another.
     async fn pass(&mut self, options: ReloadOptions, depth: Depth) -> (Report, Option<Instant>) {
+        let began = Instant::now();
         self.before_dry_run = options.dry_run.then(|| self.memory.clone());
         if options.force {
             self.memory.bad_modules.clear();
             self.memory.refused_changes.clear();
             self.memory.bans.clear();
+            self.config_breakage = None;
         }
         if !options.dry_run {
             self.judge_trials().await;
@@ -459,6 +461,9 @@ impl Reconciler {
         if let Some(retry) = self.memory.refused_changes.next_retry(Instant::now()) {
             self.watcher.again(retry);
         }
+        if let Some(again) = self.config_breakage.as_ref().and_then(|broken| broken.after(began)) {
+            self.watcher.again(again);
+        }
         if let Some(again) = self.downloads.next_try() {
             self.watcher.again(again);
         }
@@ -498,14 +503,19 @@ impl Reconciler {
             if !main.iter().all(|path| texts.contains_key(path)) {
                 break snapshot;
             }
-            // Where it breaks over them, they are refused, and it is asked again later.
-            if self.config_breakage.as_ref().is_some_and(|broken| broken.rests(&texts)) {
+            if self.config_rests(&texts) {
                 break snapshot;
             }
-            let blueprint = Arc::clone(&self.blueprint);
+            let (blueprint, asked) = (Arc::clone(&self.blueprint), texts.clone());
             // As large as the files that somebody has written.
-            let files = Boundary::Config.aside(move || blueprint.files(&texts)).await;
-            let Ok(ConfigFiles { configs, includes }) = files else { break snapshot };
+            let files = Boundary::Config.aside(move || Ok(blueprint.files(&asked))).await;
+            let ConfigFiles { configs, includes } = match self.unbroken(&texts, files) {
+                Ok(files) => files,
+                Err(why) => {
+                    self.refuse_config(why, telling);
+                    break snapshot;
+                }
+            };
             let same = configs == self.look.configs && includes == self.look.includes;
             if same || looks == MAX_LOOKS {
                 break snapshot;
@@ -524,7 +534,8 @@ impl Reconciler {
                 telling.ignored(path, what);
             }
         }
-        let texts = snapshot.sources().ok();
+        // Where the daemon broke over them, nobody knows whether these are all of them.
+        let texts = snapshot.sources().ok().filter(|texts| !self.config_rests(texts));
         (snapshot, texts)
     }
 

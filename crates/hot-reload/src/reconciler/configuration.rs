@@ -49,6 +49,11 @@ impl ConfigBreakage {
     pub(super) fn rests(&self, texts: &Texts) -> bool {
         self.texts == *texts && Instant::now() < self.until
     }
+
+    /// When to ask about it again, where a pass that began then may have left it alone.
+    pub(super) fn after(&self, began: Instant) -> Option<Instant> {
+        Some(self.until).filter(|until| began < *until)
+    }
 }
 
 impl Reconciler {
@@ -61,13 +66,6 @@ impl Reconciler {
         options: ReloadOptions,
         telling: &mut Telling,
     ) -> Snapshot {
-        let rests = self.config_breakage.as_ref().is_some_and(|broken| broken.rests(&texts));
-        if rests && !options.force {
-            if let Some(why) = self.memory.config_refused.clone() {
-                telling.config_still_refused(why);
-            }
-            return snapshot;
-        }
         let (blueprint, drafted) = (Arc::clone(&self.blueprint), texts.clone());
         let asked = Boundary::Config.aside(move || blueprint.draft(&drafted)).await;
         let draft = match self.unbroken(&texts, asked) {
@@ -116,9 +114,14 @@ impl Reconciler {
         snapshot
     }
 
+    /// Whether these texts are left alone, because the daemon broke over them.
+    pub(super) fn config_rests(&self, texts: &Texts) -> bool {
+        self.config_breakage.as_ref().is_some_and(|broken| broken.rests(texts))
+    }
+
     /// What the blueprint has answered of these texts. Where it broke over them, they are
     /// refused, and it is asked again after a pause that grows.
-    fn unbroken<T>(
+    pub(super) fn unbroken<T>(
         &mut self,
         texts: &Texts,
         asked: Result<Result<T, String>, Panic>,
@@ -127,13 +130,12 @@ impl Reconciler {
             let same = self.config_breakage.take().filter(|broken| broken.texts == *texts);
             let mut pauses = same.map_or_else(Pauses::default, |broken| broken.pauses);
             let until = Instant::now() + Boundary::Config.again_after(&mut pauses);
-            self.watcher.again(until);
             self.config_breakage = Some(ConfigBreakage { texts: texts.clone(), pauses, until });
             Err(panic.to_string())
         })
     }
 
-    fn refuse_config(&mut self, why: String, telling: &mut Telling) {
+    pub(super) fn refuse_config(&mut self, why: String, telling: &mut Telling) {
         if self.configured {
             telling.config_refused(why.clone());
         } else {
