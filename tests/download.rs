@@ -25,6 +25,9 @@ fn sha256(bytes: &[u8]) -> String {
 }
 
 /// An actor that runs what is behind the URL, and writes what it puts out.
+/// Nobody looks at disk but on demand.
+const BLIND: &str = "watch = false\nrescan = \"1h\"";
+
 fn flow(url: &str, sha256: &str, more: &str) -> String {
     format!(
         r#"
@@ -82,8 +85,8 @@ fn two_versions() -> (Server, [String; 2]) {
 #[test]
 fn a_module_from_a_url_is_swapped_by_its_digest_and_outlives_its_server() {
     let (server, [first, second]) = two_versions();
-    let v1 = flow(&server.url("/v1/stamp.wasm"), &first, "");
-    let v2 = flow(&server.url("/v2/stamp.wasm"), &second, "");
+    let v1 = flow(&server.url("/v1/stamp.wasm"), &first, BLIND);
+    let v2 = flow(&server.url("/v2/stamp.wasm"), &second, BLIND);
     let mut daemon = world(&v1).start();
     daemon.send("far.in", NUMBERED);
     assert!(daemon.line().unwrap().contains("\"a\""));
@@ -225,8 +228,8 @@ fn a_server_that_never_ends_its_answer_is_given_up_and_asked_again() {
 #[test]
 fn a_new_version_that_cannot_be_had_leaves_the_old_one_running() {
     let (server, [first, second]) = two_versions();
-    let mut daemon = world(&flow(&server.url("/v1/stamp.wasm"), &first, "")).start();
-    daemon.world.config(&flow(&server.url("/v3/stamp.wasm"), &second, ""));
+    let mut daemon = world(&flow(&server.url("/v1/stamp.wasm"), &first, BLIND)).start();
+    daemon.world.config(&flow(&server.url("/v3/stamp.wasm"), &second, BLIND));
     let (code, said) = say(&daemon.world, &["reload"]);
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("! far: its module is not here: ") && said.contains("404"), "{said}");
@@ -234,7 +237,7 @@ fn a_new_version_that_cannot_be_had_leaves_the_old_one_running() {
     assert!(shown.contains("active") && shown.contains("differs"), "{shown}");
     daemon.send("far.in", NUMBERED);
     assert!(daemon.line().unwrap().contains("\"a\""));
-    daemon.world.config(&flow(&server.url("/v2/stamp.wasm"), &second, ""));
+    daemon.world.config(&flow(&server.url("/v2/stamp.wasm"), &second, BLIND));
     assert_eq!(say(&daemon.world, &["reload"]), (Some(0), "~ far\n".into()));
 
     // While the daemon is down the digest changes and the server goes: what passed last runs.
@@ -249,12 +252,10 @@ fn a_new_version_that_cannot_be_had_leaves_the_old_one_running() {
 #[test]
 fn a_dry_run_downloads_nothing() {
     let (server, [first, _]) = two_versions();
-    // Once it has settled, nobody looks at disk but on demand.
-    let blind = "watch = false\nrescan = \"1h\"";
     let near = "[actors.near]\nmodule = \"relay\"";
-    let daemon = world(&format!("{DAEMON}\n{blind}\n{near}\n")).start();
+    let daemon = world(&format!("{DAEMON}\n{BLIND}\n{near}\n")).start();
     daemon.reload();
-    daemon.world.config(&flow(&server.url("/v1/stamp.wasm"), &first, blind));
+    daemon.world.config(&flow(&server.url("/v1/stamp.wasm"), &first, BLIND));
     let (code, said) = say(&daemon.world, &["reload", "--dry-run"]);
     assert_eq!(code, Some(0), "{said}");
     assert!(said.contains("`far`: its module is still to come from"), "{said}");

@@ -14,6 +14,7 @@ mod readme;
 mod message;
 mod swap;
 mod reload;
+mod rollouts;
 mod download;
 mod trial;
 mod secrets;

@@ -19,7 +19,7 @@ use anyhow::Context;
 use futures_util::future::BoxFuture;
 use reflowd_hot_reload::{
     Eyes, FormerStates, History, Kept, Pace, Parts, Passes, Reconciler, ReloadError, ReloadOptions,
-    Reloader, Report, RollBackError, ScanOptions, StateFiles, View,
+    Reloader, Remaining, Report, RollBackError, ScanOptions, StateFiles, View,
 };
 use reflowd_loader::{Limits, Loader};
 use reflowd_runtime::{
@@ -62,6 +62,13 @@ const PANICS: &str = "REFLOWD_TEST_PANIC";
 
 /// Threads of the control side. It mostly waits.
 const CONTROL_THREADS: usize = 2;
+
+/// How long a start waits for what its first pass begins before it serves without that.
+const START_PATIENCE: Duration = Duration::from_secs(30);
+
+/// The same where a stop has left messages: those for an actor that does not run yet would be
+/// dead letters. Loading has bounds of its own, so this ends long before.
+const LEFT_PATIENCE: Duration = Duration::from_secs(3600);
 
 /// How often the service manager is told how things are.
 const UPKEEP: Duration = Duration::from_secs(2);
@@ -233,7 +240,9 @@ impl Daemon {
             log,
         };
         doors.open(&daemon.admin(phase_seen, receipts), &daemon.config.admin.tokens);
-        let first_look = daemon.look_first(&mut reconciler, &mut signals).await;
+        // What a stop has left goes to actors that run, so those are waited for.
+        let patience = if left.is_some() { LEFT_PATIENCE } else { START_PATIENCE };
+        let first_look = daemon.look_first(&mut reconciler, patience, &mut signals).await;
         if !matches!(first_look, Ok(ControlFlow::Continue(()))) {
             daemon.event_log.flush();
         }
@@ -283,11 +292,16 @@ impl Daemon {
     async fn look_first(
         &self,
         reconciler: &mut Reconciler,
+        patience: Duration,
         signals: &mut Signals,
     ) -> Result<ControlFlow<Exit>, Stop> {
         // A first pass compiles, which may take long; a signal ends it at any point.
         tokio::select! {
-            _ = reconciler.begin() => {}
+            report = reconciler.begin(patience) => {
+                for Remaining { what, why } in report.under_way {
+                    warn!(%what, "not started yet: {why}");
+                }
+            }
             never = self.ask_for_patience() => match never {},
             _ = signals.stop() => return Ok(ControlFlow::Break(Exit::Done)),
         }

@@ -123,7 +123,7 @@ async fn measure(system: System, swaps: usize) -> Vec<Duration> {
         former_states: FormerStates::open(root.path()).expect("the folder can be written to"),
     };
     let (mut reconciler, _reloader) = Reconciler::new(parts);
-    let report = reconciler.begin().await;
+    let report = reconciler.begin(Duration::from_secs(60)).await;
     assert!(report.is_clean(), "the first pass refused something: {report:?}");
     let stop = CancellationToken::new();
     let mut tasks = JoinSet::new();

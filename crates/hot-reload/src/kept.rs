@@ -15,6 +15,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use reflowd_runtime::Digest;
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
@@ -29,6 +30,9 @@ use crate::read_own_file;
 pub struct Kept {
     folder: PathBuf,
     max: u64,
+    /// One module is written at a time: two could make room for themselves by the same look,
+    /// or write the same file.
+    writing: Mutex<()>,
 }
 
 /// Which kept modules are needed, and which are worth their room.
@@ -112,7 +116,7 @@ impl Kept {
     /// # Errors
     /// The folder cannot be made or listed.
     pub fn open(data: &Path, max: u64) -> Result<Self, OpenKeptError> {
-        let kept = Self { folder: data.join("modules"), max };
+        let kept = Self { folder: data.join("modules"), max, writing: Mutex::default() };
         let failed = |source| OpenKeptError { path: kept.folder.clone(), source };
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&kept.folder).map_err(failed)?;
         kept.remove_leftovers().map_err(failed)?;
@@ -122,7 +126,7 @@ impl Kept {
     /// The kept modules of another process's data folder, to be read and nothing else.
     #[must_use]
     pub fn of(data: &Path) -> Self {
-        Self { folder: data.join("modules"), max: 0 }
+        Self { folder: data.join("modules"), max: 0, writing: Mutex::default() }
     }
 
     /// Another bound from now on.
@@ -141,6 +145,7 @@ impl Kept {
     /// The bytes have another digest.
     pub fn keep(&self, digest: Digest, bytes: &Bytes, claims: &Claims) -> Result<(), KeepError> {
         assert_eq!(digest_of(bytes), digest, "a module is kept under its own digest");
+        let _one_at_a_time = self.writing.lock();
         let path = self.path(&digest);
         let failed = |source| KeepError::Write { path: path.clone(), source };
         if self.read(&digest).is_ok() {

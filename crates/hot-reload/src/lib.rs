@@ -34,6 +34,7 @@
 //!             autostart: Some(&Template::default()),
 //!             retired: &retired,
 //!             refused: &BTreeMap::new(),
+//!             loading: &BTreeSet::new(),
 //!             bans: &Bans::default(),
 //!             recollected: &BTreeMap::new(),
 //!             removals: Removals::Guarded,
@@ -92,7 +93,7 @@ pub use plan::{
 };
 pub use planner::plan;
 pub use reconciler::{Parts, Passes, Reconciler, ReloadError, Reloader, RollBackError};
-pub use report::{ActorView, ModuleFile, Refusal, ReloadOptions, Report, View};
+pub use report::{ActorView, ModuleFile, Refusal, ReloadOptions, Remaining, Report, View};
 pub use running::{Running, RunningActor};
 pub use scan::{Depth, FetchError, Look, Moment, ScanOptions, Scanner};
 pub use seal::{BrokenSeal, Sealed, seal, unseal};

@@ -1,7 +1,8 @@
 //! What to do about a difference between disk and what runs.
 //!
-//! Actors that are wired together, before or after, change together or not at
-//! all: a [`ChangePlan`] is one such group. Groups know nothing of each other.
+//! Actors that change and are wired together, before or after, change together or not at
+//! all: a [`ChangePlan`] is one such group. Who is wired to them and stays as it is, is no
+//! part of it. Groups know nothing of each other.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -34,6 +35,8 @@ pub struct Wanted<'a> {
     pub retired: &'a Retired,
     /// Modules that were refused for what they are, and why.
     pub refused: &'a BTreeMap<Digest, String>,
+    /// Modules that are being loaded: whether they are any good is not known yet.
+    pub loading: &'a BTreeSet<Digest>,
     /// What actors were rolled back from: they go on with what they run.
     pub bans: &'a Bans,
     /// What actors ran last in an earlier process. They start as that, and what disk
@@ -89,8 +92,8 @@ pub struct Plan {
 /// What to do with actors that are wired together.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ChangePlan {
-    /// What runs now among the actors of this group, changed or not. With it,
-    /// two equal plans have equal surroundings and deserve the same verdict.
+    /// What runs now among the actors of this group and those that are wired to them. With
+    /// it, two equal plans have equal surroundings and deserve the same verdict.
     pub around: BTreeMap<ActorName, (Digest, Generation)>,
     /// Actors that do not run yet.
     pub start: Vec<Starting>,
@@ -205,6 +208,12 @@ pub enum Doubt {
     /// It could not be downloaded.
     #[error("its module is not here: {0}; that is tried again")]
     NotDownloaded(Trouble),
+    /// The module is being loaded.
+    #[error("its module {} is being loaded", digest.short())]
+    Loading {
+        /// The module.
+        digest: Digest,
+    },
     /// Nothing can be said of the file.
     #[error("nothing is known of its module's file: {0}")]
     Unknown(Trouble),
@@ -250,7 +259,7 @@ impl Doubt {
     /// Whether a later look will say more by itself.
     #[must_use]
     pub fn passes(&self) -> bool {
-        matches!(self, Self::Unsettled | Self::Missing | Self::OnItsWay(_))
+        matches!(self, Self::Unsettled | Self::Missing | Self::OnItsWay(_) | Self::Loading { .. })
     }
 }
 
@@ -375,4 +384,17 @@ impl Template {
             origin: format!("{stem}.wasm"),
         }
     }
+}
+
+/// The actors that a change is about.
+pub(crate) fn touched(change: &ChangePlan) -> BTreeSet<ActorName> {
+    let ChangePlan { around: _, start, swap, adjust, stop, connect, cut } = change;
+    let wires = connect.iter().chain(cut).flat_map(|wire| [&wire.from.actor, &wire.to.actor]);
+    (start.iter().map(|start| &start.actor))
+        .chain(swap.iter().map(|swap| &swap.actor))
+        .chain(adjust.iter().map(|adjust| &adjust.actor))
+        .chain(stop.iter().map(|stop| &stop.actor))
+        .chain(wires)
+        .cloned()
+        .collect()
 }

@@ -14,7 +14,7 @@ use reflowd_runtime::{ActorName, Digest, Overflow, PortRef};
 use crate::{
     ActorSpec, Adjusting, Blocked, ChangePlan, Doubt, ModuleRef, Note, Plan, Removals, Running,
     RunningActor, Sight, Starting, StopReason, Stopping, Swapping, Wanted, WireSpec,
-    builtin_digest,
+    builtin_digest, plan::touched,
 };
 
 /// What makes what runs equal to what disk asks for.
@@ -179,6 +179,7 @@ impl Planner<'_> {
         }
         match self.wanted.refused.get(&digest) {
             Some(why) => Err(Doubt::Refused { digest, why: why.clone() }),
+            None if self.wanted.loading.contains(&digest) => Err(Doubt::Loading { digest }),
             None => Ok(digest),
         }
     }
@@ -218,12 +219,16 @@ impl Planner<'_> {
                 return self.block(name, Doubt::Suspect { digest });
             }
             Ok(digest) => digest,
+            Err(doubt @ Doubt::Loading { .. }) => return self.block(name, doubt),
             // An actor that drains still has its module.
             Err(doubt) => match self.running.actors.get(name) {
                 Some(actor) if goes_on(&desired.spec, actor, &doubt) => actor.digest,
                 _ => return self.block(name, doubt),
             },
         };
+        if self.wanted.loading.contains(&digest) {
+            return self.block(name, Doubt::Loading { digest });
+        }
         if let Some(was) = &was {
             self.groups.join(name, was);
         }
@@ -288,6 +293,8 @@ impl Planner<'_> {
             || *autostarted != actor.autostarted;
         let digest = match target {
             Ok(digest) => digest,
+            // What else differs may be meant for the module that is on its way.
+            Err(doubt @ Doubt::Loading { .. }) => return self.block(name, doubt),
             Err(doubt) => {
                 if !goes_on(spec, actor, &doubt) {
                     return self.block(name, doubt);
@@ -365,11 +372,16 @@ impl Planner<'_> {
         };
         let connect = new.iter().filter(|wire| !has(&olds, wire)).cloned().collect();
         let cut = old.iter().filter(|wire| !has(&news, wire) && !leaving(wire)).cloned().collect();
-        for wire in new.iter().chain(old) {
-            self.groups.join(&wire.from.actor, &wire.to.actor);
-        }
         self.all.connect = connect;
         self.all.cut = cut;
+        // Who is wired to a change and stays as it is, is no part of it.
+        let mut touched = touched(&self.all);
+        touched.extend(self.because.keys().cloned());
+        for wire in new.iter().chain(old) {
+            if touched.contains(&wire.from.actor) && touched.contains(&wire.to.actor) {
+                self.groups.join(&wire.from.actor, &wire.to.actor);
+            }
+        }
     }
 
     /// Sorts everything into groups, and the groups by what can be done.
@@ -401,9 +413,21 @@ impl Planner<'_> {
             changes.entry(group.clone()).or_default();
             because.entry(group).or_default().insert(actor, doubt);
         }
-        for (name, actor) in &self.running.actors {
+        let runs = |name: &ActorName| {
+            let actor = self.running.actors.get(name)?;
+            Some((name.clone(), (actor.digest, actor.generation)))
+        };
+        for name in self.running.actors.keys() {
             if let Some(change) = changes.get_mut(&of(name)) {
-                change.around.insert(name.clone(), (actor.digest, actor.generation));
+                change.around.extend(runs(name));
+            }
+        }
+        for wire in self.wanted.flow.wires.iter().chain(&self.running.wires) {
+            let ends = [&wire.from.actor, &wire.to.actor];
+            for (end, other) in [(ends[0], ends[1]), (ends[1], ends[0])] {
+                if let Some(change) = changes.get_mut(&of(end)) {
+                    change.around.extend(runs(other));
+                }
             }
         }
         let mut plan = Plan { notes: self.notes, ..Plan::default() };

@@ -1,8 +1,10 @@
 //! Makes what runs equal to what is on disk.
 //!
-//! A pass looks at modules and configuration together, plans what differs,
-//! prepares each change as a whole and applies it. Passes know nothing of each
-//! other but what runs; one that is given up half-way is simply made again.
+//! A pass looks at modules and configuration together, plans what differs, and hands
+//! each change over to a rollout of its own. It waits for nothing: not for a module to be
+//! loaded, nor for a turn to end. The end of either is a reason for another pass. Passes
+//! know nothing of each other but what runs and what is under way; one that is given up
+//! half-way is simply made again.
 //!
 //! Everything that can fail (reading, loading, checking, keeping, making the
 //! first engine) happens before [`System::apply`], which has no error.
@@ -12,7 +14,14 @@ mod configuration;
 mod library;
 mod downloads;
 mod migration;
-mod preparation;
+mod lanes;
+mod loads;
+mod job;
+mod rollout;
+mod overlap;
+mod rests;
+mod rolling;
+mod asker;
 mod fit;
 mod trials;
 mod remembering;
@@ -32,26 +41,33 @@ use reflowd_runtime::{
     ActorName, Digest, Epoch, System,
     panic::{Boundary, Breakage, Panic, untrusted},
 };
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
-use tracing::info;
 
 use self::{
+    asker::{Asker, Due, Pending},
     configuration::ConfigBreakage,
     downloads::{Downloads, Fetching},
+    job::ChangeRefused,
     library::{Library, TakeError},
-    migration::{Migrated, Resumed, Settled, StatesOnDisk},
-    preparation::ChangeRefused,
-    reloader::{Request, Shared},
-    telling::{Telling, chain, touched},
+    loads::Loads,
+    migration::{Resumed, Settled, StatesOnDisk},
+    reloader::{BackWish, Request, Shared},
+    rests::Rests,
+    rolling::Attempt,
+    rollout::{Ended, Rollouts},
+    telling::{Telling, chain},
     view::Stand,
 };
 use crate::{
-    BadModules, Bans, Blocked, Blueprint, ChangePlan, ConfigFiles, Depth, DiskWatcher, Eyes, Fault,
-    Flow, FormerStates, Generations, History, Kept, Look, Misfit, ModulePlace, Note, Pace, Plan,
-    RefusedChanges, ReloadOptions, Removals, Report, Retired, Running, RunningActor, ScanOptions,
-    Sight, Snapshot, StateFiles, Template, Trouble, Wanted, blueprint::Texts, emptied::emptied,
-    history::Past, plan,
+    BadModules, Bans, Blocked, Blueprint, ChangePlan, Claims, ConfigFiles, Depth, DiskWatcher,
+    Eyes, Fault, Flow, FormerStates, Generations, History, Kept, Look, Misfit, ModulePlace, Note,
+    Pace, Plan, RefusedChanges, ReloadOptions, Removals, Report, Retired, Running, RunningActor,
+    ScanOptions, Sight, Snapshot, StateFiles, Template, Trouble, Wanted, blueprint::Texts,
+    emptied::emptied, history::Past, plan, plan::touched,
 };
 
 pub use reloader::{Passes, ReloadError, Reloader};
@@ -63,9 +79,13 @@ const SETTLE_PATIENCE: Duration = Duration::from_secs(10);
 /// Looks in a row that one pass takes to find out which files belong to the configuration.
 const MAX_LOOKS: usize = 4;
 
-/// Passes after the first one of a daemon: one to find that something cannot start as it
-/// was, one to start it as it is to be, and one to bring the rest up to date.
-const MAX_BEGINNINGS: usize = 3;
+/// How long a module is left alone whose bytes could not be had: its file may be about to be
+/// another.
+const UNREAD_PAUSE: Duration = Duration::from_secs(1);
+
+/// How long the ends of loads and rollouts are gathered before a pass looks at them, while
+/// there are more to come.
+const GATHER: Duration = Duration::from_millis(50);
 
 /// Configuration files that are named in one complaint.
 const MAX_TROUBLES: usize = 5;
@@ -132,25 +152,50 @@ pub struct Reconciler {
     history: History,
     /// What actors that have not run yet ran last in an earlier process.
     recollected: BTreeMap<ActorName, RunningActor>,
+    /// Whether the start has gone on without what its first pass has begun.
+    starting: bool,
     /// Whether an actor has started as something that disk does not ask for.
     again: bool,
     /// Why what is remembered could not be written, as far as it has been said.
     unwritten: Option<String>,
-    /// Why those that have to go back could not, as far as it has been said.
-    stuck: Option<String>,
     retired: Retired,
     memory: Memory,
+    /// The modules that are being loaded, and those of them that the configuration was held
+    /// against without being known.
+    loads: Loads,
+    awaited: BTreeSet<Digest>,
+    rollouts: Rollouts,
+    /// Changes that have failed for what may pass, and rollbacks.
+    rests: Rests<ChangePlan>,
+    stuck: Rests<()>,
+    /// Those who wait for passes.
+    askers: Vec<Asker>,
+    /// Those who wait for a rollout to end before an actor can go back.
+    wishes: Vec<BackWish>,
+    /// When a pass is due, as something has ended.
+    due: Option<Instant>,
+    /// When what is shown is to be shown anew.
+    stale: Option<Instant>,
+    /// What the last pass has seen.
+    seen: Arc<Snapshot>,
     /// What there was to remember before the dry run that goes on.
     before_dry_run: Option<Memory>,
     /// What keeps actors from becoming what disk asks for, as the last pass found it.
     held: BTreeMap<ActorName, String>,
     /// Modules whose bytes this pass could not get, and why.
-    unread: BTreeMap<Digest, String>,
+    unread: BTreeMap<Digest, Unread>,
     shared: Arc<Shared>,
     requests: mpsc::Receiver<Request>,
     /// Passes that have broken: until it is over, none is made but one that somebody asks for.
     breakage: Breakage,
     config_breakage: Option<ConfigBreakage>,
+}
+
+/// A module whose bytes could not be had.
+struct Unread {
+    why: String,
+    /// Until when that is not tried again.
+    until: Instant,
 }
 
 /// What passes have made up their minds about. A dry run puts it back as it was.
@@ -174,7 +219,17 @@ struct Memory {
 /// What a reconciler wakes up for.
 enum Work {
     Request(Request),
-    /// A pass for what trials, downloads or the disk have come to.
+    /// A rollout has ended.
+    Ended(Box<Ended>),
+    /// A download or a load has ended.
+    Downloaded,
+    Loaded,
+    /// Somebody who waits is due.
+    Askers,
+    /// What rollouts wait for is to be shown.
+    Progressed,
+    Show,
+    /// A pass for what trials, loads or the disk have come to.
     Pass,
 }
 
@@ -198,12 +253,24 @@ impl Reconciler {
         };
         let memory = Memory { bans: Bans::suspecting(suspects), ..Memory::default() };
         let kept = Arc::new(parts.kept);
+        let downloads = Downloads::new(parts.loader.clone(), Arc::clone(&kept));
+        let library = Library::new(parts.loader, kept, parts.scan);
         let reconciler = Self {
             system: parts.system,
             blueprint: parts.blueprint,
-            downloads: Downloads::new(parts.loader.clone(), Arc::clone(&kept)),
+            downloads,
             wanted_downloads: BTreeSet::new(),
-            library: Library::new(parts.loader, kept, parts.scan),
+            loads: Loads::new(library.clone()),
+            library,
+            awaited: BTreeSet::new(),
+            rollouts: Rollouts::default(),
+            rests: Rests::default(),
+            stuck: Rests::default(),
+            askers: Vec::new(),
+            wishes: Vec::new(),
+            due: None,
+            stale: None,
+            seen: Arc::default(),
             folder: parts.modules,
             autostart: parts.autostart,
             drain: parts.drain,
@@ -219,9 +286,9 @@ impl Reconciler {
             generations: Generations::keeping(parts.generations),
             history: parts.history,
             recollected: BTreeMap::new(),
+            starting: false,
             again: false,
             unwritten: None,
-            stuck: None,
             retired: Retired::default(),
             memory,
             held: BTreeMap::new(),
@@ -238,12 +305,13 @@ impl Reconciler {
     /// The first pass. Waits for files that are being written.
     ///
     /// The report says whether the configuration could be taken: a daemon whose
-    /// first configuration is wrong does not serve.
+    /// first configuration is wrong does not serve. It also says what is still under way
+    /// after `patience`.
     ///
     /// A pass that breaks is made again after a pause that grows.
-    pub async fn begin(&mut self) -> Report {
+    pub async fn begin(&mut self, patience: Duration) -> Report {
         loop {
-            let unbroken = Boundary::Pass.hold(self.first_passes()).await;
+            let unbroken = Boundary::Pass.hold(self.first_passes(patience)).await;
             if let Ok(report) = self.note_breakage(unbroken) {
                 return report;
             }
@@ -253,18 +321,15 @@ impl Reconciler {
         }
     }
 
-    async fn first_passes(&mut self) -> Report {
+    async fn first_passes(&mut self, patience: Duration) -> Report {
         // The first wake comes at once, and the folders are watched from then on.
         self.watcher.next().await;
-        let mut report = self.settled_pass(ReloadOptions::default(), Depth::Changed).await;
-        // What started as it ran before the restart becomes what disk asks for.
-        for _ in 0..MAX_BEGINNINGS {
-            if !self.again {
-                break;
-            }
-            report = self.settled_pass(ReloadOptions::default(), Depth::Changed).await;
+        let options = ReloadOptions { timeout: Some(patience), ..ReloadOptions::default() };
+        let report = self.settled_pass(options, Depth::Changed).await;
+        self.starting = !report.under_way.is_empty();
+        if !self.starting {
+            self.give_up_resumed();
         }
-        self.give_up_resumed();
         self.remember().await;
         report
     }
@@ -283,7 +348,7 @@ impl Reconciler {
         loop {
             let work = tokio::select! {
                 biased;
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => return self.end_committed().await,
                 // Nothing is changed any more by who may be wrong about what there is.
                 () = untrusted().cancelled() => return,
                 work = Boundary::Watcher.hold(self.wait()) => work,
@@ -301,30 +366,132 @@ impl Reconciler {
         }
     }
 
+    /// Waits for those rollouts to end that cannot be taken back any more.
+    async fn end_committed(&mut self) {
+        let changing = self.rollouts.changing();
+        let all: Vec<_> = changing.map(|rollout| rollout.id).collect();
+        for id in all {
+            self.rollouts.take_over(id);
+        }
+        while self.rollouts.changing().next().is_some() {
+            let ended = self.rollouts.ended().await;
+            self.end_rollouts(ended).await;
+        }
+    }
+
     /// Waits for something to do. May be dropped and called again.
     async fn wait(&mut self) -> Work {
         let system = self.system.clone();
+        // After a pass that broke, only a request makes another before its time.
         if let Some(until) = self.breakage.until() {
             return tokio::select! {
                 biased;
                 Some(request) = self.requests.recv() => Work::Request(request),
+                ended = self.rollouts.ended() => Work::Ended(Box::new(ended)),
                 () = tokio::time::sleep_until(until) => Work::Pass,
             };
         }
+        let (due, stale, asker) = (self.due, self.stale, self.asker_due());
+        let news = self.rollouts.news();
         tokio::select! {
             biased;
             Some(request) = self.requests.recv() => Work::Request(request),
+            ended = self.rollouts.ended() => Work::Ended(Box::new(ended)),
+            () = self.downloads.ended() => Work::Downloaded,
+            () = self.loads.ended() => Work::Loaded,
+            () = sleep_until(asker) => Work::Askers,
             () = system.trial_ended() => Work::Pass,
-            () = self.downloads.ended() => Work::Pass,
             _ = self.watcher.next() => Work::Pass,
+            () = sleep_until(due) => Work::Pass,
+            () = news.notified() => Work::Progressed,
+            () = sleep_until(stale) => Work::Show,
         }
+    }
+
+    /// Waits for what is under way to end, or for somebody who waits to be due; for nothing
+    /// that makes a pass by itself.
+    async fn wait_for_ends(&mut self) -> Work {
+        let asker = self.asker_due();
+        tokio::select! {
+            biased;
+            ended = self.rollouts.ended() => Work::Ended(Box::new(ended)),
+            () = self.downloads.ended() => Work::Downloaded,
+            () = self.loads.ended() => Work::Loaded,
+            () = sleep_until(asker) => Work::Askers,
+        }
+    }
+
+    /// When the next one is due of those who wait for passes.
+    fn asker_due(&self) -> Option<Instant> {
+        let now = Instant::now();
+        let due = self.askers.iter().filter_map(|asker| {
+            match asker.due(&self.rollouts, &self.loads, now) {
+                Due::Nothing => None,
+                Due::At(at) => Some(at),
+                Due::Pass | Due::Answer => Some(now),
+            }
+        });
+        due.min()
+    }
+
+    /// Something has ended that a pass has to look at: at once, or with what ends meanwhile.
+    fn pass_soon(&mut self) {
+        let more = !self.rollouts.is_empty() || !self.loads.under_way().is_empty();
+        let at = if more { Instant::now() + GATHER } else { Instant::now() };
+        self.due = Some(self.due.map_or(at, |due| due.min(at)));
     }
 
     async fn do_work(&mut self, work: Work) {
         match work {
-            Work::Request(request) => self.answer(request).await,
+            Work::Request(request) => self.take_request(request),
+            Work::Ended(ended) => {
+                self.end_rollouts(*ended).await;
+                for wish in mem::take(&mut self.wishes) {
+                    self.wish_back(wish);
+                }
+            }
+            Work::Downloaded => {
+                self.askers.iter_mut().for_each(|asker| asker.has_news(Instant::now()));
+                self.pass_soon();
+            }
+            Work::Loaded => self.pass_soon(),
+            Work::Askers => {}
+            // Most waits are over by then.
+            Work::Progressed => _ = self.stale.get_or_insert(Instant::now() + GATHER),
+            Work::Show => {
+                let seen = Arc::clone(&self.seen);
+                self.show(&seen, false);
+            }
             Work::Pass => _ = self.pass(ReloadOptions::default(), Depth::Changed).await,
         }
+        self.serve_askers().await;
+    }
+
+    /// Makes the passes that somebody waits for, and answers those who wait no longer.
+    async fn serve_askers(&mut self) {
+        let now = Instant::now();
+        let mut others = Vec::new();
+        while let Some(mut asker) = self.askers.pop() {
+            match asker.due(&self.rollouts, &self.loads, now) {
+                Due::Nothing | Due::At(_) => others.push(asker),
+                Due::Answer => {
+                    let under_way = asker.under_way(&self.rollouts, &self.loads);
+                    asker.answer(under_way);
+                }
+                Due::Pass => {
+                    if asker.is_fresh() && !asker.options.dry_run {
+                        self.downloads.try_again();
+                        self.rests.try_again(now);
+                    }
+                    // Where it breaks, the asker is gone with it, and learns of that.
+                    let (report, pending) = self.pass(asker.options, asker.depth).await;
+                    asker.took(report, pending);
+                    others.push(asker);
+                }
+            }
+        }
+        others.reverse();
+        self.askers = others;
     }
 
     /// Has the next pass wait where one has broken.
@@ -345,58 +512,51 @@ impl Reconciler {
         done
     }
 
-    /// Does what a request asks for. Where that breaks, the asker finds the answer's sender gone.
-    async fn answer(&mut self, request: Request) {
+    /// Takes up what somebody asks for. Where that breaks, the asker finds the answer's sender
+    /// gone.
+    fn take_request(&mut self, request: Request) {
         // Whoever asked may have given up; what was done stands all the same.
         match request {
             Request::Pass { precondition, report, .. } if !precondition.holds() => {
                 _ = report.send(Err(ReloadError::Changed));
             }
-            Request::RollBack { precondition, done, .. } if !precondition.holds() => {
-                _ = done.send(Err(RollBackError::Changed));
+            Request::RollBack { precondition, wish } if !precondition.holds() => {
+                _ = wish.answer.send(Err(RollBackError::Changed));
             }
             Request::Pass { options, report, .. } => {
-                if !options.dry_run {
-                    self.downloads.try_again();
-                }
-                _ = report.send(Ok(self.settled_pass(options, Depth::Everything).await));
+                // A pause after one that has broken ends with it.
+                self.breakage = Breakage::default();
+                let patience = Instant::now() + SETTLE_PATIENCE;
+                self.askers.push(Asker::new(options, Depth::Everything, patience, report));
             }
-            Request::RollBack { actor, to, done, .. } => {
-                _ = done.send(self.roll_back(&actor, to).await);
-                self.pass(ReloadOptions::default(), Depth::Changed).await;
-            }
+            Request::RollBack { wish, .. } => self.wish_back(wish),
         }
     }
 
-    /// Passes until no file is being written any more or is only away for a moment, and
-    /// downloads have had a moment, and reports all that was done.
+    /// Has an actor go back, now or when a rollout has ended that cannot be taken back.
+    fn wish_back(&mut self, wish: BackWish) {
+        let waits = self.roll_back(wish);
+        self.wishes.extend(waits);
+    }
+
+    /// Passes until no file is being written any more or is only away for a moment, and what
+    /// that has begun has ended. Reports all that was done.
     async fn settled_pass(&mut self, options: ReloadOptions, depth: Depth) -> Report {
+        let (answer, mut done) = oneshot::channel();
         let patience = Instant::now() + SETTLE_PATIENCE;
-        let mut report = Report::default();
+        self.askers.push(Asker::new(options, depth, patience, answer));
         loop {
-            let (mut latest, again) = self.pass(options, depth).await;
-            if !options.dry_run {
-                latest.added.splice(0..0, report.added);
-                latest.changed.splice(0..0, report.changed);
-                latest.removed.splice(0..0, report.removed);
+            self.serve_askers().await;
+            if let Ok(Ok(report)) = done.try_recv() {
+                return report;
             }
-            report = latest;
-            match again {
-                Some(again) if again < patience => tokio::time::sleep_until(again).await,
-                _ => match self.downloads.soon(Instant::now()) {
-                    Some(until) if !options.dry_run => tokio::select! {
-                        () = self.downloads.ended() => {}
-                        _ = self.watcher.next() => {}
-                        () = tokio::time::sleep_until(until) => {}
-                    },
-                    _ => return report,
-                },
-            }
+            let work = self.wait_for_ends().await;
+            self.do_work(work).await;
         }
     }
 
-    /// One pass. Also says when files that are being written are worth another.
-    async fn pass(&mut self, options: ReloadOptions, depth: Depth) -> (Report, Option<Instant>) {
+    /// One pass. Also says what it has left to wait for.
+    async fn pass(&mut self, options: ReloadOptions, depth: Depth) -> (Report, Pending) {
         let began = Instant::now();
         self.before_dry_run = options.dry_run.then(|| self.memory.clone());
         if options.force {
@@ -406,13 +566,20 @@ impl Reconciler {
             self.config_breakage = None;
         }
         if !options.dry_run {
-            self.judge_trials().await;
+            self.due = None;
+            let seen = Arc::clone(&self.seen);
+            self.judge_trials(&seen);
+            self.again = false;
         }
-        self.unread.clear();
+        match depth {
+            Depth::Everything => self.unread.clear(),
+            _ => self.unread.retain(|_, unread| unread.until > Instant::now()),
+        }
         self.wanted_downloads.clear();
-        self.again = false;
+        self.loads.begin_batch();
         let said = mem::take(&mut self.memory.said);
         let mut telling = Telling::new(self.system.clone(), said, options.dry_run);
+        self.note_loads(&mut telling);
         let (mut snapshot, texts) = self.look_at_disk(depth, &mut telling).await;
         self.forget_stopped();
         let readable = self.tell_config_unknown(&snapshot, texts.is_some(), &mut telling);
@@ -426,19 +593,21 @@ impl Reconciler {
             && (texts != self.texts
                 || options.force
                 || self.memory.config_refused.is_some()
-                || !self.memory.misfits.is_empty())
+                || !self.memory.misfits.is_empty()
+                || self.awaited.iter().any(|digest| !self.loads.is_under_way(digest)))
         {
             snapshot = self.read_config(texts, snapshot, options, &mut telling).await;
         } else if let Some(why) = self.memory.config_refused.clone().filter(|_| readable) {
             telling.config_still_refused(why);
         }
         let in_force = readable && self.memory.config_refused.is_none() && !telling.holds();
-        let mut in_sync = false;
+        let (mut in_sync, mut pending) = (false, Pending::default());
         let wanted = self.memory.flow.downloads();
         self.look_for_downloads(&wanted, &mut snapshot, options).await;
+        let snapshot = Arc::new(snapshot);
         if self.configured {
-            let plan = self.plan(&snapshot, options, &mut telling).await;
-            in_sync = self.follow(plan, &snapshot, options, &mut telling).await;
+            let plan = self.plan(&snapshot, options, &mut telling);
+            in_sync = self.follow(plan, &snapshot, options, &mut telling, &mut pending);
         }
         let (report, said) = telling.end();
         self.memory.said = said;
@@ -446,9 +615,16 @@ impl Reconciler {
             self.memory = before;
         } else {
             self.downloads.retain(&self.wanted_downloads);
+            let used = self.used(&snapshot);
+            self.loads.retain(|digest| used.contains(digest));
+            self.seen = Arc::clone(&snapshot);
             self.show(&snapshot, in_sync && report.is_clean());
             self.shared.config_in_force.store(in_force, Ordering::Relaxed);
             self.shared.passed(&report);
+            let still = self.rollouts.is_empty() && self.loads.under_way().is_empty();
+            if still && mem::take(&mut self.starting) {
+                self.give_up_resumed();
+            }
             self.forget_unused(&snapshot);
             self.remember().await;
         }
@@ -467,13 +643,26 @@ impl Reconciler {
         if let Some(again) = self.downloads.next_try() {
             self.watcher.again(again);
         }
+        if let Some(again) = self.rests.next(Instant::now()) {
+            self.watcher.again(again);
+        }
+        if let Some(again) = self.unread.values().map(|unread| unread.until).min() {
+            self.watcher.again(again);
+        }
         if let Some(again) = snapshot.again {
             self.watcher.again(again);
         }
         let unsettled = snapshot.unsettled().next().is_some() || self.is_away(&snapshot);
-        let again = snapshot.again.filter(|_| unsettled);
+        pending.again = snapshot.again.filter(|_| unsettled);
         // What has just started as it ran before is yet to become what disk asks for.
-        (report, if self.again { Some(Instant::now()) } else { again })
+        if self.again {
+            pending.again = Some(Instant::now());
+        }
+        if !options.dry_run {
+            pending.downloads = self.downloads.soon(Instant::now());
+        }
+        pending.loads = self.loads.under_way();
+        (report, pending)
     }
 
     /// Whether a file that is in use was there a moment ago. Somebody may be about to put it
@@ -588,38 +777,46 @@ impl Reconciler {
         }
     }
 
-    /// Loads a module, unless it is loaded or known to be bad.
-    async fn load(
-        &mut self,
-        digest: Digest,
-        place: &ModulePlace,
-        snapshot: &Snapshot,
-        telling: &mut Telling,
-    ) {
-        if self.is_judged(&digest) {
-            return;
+    /// Has a module loaded, unless it is loaded or known to be bad.
+    fn load(&mut self, digest: Digest, place: &ModulePlace, snapshot: &Arc<Snapshot>) {
+        if !self.is_judged(&digest) && !self.unread.contains_key(&digest) {
+            self.loads.want(digest, place, snapshot);
         }
-        match self.library.take(digest, place, snapshot).await {
-            Ok(module) => {
-                let component = &module.metadata().component;
-                info!(module = %place, digest = %digest.short(), %component, "module loaded");
-                self.memory.bad_modules.forget(&digest);
-            }
-            Err(error @ TakeError::Bytes(_)) => {
-                let why = chain(&error);
-                match error.damaged() {
-                    Some(path) => telling.kept_damaged(path, &why),
-                    None => telling.module_unread(place, &why),
+    }
+
+    /// Takes note of what has come of loads.
+    fn note_loads(&mut self, telling: &mut Telling) {
+        let now = Instant::now();
+        for (digest, ended) in self.loads.outcomes() {
+            let (digest, place) = (*digest, &ended.place);
+            match &ended.result {
+                Ok(()) => {
+                    if let Some(module) = self.library.get(&digest) {
+                        telling.module_loaded(digest, place, &module.metadata().component);
+                    }
+                    self.memory.bad_modules.forget(&digest);
                 }
-                self.unread.insert(digest, why);
-            }
-            Err(TakeError::Load(error)) => {
-                let fault = if error.is_intrinsic() { Fault::Intrinsic } else { Fault::Timeout };
-                self.memory.bad_modules.refuse(digest, fault, chain(&error), Instant::now());
-                if telling.module_refused(digest, place, &error) {
-                    *self.shared.refusal_counts.lock().entry(error.reason()).or_default() += 1;
+                Err(error @ (TakeError::Bytes(_) | TakeError::Broke)) => {
+                    let why = chain(error);
+                    match error.damaged() {
+                        Some(path) => telling.kept_damaged(path, &why),
+                        None => telling.module_unread(place, &why),
+                    }
+                    self.unread.insert(digest, Unread { why, until: now + UNREAD_PAUSE });
+                }
+                Err(TakeError::Load(error)) => {
+                    let fault =
+                        if error.is_intrinsic() { Fault::Intrinsic } else { Fault::Timeout };
+                    self.memory.bad_modules.refuse(digest, fault, chain(error), now);
+                    if telling.module_refused(digest, place, error) {
+                        *self.shared.refusal_counts.lock().entry(error.reason()).or_default() += 1;
+                    }
                 }
             }
+        }
+        // A dry run leaves it for the pass that does something about it.
+        if self.before_dry_run.is_none() {
+            self.loads.noted();
         }
     }
 
@@ -629,30 +826,32 @@ impl Reconciler {
             || self.memory.bad_modules.standing(digest, Instant::now()).is_some()
     }
 
-    /// Plans, loading what the plan needs.
-    async fn plan(
+    /// Plans, having loaded what the plan needs.
+    fn plan(
         &mut self,
-        snapshot: &Snapshot,
+        snapshot: &Arc<Snapshot>,
         options: ReloadOptions,
         telling: &mut Telling,
     ) -> Plan {
-        // Loading may refuse modules, which changes the plan; each round loads
-        // what is new in it, so the second round has nothing left to load.
+        // What is found to be bad changes the plan, and so does what has to be loaded; each
+        // round asks for what is new in it, so the last one finds nothing new.
         loop {
             let plan = self.planned(snapshot, options);
             let mut fresh = self.modules_of(&plan);
-            fresh.retain(|(digest, _)| !self.is_judged(digest));
+            fresh.retain(|(digest, _)| {
+                !self.is_judged(digest)
+                    && !self.unread.contains_key(digest)
+                    && !self.loads.is_under_way(digest)
+            });
             if fresh.is_empty() {
+                if !self.unread.is_empty() {
+                    let whys = self.unread.values().map(|unread| unread.why.clone());
+                    telling.report.warnings.extend(whys);
+                }
                 return plan;
             }
-            let mut judged = false;
             for (digest, place) in fresh {
-                self.load(digest, &place, snapshot, telling).await;
-                judged |= self.is_judged(&digest);
-            }
-            if !judged {
-                telling.report.warnings.extend(self.unread.values().cloned());
-                return plan;
+                self.load(digest, &place, snapshot);
             }
         }
     }
@@ -667,6 +866,7 @@ impl Reconciler {
             autostart: self.autostart.as_ref(),
             retired: &self.retired,
             refused: &refused,
+            loading: &self.loads.under_way(),
             bans: &self.memory.bans,
             recollected: &self.recollected,
             removals,
@@ -677,8 +877,9 @@ impl Reconciler {
     /// The modules that a plan is about, with their places.
     fn modules_of(&self, plan: &Plan) -> Vec<(Digest, ModulePlace)> {
         let held = plan.held.iter().flat_map(|held| &held.changes);
+        let blocked = plan.blocked.iter().map(|blocked| &blocked.change);
         let mut modules = Vec::new();
-        for change in plan.changes.iter().chain(held) {
+        for change in plan.changes.iter().chain(held).chain(blocked) {
             let starts = change.start.iter().map(|start| (start.digest, &start.spec.module));
             let swaps = change.swap.iter().map(|swap| (swap.digest, &swap.spec.module));
             let files = starts
@@ -694,14 +895,14 @@ impl Reconciler {
         modules
     }
 
-    /// Carries a plan out, or only says what would be done. True when nothing of
-    /// it is left undone.
-    async fn follow(
+    /// Has a plan rolled out, or only tried. True when nothing of it is left undone.
+    fn follow(
         &mut self,
         plan: Plan,
-        snapshot: &Snapshot,
+        snapshot: &Arc<Snapshot>,
         options: ReloadOptions,
         telling: &mut Telling,
+        pending: &mut Pending,
     ) -> bool {
         let mut complete = plan.blocked.is_empty() && plan.held.is_none();
         let mut held = BTreeMap::new();
@@ -715,12 +916,21 @@ impl Reconciler {
             telling.held(held);
         }
         self.memory.refused_changes.keep_only(&plan.changes);
+        if !options.dry_run {
+            let held = plan.held.iter().flat_map(|held| &held.changes);
+            let blocked = plan.blocked.iter().map(|blocked| &blocked.change);
+            let asked: Vec<_> = plan.changes.iter().chain(held).chain(blocked).collect();
+            self.give_up_rollouts(asked.iter().copied());
+            let touched: BTreeSet<_> = asked.into_iter().map(touched).collect();
+            self.rests.keep_only(|actors| touched.contains(actors));
+        }
+        // What is still to come decides what there is to try.
+        let loading = !self.loads.under_way().is_empty();
         for Blocked { change, because } in plan.blocked {
             if let Some(older) = self.without_newcomers(&change)
-                && self.try_change(&older, snapshot, options).await.is_ok()
+                && self.try_change(&older, snapshot, options, pending).is_ok()
             {
                 // The next pass tells of what stands in the way of the others.
-                telling.change(&older);
                 continue;
             }
             for (actor, doubt) in &because {
@@ -733,17 +943,20 @@ impl Reconciler {
             }
         }
         for change in plan.changes {
-            let Err(ChangeRefused { why, holds }) =
-                self.try_change(&change, snapshot, options).await
-            else {
-                telling.change(&change);
+            complete = false;
+            if options.dry_run && loading {
+                continue;
+            }
+            let tried = self.try_change(&change, snapshot, options, pending);
+            let Err(ChangeRefused { why, holds }) = tried else {
+                if let Some(why) = self.rests.last(&touched(&change)) {
+                    telling.still_refused(&change, why);
+                }
                 continue;
             };
-            complete = false;
             if let Some(older) = self.without_newcomers(&change)
-                && self.try_change(&older, snapshot, options).await.is_ok()
+                && self.try_change(&older, snapshot, options, pending).is_ok()
             {
-                telling.change(&older);
                 continue;
             }
             if !options.dry_run && self.give_up_recollected(&change, &why) {
@@ -753,57 +966,27 @@ impl Reconciler {
             held.extend(touched(&change).into_iter().map(|actor| (actor, why.clone())));
             self.memory.refused_changes.refuse(change, holds, why, Instant::now());
         }
-        telling.changed();
         if !options.dry_run {
             self.held = held;
         }
-        complete
+        complete && self.rollouts.is_empty()
     }
 
-    /// Makes a change, or only says whether it would be made.
-    async fn try_change(
+    /// Has a change rolled out, or only tried.
+    fn try_change(
         &mut self,
         change: &ChangePlan,
-        snapshot: &Snapshot,
+        snapshot: &Arc<Snapshot>,
         options: ReloadOptions,
+        pending: &mut Pending,
     ) -> Result<(), ChangeRefused> {
-        self.judge(change)?;
         if options.dry_run {
-            self.rehearse(change, snapshot).await
-        } else {
-            self.make_change(change, snapshot).await
+            pending.rollouts.insert(self.rehearse(change, snapshot)?);
+            return Ok(());
         }
-    }
-
-    /// Prepares all of a change, then applies it.
-    async fn make_change(
-        &mut self,
-        change: &ChangePlan,
-        snapshot: &Snapshot,
-    ) -> Result<(), ChangeRefused> {
-        let mut ready = self.prepare(change, snapshot).await?;
-        let trying = self.trying(change);
-        ready.trialing = trying.trialing();
-        let Migrated { halted, aside } = self.migrate_all(&mut ready).await?;
-        let epochs_begin = !aside.is_empty();
-        // Nothing here follows from a file: what can fail has been done. Where it breaks all
-        // the same, nobody can say what runs.
-        let applied = Boundary::Change.hold(async {
-            let changed = self.system.apply(ready).await;
-            self.system.go_on(halted).await;
-            self.begin_trials(change, trying).await;
-            self.running.take(change, &changed.generations);
-            self.recollected_run(change);
-            self.write_heirs(change).await;
-            for (actor, aside) in aside {
-                self.resumed.remove(&actor);
-                self.generations.migrated(&actor, aside);
-            }
-        });
-        applied.await.unwrap_or_else(|panic| panic.go_on());
-        if epochs_begin {
-            // The sooner it is written that they have begun, the less a crash takes back.
-            self.remember().await;
+        match self.attempt(change, snapshot) {
+            Attempt::UnderWay(id) | Attempt::Waits(id) => _ = pending.rollouts.insert(id),
+            Attempt::Refused(refused) => return Err(refused),
         }
         Ok(())
     }
@@ -819,8 +1002,21 @@ impl Reconciler {
         }
     }
 
+    /// Says which kept modules are needed: what runs, rolls out or judges. What was banned is
+    /// kept as long as there is room: a module that is not here has never run.
+    fn claim(&self) {
+        let mut needed: BTreeSet<Digest> = self.running.actors.values().map(|a| a.digest).collect();
+        needed.extend(self.generations.judges());
+        needed.extend(self.recollected.values().map(|last| last.digest));
+        needed.extend(self.rollouts.needs());
+        let mut recent = self.generations.digests();
+        recent.extend(self.memory.bans.digests());
+        self.library.claim(Claims { needed, recent });
+    }
+
     /// Shows how actors stand to disk.
-    fn show(&self, snapshot: &Snapshot, in_sync: bool) {
+    fn show(&mut self, snapshot: &Snapshot, in_sync: bool) {
+        self.stale = None;
         let stand = Stand {
             flow: &self.memory.flow,
             running: &self.running,
@@ -828,6 +1024,7 @@ impl Reconciler {
             bad_modules: &self.memory.bad_modules,
             bans: &self.memory.bans,
             held: &self.held,
+            rolling_out: self.rollouts.progress(),
             folder: &self.folder,
             now: Instant::now(),
         };
@@ -838,13 +1035,27 @@ impl Reconciler {
 
     /// Lets go of modules that are not on disk any more and that nothing runs.
     fn forget_unused(&mut self, snapshot: &Snapshot) {
+        self.library.retain(&self.used(snapshot));
+        self.claim();
+    }
+
+    /// The modules that are on disk, or that anything runs or may have to.
+    fn used(&self, snapshot: &Snapshot) -> BTreeSet<Digest> {
         let mut used: BTreeSet<Digest> = self.running.actors.values().map(|a| a.digest).collect();
         used.extend(self.generations.judges());
         used.extend(self.recollected.values().map(|last| last.digest));
         let files = snapshot.modules.values().chain(snapshot.paths.values());
         used.extend(files.filter_map(Sight::present));
         used.extend(snapshot.downloads.values().filter_map(Sight::present));
-        self.library.retain(&used);
+        used.extend(self.rollouts.needs());
+        used
+    }
+}
+
+async fn sleep_until(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => tokio::time::sleep_until(instant).await,
+        None => std::future::pending().await,
     }
 }
 

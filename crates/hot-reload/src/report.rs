@@ -1,6 +1,6 @@
 //! What a pass over disk has done, for people and tools.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use reflowd_runtime::{ActorName, ActorState, Digest};
 use serde::Serialize;
@@ -22,6 +22,17 @@ pub struct Report {
     pub warnings: Vec<String>,
     /// What is held back until an operator allows removals.
     pub held: Option<String>,
+    /// What is still under way, where it was not waited for any longer.
+    pub under_way: Vec<Remaining>,
+}
+
+/// Something that goes on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Remaining {
+    /// The actors, or the module, that it is about.
+    pub what: String,
+    /// What it waits for.
+    pub why: String,
 }
 
 /// Something that was refused.
@@ -37,7 +48,7 @@ impl Report {
     /// Whether everything that disk asks for was done.
     #[must_use]
     pub fn is_clean(&self) -> bool {
-        self.refused.is_empty() && self.held.is_none()
+        self.refused.is_empty() && self.held.is_none() && self.under_way.is_empty()
     }
 
     /// Whether there was no difference.
@@ -59,6 +70,8 @@ pub struct ReloadOptions {
     pub force: bool,
     /// Do removals that are held back.
     pub allow_removal: bool,
+    /// How long to wait for what it begins; until that has ended, where it is not said.
+    pub timeout: Option<Duration>,
 }
 
 /// How an actor stands to what is on disk.
@@ -78,6 +91,8 @@ pub struct ActorView {
     pub banned: bool,
     /// The reason why it is not what disk asks for, if that was refused.
     pub held: Option<String>,
+    /// What is being waited for, where it is rolling out.
+    pub rolling_out: Option<String>,
     /// Where it does not run yet: what it waits for, and why.
     pub pending: Option<(ActorState, String)>,
 }

@@ -1,6 +1,6 @@
 //! What runs, as passes remember it: what disk asks for is held against this.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use reflowd_runtime::{ActorName, Digest, Generation};
 
@@ -34,19 +34,30 @@ pub struct RunningActor {
 }
 
 impl Running {
+    /// These actors, those that they are wired to, and the wires between them.
+    pub(crate) fn around(&self, actors: &BTreeSet<ActorName>) -> Self {
+        let near =
+            |wire: &&WireSpec| actors.contains(&wire.from.actor) || actors.contains(&wire.to.actor);
+        let wires: Vec<_> = self.wires.iter().filter(near).cloned().collect();
+        let ends = wires.iter().flat_map(|wire| [&wire.from.actor, &wire.to.actor]);
+        let names: BTreeSet<_> = ends.chain(actors).collect();
+        let here = |name: &&ActorName| Some(((*name).clone(), self.actors.get(*name)?.clone()));
+        Self { actors: names.iter().filter_map(here).collect(), wires }
+    }
+
     /// All wires after the change. An actor that stops keeps its own until it is empty.
     pub(crate) fn wires_after(&self, change: &ChangePlan) -> Vec<WireSpec> {
-        let same = |a: &WireSpec, b: &WireSpec| a.from == b.from && a.to == b.to;
-        let goes = |actor: &ActorName| {
-            change.stop.iter().any(|stop| stop.actor == *actor)
-                || change.start.iter().any(|start| start.was.as_ref() == Some(actor))
-        };
-        let stays = self.wires.iter().filter(|wire| {
-            !change.cut.iter().chain(&change.connect).any(|other| same(other, wire))
-                && !goes(&wire.from.actor)
-                && !goes(&wire.to.actor)
-        });
+        let connected = |wire: &WireSpec| change.connect.iter().any(|new| same_ends(new, wire));
+        let goes = going(change);
+        let stays = self.wires.iter().filter(|wire| !goes(wire) && !connected(wire));
         stays.chain(&change.connect).cloned().collect()
+    }
+
+    /// The wires that are not there any more after the change.
+    pub(crate) fn wires_cut_by(&self, change: &ChangePlan) -> Vec<WireSpec> {
+        let connected = |wire: &WireSpec| change.connect.iter().any(|new| same_ends(new, wire));
+        let goes = going(change);
+        self.wires.iter().filter(|wire| goes(wire) && !connected(wire)).cloned().collect()
     }
 
     /// The change is done, and gave these generations.
@@ -91,5 +102,21 @@ impl Running {
         let spec = spec.clone();
         let running = RunningActor { spec, digest, generation, autostarted, draining: false };
         self.actors.insert(actor.clone(), running);
+    }
+}
+
+fn same_ends(a: &WireSpec, b: &WireSpec) -> bool {
+    a.from == b.from && a.to == b.to
+}
+
+/// Whether a change takes a wire away, by itself or with one of its ends.
+fn going(change: &ChangePlan) -> impl Fn(&WireSpec) -> bool {
+    let stopped = change.stop.iter().map(|stop| &stop.actor);
+    let renamed = change.start.iter().filter_map(|start| start.was.as_ref());
+    let gone: BTreeSet<&ActorName> = stopped.chain(renamed).collect();
+    move |wire| {
+        change.cut.iter().any(|cut| same_ends(cut, wire))
+            || gone.contains(&wire.from.actor)
+            || gone.contains(&wire.to.actor)
     }
 }

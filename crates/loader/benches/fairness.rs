@@ -281,8 +281,8 @@ impl<'a> Rig<'a> {
                 to: format!("{name}.value").parse().expect("an actor and its port"),
                 overflow: None,
             });
-            let wires = Some(wires.chain(busy).collect());
-            system.apply(Change { start, wires, ..Change::default() }).await;
+            let connect = wires.chain(busy).collect();
+            system.apply(Change { start, connect, ..Change::default() }).await;
         });
         let actors = |names: &[String]| {
             names.iter().map(|name| system.actor(name).expect("it was started")).collect()

@@ -101,7 +101,7 @@ fn measure(actors: usize) {
         }
         println!("made ready: {:.2?}", began.elapsed());
         let applying = Instant::now();
-        system.apply(Change { start, wires: Some(wires), ..Change::default() }).await;
+        system.apply(Change { start, connect: wires, ..Change::default() }).await;
         println!("started and wired: {:.2?}", applying.elapsed());
         ports
     });

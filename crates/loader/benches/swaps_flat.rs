@@ -69,7 +69,7 @@ async fn measure(system: &System, swaps: usize) {
         to: "sink.in".parse().expect("an actor and its port"),
         overflow: None,
     }];
-    system.apply(Change { start, wires: Some(wires), ..Change::default() }).await;
+    system.apply(Change { start, connect: wires, ..Change::default() }).await;
     let mut tasks = JoinSet::new();
     tasks.spawn(load(system.clone()));
 

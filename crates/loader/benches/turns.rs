@@ -441,7 +441,7 @@ impl Flow {
             actor.state = Some(state().into());
             start.push(actor);
         }
-        let change = Change { start, wires: Some(vec![wire]), ..Change::default() };
+        let change = Change { start, connect: vec![wire], ..Change::default() };
         control.block_on(system.apply(change));
         Self { system, messages: messages.to_vec(), sent: 0, control, _turns: turns }
     }

@@ -6,8 +6,10 @@
 use std::{
     collections::HashMap,
     io::Read,
+    num::NonZero,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, LazyLock},
+    thread::available_parallelism,
     time::Duration,
 };
 
@@ -32,8 +34,15 @@ use crate::{
     url::ModuleUrl,
 };
 
-/// Compilers hold much memory and both cores; one at a time is enough.
-static COMPILING: Semaphore = Semaphore::const_new(1);
+/// Compilers that run at a time, each of which may hold gigabytes: one for each core, and as
+/// many again, so that a few modules that take long hold up nobody.
+static COMPILING: LazyLock<Semaphore> = LazyLock::new(|| {
+    let cores = available_parallelism().map_or(1, NonZero::get);
+    Semaphore::new(2 * cores.min(MAX_COMPILING_CORES))
+});
+
+/// On a machine with more cores, memory is what there is too little of.
+const MAX_COMPILING_CORES: usize = 16;
 
 /// Where a module comes from.
 #[derive(Clone, Debug)]
@@ -335,7 +344,7 @@ impl Loader {
         Ok(Arc::new(LoadedModule::new(loaded, code)))
     }
 
-    /// One compilation after the other, of a module that has not been loaded yet.
+    /// Compiles a module that has not been loaded yet.
     async fn compile_first(
         &self,
         digest: Digest,
@@ -381,7 +390,7 @@ impl Source {
     }
 }
 
-/// One compilation after the other, here for an actor.
+/// Compiles a module for an actor.
 ///
 /// # Errors
 /// What the compiler said, or that it took too long.

@@ -453,6 +453,8 @@ pub(crate) struct Shared {
     pub(crate) meters: Meters,
     pub(crate) memory: AtomicU64,
     pub(crate) kill: CancellationToken,
+    /// Ends the turn in hand, and the next turn has another.
+    pub(crate) turn: Mutex<CancellationToken>,
     pub(crate) events: Arc<Events>,
     pub(crate) secrets: Secrets,
     pub(crate) sinks: Sinks,
@@ -508,6 +510,12 @@ impl Shared {
             status.why = why;
             true
         });
+    }
+
+    /// Ends the turn in hand, if one is: its message is first in line again, as if it had not
+    /// begun. A connector's turn, which acts outside, is not cut short.
+    pub(crate) fn cut_short(&self) {
+        self.turn.lock().cancel();
     }
 
     /// The actor works again, or has a fresh start: when it is down next, that is another time.

@@ -68,7 +68,7 @@ pub use strict_json::{
 };
 pub use system::{
     Books, Change, Changed, Halted, Ledger, PutBack, Ready, Remains, Replayed, SendError,
-    SpawnError, Start, Stayed, Staying, System, Trialing, WireDef,
+    SpawnError, Start, Stayed, Staying, System, Trialing, WireDef, WireEnds,
 };
 pub use tap::{Direction, Seen, Sighting, Tap, TapFilter, TooManyTaps};
 pub use trace::{Trace, TraceContext, TraceContextError, TraceFlags};

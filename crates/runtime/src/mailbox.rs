@@ -347,6 +347,12 @@ impl Mailbox {
         heads.collect()
     }
 
+    /// Whether anything is in hand.
+    pub(crate) fn is_in_hand(&self) -> bool {
+        let in_hand = |lane: &Lane| lane.queue.front().is_some_and(|slot| slot.in_hand);
+        self.inner.lock().lanes.iter().any(in_hand)
+    }
+
     /// What is in hand leaves.
     pub(crate) fn finish(&self, outcome: Outcome) {
         let mut inner = self.inner.lock();

@@ -4,6 +4,7 @@
 //! is gone has left its books in the past, so that the sum of both never falls.
 
 mod change;
+mod halt;
 mod spawn;
 mod wiring;
 mod intake;
@@ -30,7 +31,8 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
-pub use change::{Change, Changed, Halted, Ready, Start, Trialing, WireDef};
+pub use change::{Change, Changed, Ready, Start, Trialing, WireDef, WireEnds};
+pub use halt::Halted;
 pub use intake::SendError;
 pub use ledger::{Books, Ledger};
 pub use remains::{PutBack, Remains};
@@ -78,8 +80,10 @@ struct Inner {
     /// Told when a trial has ended.
     trials: Arc<Notify>,
     gallery: Gallery,
-    /// One change at a time.
-    changes: tokio::sync::Mutex<()>,
+    /// One difference to the wires at a time.
+    wiring: Mutex<()>,
+    /// One program that starts its own actors at a time.
+    spawning: tokio::sync::Mutex<()>,
 }
 
 impl System {
@@ -113,7 +117,8 @@ impl System {
             held_back: Mutex::default(),
             trials: Arc::default(),
             gallery: Gallery::default(),
-            changes: tokio::sync::Mutex::new(()),
+            wiring: Mutex::default(),
+            spawning: tokio::sync::Mutex::new(()),
         }))
     }
 
@@ -178,6 +183,13 @@ impl System {
     /// so to one who waits; [`Actor::trial`] has how each stands.
     pub async fn trial_ended(&self) {
         self.0.trials.notified().await;
+    }
+
+    /// Has an actor end its trial, if there is one: what it runs stays. It hears of that after
+    /// the turn in hand, which nobody waits for.
+    pub fn end_trial(&self, actor: &ActorName) {
+        let Some(actor) = self.actor(actor.as_str()) else { return };
+        self.0.tasks.spawn_on(async move { actor.end_trial().await }, &self.0.turns);
     }
 
     /// An earlier process has run an actor of that name: the generation that starts next

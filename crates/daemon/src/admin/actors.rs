@@ -54,6 +54,9 @@ pub(crate) struct ActorSummary {
     /// Why it is not what disk asks for, where that was refused.
     #[serde(default)]
     pub(crate) held: Option<String>,
+    /// What is being waited for, where it is rolling out.
+    #[serde(default)]
+    pub(crate) rolling_out: Option<String>,
     /// Whether what it runs is on trial, or about to go back.
     pub(crate) on_trial: bool,
 }
@@ -324,6 +327,7 @@ fn summary(actor: &Actor, view: Option<&ActorView>) -> ActorSummary {
         file_gone: view.is_some_and(|view| view.file_gone),
         banned: view.is_some_and(|view| view.banned),
         held: view.and_then(|view| view.held.clone()),
+        rolling_out: view.and_then(|view| view.rolling_out.clone()),
         on_trial: actor.trial().is_some_and(|trial| trial.outcome != TrialOutcome::Passed),
     }
 }
@@ -361,6 +365,7 @@ fn pending(name: &ActorName, view: &ActorView) -> ActorSummary {
         file_gone: view.file_gone,
         banned: false,
         held: view.held.clone(),
+        rolling_out: view.rolling_out.clone(),
         on_trial: false,
     }
 }

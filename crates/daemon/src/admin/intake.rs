@@ -342,7 +342,11 @@ fn answer_port(admin: &Admin, actor: &Actor, text: &str) -> Result<PortRef, Prob
 }
 
 fn timeout(text: Option<&str>) -> Result<Duration, Problem> {
-    let Some(text) = text else { return Ok(DEFAULT_WAIT) };
+    text.map_or(Ok(DEFAULT_WAIT), wait_of)
+}
+
+/// How long somebody is ready to wait.
+pub(super) fn wait_of(text: &str) -> Result<Duration, Problem> {
     match humantime::parse_duration(text) {
         Ok(timeout) if timeout <= LONGEST_WAIT => Ok(timeout),
         Ok(_) => Err(cannot("`timeout` is an hour at most")),

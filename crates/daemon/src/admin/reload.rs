@@ -9,7 +9,7 @@ use reflowd_hot_reload::{ReloadError, ReloadOptions, Report};
 use reflowd_runtime::Precondition;
 use serde::Deserialize;
 
-use super::{Admin, ModuleView, Problem, flag, query, version};
+use super::{Admin, ModuleView, Problem, flag, intake::wait_of, query, version};
 
 #[derive(Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -21,6 +21,7 @@ struct Options {
     force: bool,
     #[serde(deserialize_with = "flag")]
     allow_removal: bool,
+    timeout: Option<String>,
 }
 
 /// `POST /v1/reload`: answered when it is done, whatever came of it.
@@ -29,8 +30,9 @@ pub(super) async fn reload(
     Extension(precondition): Extension<Precondition>,
     uri: Uri,
 ) -> Result<Json<Report>, Problem> {
-    let Options { dry_run, force, allow_removal } = query(&uri)?;
-    let options = ReloadOptions { dry_run, force, allow_removal };
+    let Options { dry_run, force, allow_removal, timeout } = query(&uri)?;
+    let timeout = timeout.as_deref().map(wait_of).transpose()?;
+    let options = ReloadOptions { dry_run, force, allow_removal, timeout };
     // A pass is not left half done because whoever asked for it hangs up.
     let reloader = admin.reloader;
     let pass = admin.tasks.spawn(async move { reloader.reload(options, precondition).await });

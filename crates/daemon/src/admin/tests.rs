@@ -19,7 +19,7 @@ use hyper_util::rt::TokioIo;
 use reflowd_runtime::{
     ActorLog, ActorName, Change, Context, Digest, Effects, Engine, EventKind, Failure, FailureKind,
     GoneBack, InstantiateError, Metadata, Port, PortName, Precondition, Program, Ready, Settings,
-    Start, Turn, Type, WireDef,
+    Start, Turn, Type, WireDef, WireEnds,
 };
 use serde_json::{Value, json};
 use tokio::{
@@ -211,7 +211,7 @@ impl Rig {
             overflow: None,
         });
         let change =
-            Change { start: start.collect(), wires: Some(wires.collect()), ..Change::default() };
+            Change { start: start.collect(), connect: wires.collect(), ..Change::default() };
         system.apply(change).await;
         let (phase, watched) = watch::channel(Phase::Ready);
         let (stopping, tasks) = (CancellationToken::new(), TaskTracker::new());
@@ -654,7 +654,7 @@ async fn a_reload_takes_its_options_from_the_query() {
     let rig = Rig::start(&[]).await;
     let path = "/v1/reload?dry_run&allow_removal=true&force=false";
     let report = rig.request(Method::POST, path, &[], whole("")).await.json();
-    let expected = ReloadOptions { dry_run: true, force: false, allow_removal: true };
+    let expected = ReloadOptions { dry_run: true, allow_removal: true, ..ReloadOptions::default() };
     assert_eq!(report["warnings"][0], format!("{expected:?}"));
 }
 
@@ -699,11 +699,7 @@ async fn the_books_balance_by_the_metrics() {
     let stop = Change {
         stop: vec!["c".parse().unwrap()],
         drain: Duration::from_secs(60),
-        wires: Some(vec![WireDef {
-            from: "a.out".parse().unwrap(),
-            to: "b.in".parse().unwrap(),
-            overflow: None,
-        }]),
+        cut: vec![WireEnds { from: "a.out".parse().unwrap(), to: "c.in".parse().unwrap() }],
         ..Change::default()
     };
     rig.system.apply(stop).await;

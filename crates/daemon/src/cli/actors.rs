@@ -57,6 +57,9 @@ pub(super) async fn list(client: &mut Client, wanted: List) -> Outcome {
     print(&table(&actors, unix_millis()))?;
     for actor in &actors {
         let name = &actor.name;
+        if let Some(what) = &actor.rolling_out {
+            note(&format!("{name}: rolling out: {}", printable(what)));
+        }
         match (&actor.why, &actor.held) {
             (Some(why), _) => note(&format!("{name}: {}", printable_lines(why, "    "))),
             (None, Some(why)) => {
@@ -236,6 +239,9 @@ fn state(actor: &ActorSummary) -> Cell {
 fn disk(actor: &ActorSummary) -> Cell {
     if actor.banned {
         return Cell::new("banned", Style::Odd);
+    }
+    if actor.rolling_out.is_some() {
+        return Cell::new("rolling out", Style::Odd);
     }
     match (actor.in_sync, actor.file_gone) {
         (_, true) => Cell::new("file gone", Style::Odd),

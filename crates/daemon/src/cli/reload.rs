@@ -18,9 +18,6 @@ use crate::admin::ActorSummary;
 /// How often to look whether trials have ended.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// A look at disk that changes nothing.
-const DRY_RUN: &str = "/v1/reload?dry_run=true";
-
 /// How to look at disk.
 #[derive(Debug, Args)]
 pub(crate) struct Reload {
@@ -36,6 +33,9 @@ pub(crate) struct Reload {
     /// Do removals that are held back
     #[arg(long)]
     allow_removal: bool,
+    /// How long to wait for what it begins; that goes on, and `ps` shows how far it is
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, default_value = "60s")]
+    timeout: Duration,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -50,6 +50,14 @@ struct Report {
     refused: Vec<Refusal>,
     warnings: Vec<String>,
     held: Option<String>,
+    under_way: Vec<Remaining>,
+}
+
+/// What goes on after the time to wait for it was over.
+#[derive(Debug, Deserialize)]
+struct Remaining {
+    what: String,
+    why: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -61,7 +69,10 @@ struct Refusal {
 /// Has the daemon look at disk, and tells what came of it.
 pub(super) async fn reload(client: &mut Client, wanted: Reload) -> Outcome {
     let Reload { dry_run, force, allow_removal, .. } = wanted;
-    let path = format!("/v1/reload?dry_run={dry_run}&force={force}&allow_removal={allow_removal}");
+    let timeout = humantime::format_duration(wanted.timeout).to_string().replace(' ', "");
+    let path = format!(
+        "/v1/reload?dry_run={dry_run}&force={force}&allow_removal={allow_removal}&timeout={timeout}"
+    );
     let post = client.post(&path, None);
     let response = progress::watched("looking at disk", post).await?;
     let report: Report = if wanted.json {
@@ -87,6 +98,9 @@ pub(super) async fn reload(client: &mut Client, wanted: Reload) -> Outcome {
             false => Ok(true),
         }
     };
+    if clean && !report.under_way.is_empty() {
+        return Ok(Exit::TryAgain);
+    }
     let passed = clean && trials.await?;
     Ok(if passed { Exit::Done } else { Exit::Failed })
 }
@@ -97,14 +111,10 @@ pub(super) async fn reload(client: &mut Client, wanted: Reload) -> Outcome {
 /// this goes by what is banned and not by what the reload has changed.
 async fn passes(client: &mut Client) -> Result<bool, Stop> {
     loop {
-        let on_trial = |actors: &[ActorSummary]| actors.iter().any(|actor| actor.on_trial);
-        while on_trial(&client.get::<Vec<ActorSummary>>("/v1/actors").await?) {
-            tokio::time::sleep(LOOK).await;
-        }
-        // A rollback that is under way is over when this is answered, and shown.
-        client.post(DRY_RUN, None).await?;
         let actors: Vec<ActorSummary> = client.get("/v1/actors").await?;
-        if on_trial(&actors) {
+        // A rollback that is under way is a rollout.
+        if actors.iter().any(|actor| actor.on_trial || actor.rolling_out.is_some()) {
+            tokio::time::sleep(LOOK).await;
             continue;
         }
         let banned: Vec<&str> =
@@ -135,6 +145,10 @@ fn lines(report: &Report) -> String {
         let (what, why) = (printable(what), printable_lines(why.trim_end(), "    "));
         out.push_str(&format!("{} {what}: {why}\n", Style::Bad.paint("!")));
     }
+    for Remaining { what, why } in &report.under_way {
+        let (what, why) = (printable(what), printable(why));
+        out.push_str(&format!("{} {what}: {why}\n", Style::Odd.paint("…")));
+    }
     if out.is_empty() {
         out.push_str("nothing has changed\n");
     }
@@ -154,6 +168,7 @@ mod tests {
             refused: vec![Refusal { what: "d".into(), why: "one\ntwo".into() }],
             warnings: vec![],
             held: Some("everything would go".into()),
+            under_way: Vec::new(),
         };
         let text = anstream::adapter::strip_str(&lines(&report)).to_string();
         assert_eq!(text, "+ a\n~ b\n- c\n! d: one\n    two\n! held back: everything would go\n");

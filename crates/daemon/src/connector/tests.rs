@@ -214,7 +214,7 @@ impl Rig {
             overflow: None,
         });
         let change =
-            Change { start: start.collect(), wires: Some(wires.collect()), ..Change::default() };
+            Change { start: start.collect(), connect: wires.collect(), ..Change::default() };
         self.system.apply(change).await;
         self.system.open();
     }

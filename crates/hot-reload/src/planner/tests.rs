@@ -104,6 +104,7 @@ impl Rig {
             autostart: self.template.as_ref(),
             retired: &self.retired,
             refused: &self.refused,
+            loading: &BTreeSet::new(),
             bans: &self.bans,
             recollected: &self.recollected,
             removals: self.removals,
@@ -385,6 +386,17 @@ fn actors_that_are_not_wired_together_change_apart() {
     assert_eq!(plan.changes[0].around.len(), 3);
     rig = rig.run();
     check(&rig.file("m", 3), &["~a", "~b ~c"]);
+}
+
+#[test]
+fn who_is_wired_to_a_change_and_stays_as_it_is_is_no_part_of_it() {
+    let rig = Rig::new().file("m", 1).file("n", 1).actor("a", "m").actor("b", "n").actor("c", "m");
+    let rig = rig.wire("a.out", "b.in").wire("b.out", "c.in").run();
+    let plan = check(&rig.file("m", 2), &["~a", "~c"]);
+    // What is wired to it decides all the same whether the same change deserves the same answer.
+    let around =
+        |n: usize| plan.changes[n].around.keys().map(ActorName::as_str).collect::<Vec<_>>();
+    assert_eq!((around(0), around(1)), (vec!["a", "b"], vec!["b", "c"]));
 }
 
 #[test]

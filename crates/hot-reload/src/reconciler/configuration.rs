@@ -80,15 +80,21 @@ impl Reconciler {
         if !self.configured {
             self.recollect(draft.flow());
         }
+        let seen = Arc::new(snapshot);
+        self.awaited.clear();
         for spec in draft.flow().actors.values() {
-            let digest = snapshot.module(&spec.module).present().copied();
+            let digest = seen.module(&spec.module).present().copied();
             if let Some(digest) = digest
                 && let Some(place) = spec.module.place_in(&self.folder)
             {
-                self.load(digest, &place, &snapshot, telling).await;
+                self.load(digest, &place, &seen);
+                if self.loads.is_under_way(&digest) {
+                    self.awaited.insert(digest);
+                }
             }
         }
-        self.load_recollected(draft.flow(), &snapshot, telling).await;
+        self.load_recollected(draft.flow(), &seen);
+        let snapshot = Arc::unwrap_or_clone(seen);
         let now = Instant::now();
         let flow = draft.flow();
         let asked = {
@@ -198,9 +204,12 @@ impl Reconciler {
         }
         let sight = snapshot.module(module);
         let digest = sight.present();
-        let known = |digest: &Digest| self.library.get(digest).map(|module| module.metadata());
+        let known = |digest: &Digest| Some(self.library.get(digest)?.metadata().clone());
         if let Some(metadata) = digest.and_then(known) {
-            return Found::Known(metadata.clone());
+            return Found::Known(metadata);
+        }
+        if digest.is_some_and(|digest| self.loads.is_under_way(digest)) {
+            return Found::Awaited;
         }
         if let ModuleRef::Url { .. } = module {
             // A download that turns out bad is no reason to refuse a configuration that was
@@ -213,9 +222,12 @@ impl Reconciler {
         }
         // A bad new version does not make the configuration wrong: the old one runs on.
         let runs = origins.running.get(&module.origin()).and_then(known);
-        let ran = || origins.recollected.get(&module.origin()).and_then(known);
-        if let Some(metadata) = runs.or_else(ran) {
-            return Found::Known(metadata.clone());
+        let ran = origins.recollected.get(&module.origin());
+        if let Some(metadata) = runs.or_else(|| ran.and_then(known)) {
+            return Found::Known(metadata);
+        }
+        if ran.is_some_and(|last| self.loads.is_under_way(last)) {
+            return Found::Awaited;
         }
         if let Some(bad) = digest.and_then(|d| self.memory.bad_modules.standing(d, now)) {
             return Found::Broken { why: bad.why.clone() };
@@ -223,7 +235,7 @@ impl Reconciler {
         match sight {
             Sight::Present(digest) => {
                 let why = self.unread.get(&digest);
-                let why = why.map_or("it has changed meanwhile; try again in a moment", |why| why);
+                let why = why.map_or("it has changed meanwhile; try again in a moment", |u| &u.why);
                 Found::Broken { why: why.into() }
             }
             Sight::Unsettled => {

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use reflowd_runtime::{ActorName, Digest, ERROR_PORT, Metadata, Port, PortName, PortRef, Type};
 
-use super::preparation::ChangeRefused;
+use super::job::ChangeRefused;
 use crate::{ActorSpec, ChangePlan, Holds, Running, WaitSpec, WireSpec};
 
 /// What a change is held against.

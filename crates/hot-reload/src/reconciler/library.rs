@@ -21,14 +21,23 @@ use crate::{
     ScanOptions, Scanner, Snapshot,
 };
 
+/// Clones share what is at hand: rollouts take from it side by side.
+#[derive(Clone)]
 pub(super) struct Library {
     loader: Loader,
     kept: Arc<Kept>,
     /// Locked only where it is used, on a thread that may block.
     scanner: Arc<Mutex<Scanner>>,
+    shelf: Arc<Mutex<Shelf>>,
+}
+
+#[derive(Default)]
+struct Shelf {
     loaded: HashMap<Digest, Arc<dyn Module>>,
     /// What this process has kept itself, and so need not read to know that it is good.
     kept_here: BTreeSet<Digest>,
+    /// Of the modules in the data folder, those that must stay and those that should.
+    claims: Claims,
 }
 
 /// The bytes of a module cannot be had.
@@ -47,7 +56,7 @@ impl TakeError {
     pub(super) fn damaged(&self) -> Option<&Path> {
         match self {
             Self::Bytes(BytesError::Kept(ReadKeptError::Damaged { path })) => Some(path),
-            Self::Bytes(_) | Self::Load(_) => None,
+            Self::Bytes(_) | Self::Load(_) | Self::Broke => None,
         }
     }
 }
@@ -61,6 +70,9 @@ pub(super) enum TakeError {
     /// It is no module that can run.
     #[error(transparent)]
     Load(LoadError),
+    /// This program broke over it, outside of what reads and compiles it.
+    #[error("reflowd itself broke over it, which is a bug in it; it is tried again")]
+    Broke,
 }
 
 /// A module was not kept.
@@ -80,20 +92,35 @@ impl Library {
             loader,
             kept,
             scanner: Arc::new(Mutex::new(Scanner::new(options))),
-            loaded: HashMap::new(),
-            kept_here: BTreeSet::new(),
+            shelf: Arc::default(),
         }
     }
 
     /// Looks at the disk. The bytes of modules that are loaded are not read again.
     pub(super) async fn look(&self, look: Look, depth: Depth) -> Snapshot {
         let scanner = Arc::clone(&self.scanner);
-        let has: BTreeSet<Digest> = self.loaded.keys().copied().collect();
+        let has: BTreeSet<Digest> = self.shelf.lock().loaded.keys().copied().collect();
         blocking(move || scanner.lock().scan(&look, &has, depth, Moment::now())).await
     }
 
-    pub(super) fn get(&self, digest: &Digest) -> Option<&Arc<dyn Module>> {
-        self.loaded.get(digest)
+    /// The module, if it is loaded.
+    pub(super) fn get(&self, digest: &Digest) -> Option<Arc<dyn Module>> {
+        self.shelf.lock().loaded.get(digest).cloned()
+    }
+
+    /// Says which kept modules must stay, and which should where there is room.
+    pub(super) fn claim(&self, claims: Claims) {
+        self.shelf.lock().claims = claims;
+    }
+
+    /// The kept modules that must stay.
+    pub(super) fn needed(&self) -> BTreeSet<Digest> {
+        self.shelf.lock().claims.needed.clone()
+    }
+
+    /// These must stay too.
+    pub(super) fn claim_more(&self, needed: &BTreeSet<Digest>) {
+        self.shelf.lock().claims.needed.extend(needed);
     }
 
     /// Loads a module that went live before, from the data folder.
@@ -101,14 +128,14 @@ impl Library {
     /// # Errors
     /// Its bytes cannot be had, or are no module that can run.
     pub(super) async fn take_again(
-        &mut self,
+        &self,
         digest: Digest,
         place: &ModulePlace,
     ) -> Result<(), TakeError> {
-        if self.loaded.contains_key(&digest) {
+        if self.get(&digest).is_some() {
             return Ok(());
         }
-        self.take(digest, place, &Snapshot::default()).await.map(|_| ())
+        self.take(digest, place, &Snapshot::default()).await
     }
 
     /// Loads the module from the look's bytes, the file or the data folder.
@@ -116,15 +143,16 @@ impl Library {
     /// # Errors
     /// The bytes cannot be had, or are no module that can run.
     pub(super) async fn take(
-        &mut self,
+        &self,
         digest: Digest,
         place: &ModulePlace,
         snapshot: &Snapshot,
-    ) -> Result<&Arc<dyn Module>, TakeError> {
+    ) -> Result<(), TakeError> {
         let bytes = self.bytes(digest, place, snapshot).await.map_err(TakeError::Bytes)?;
         let source = Source::Bytes { name: place.to_string(), bytes };
         let module = self.loader.load(source).await.map_err(TakeError::Load)?;
-        Ok(self.loaded.entry(digest).insert_entry(module).into_mut())
+        self.shelf.lock().loaded.insert(digest, module);
+        Ok(())
     }
 
     /// Keeps the module in the data folder: what goes live must outlive its file.
@@ -132,23 +160,30 @@ impl Library {
     /// # Errors
     /// The bytes cannot be had, or there is no room for them.
     pub(super) async fn store(
-        &mut self,
+        &self,
         digest: Digest,
         place: &ModulePlace,
         snapshot: &Snapshot,
-        needed: BTreeSet<Digest>,
-        former: BTreeSet<Digest>,
     ) -> Result<(), StoreError> {
         let kept = Arc::clone(&self.kept);
-        if self.kept_here.contains(&digest) && blocking(move || kept.has(&digest)).await {
+        let kept_here = self.shelf.lock().kept_here.contains(&digest);
+        if kept_here && blocking(move || kept.has(&digest)).await {
             return Ok(());
         }
         let bytes = self.bytes(digest, place, snapshot).await.map_err(StoreError::Bytes)?;
-        let recent = self.loaded.keys().copied().chain(former).collect();
-        let claims = Claims { needed, recent };
-        let kept = Arc::clone(&self.kept);
-        blocking(move || kept.keep(digest, &bytes, &claims)).await.map_err(StoreError::Keep)?;
-        self.kept_here.insert(digest);
+        let (kept, shelf) = (Arc::clone(&self.kept), Arc::clone(&self.shelf));
+        let keeping = move || {
+            let claims = {
+                let shelf = shelf.lock();
+                let mut claims = shelf.claims.clone();
+                claims.needed.insert(digest);
+                claims.recent.extend(shelf.loaded.keys());
+                claims
+            };
+            kept.keep(digest, &bytes, &claims)
+        };
+        blocking(keeping).await.map_err(StoreError::Keep)?;
+        self.shelf.lock().kept_here.insert(digest);
         Ok(())
     }
 
@@ -182,16 +217,16 @@ impl Library {
     }
 
     /// Lets go of the modules that are not among those.
-    pub(super) fn retain(&mut self, used: &BTreeSet<Digest>) {
-        let loader = &self.loader;
-        self.loaded.retain(|digest, _| {
+    pub(super) fn retain(&self, used: &BTreeSet<Digest>) {
+        let (loader, mut shelf) = (&self.loader, self.shelf.lock());
+        shelf.loaded.retain(|digest, _| {
             let keep = used.contains(digest);
             if !keep {
                 loader.forget(digest);
             }
             keep
         });
-        self.kept_here.retain(|digest| used.contains(digest));
+        shelf.kept_here.retain(|digest| used.contains(digest));
     }
 
     async fn bytes(

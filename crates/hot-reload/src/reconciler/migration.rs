@@ -22,14 +22,19 @@ use reflowd_runtime::{
 use thiserror::Error;
 use tracing::warn;
 
-use super::{Reconciler, preparation::ChangeRefused, telling::chain};
+use super::{
+    Reconciler,
+    job::{ChangeRefused, Job},
+    telling::chain,
+};
 use crate::{
-    ChangePlan, FormerStates, LeftBehind, ModulePlace, PutAside, PutAsideState,
+    ChangePlan, Former, FormerStates, LeftBehind, ModulePlace, PutAside, PutAsideState,
     ReadFormerStateError, RollBackError, StateFiles, history::Ran,
 };
 
 /// An actor that has come up as what last passed its trial, with the state from before it,
 /// while the generation that was on trial has left a state of its own.
+#[derive(Clone)]
 pub(super) struct Resumed {
     /// What the generation on trial has left.
     present: State,
@@ -132,7 +137,7 @@ impl StatesOnDisk {
     }
 }
 
-impl Reconciler {
+impl Job {
     /// Tries on copies of the states whether the programs can make their own of them.
     pub(super) async fn try_all(&self, migrations: Vec<Migration>) -> Result<(), ChangeRefused> {
         for migration in migrations {
@@ -250,9 +255,10 @@ impl Reconciler {
     /// The state from before a migration cannot be had, or there may have been one of which
     /// nothing is known.
     pub(super) async fn given_back(
-        &mut self,
+        &self,
         actor: &ActorName,
         to: Generation,
+        since: &[Former],
     ) -> Result<Option<GivenBack>, RollBackError> {
         let running = self.system.actor(actor.as_str());
         let fallback = running.and_then(|actor| actor.fallback().zip(actor.trial()));
@@ -263,7 +269,6 @@ impl Reconciler {
             let (actor, since) = (actor.clone(), trial.since);
             return Ok(Some(GivenBack { actor, state, turns, since }));
         }
-        let since: Vec<_> = self.generations.since(actor, to).cloned().collect();
         let running = self.running.actors.get(actor);
         let running = running.map(|now| (now.digest, now.spec.module.clone()));
         for (at, former) in since.iter().enumerate() {
@@ -299,7 +304,7 @@ impl Reconciler {
     }
 
     /// Whether a module that has run can migrate states, or is not to be had and so may.
-    async fn may_migrate(&mut self, digest: Digest, place: Option<ModulePlace>) -> bool {
+    async fn may_migrate(&self, digest: Digest, place: Option<ModulePlace>) -> bool {
         let Some(place) = place else { return false };
         let taken = self.library.take_again(digest, &place).await;
         let module = taken.ok().and_then(|()| self.library.get(&digest));
@@ -349,17 +354,21 @@ impl Reconciler {
     }
 
     /// The first state of an actor that starts, where an earlier process has left one.
-    pub(super) fn first_state(&self, actor: &ActorName) -> Option<EpochState> {
+    pub(super) async fn first_state(&self, actor: &ActorName) -> Option<EpochState> {
         let epoch = self.epochs.get(actor).copied();
+        let (disk, name) = (self.states.clone(), actor.clone());
         if let Some(resumed) = self.resumed.get(actor) {
             // What it is now is settled, and written, with what it becomes of that.
-            let state = self.states.read(&resumed.aside).unwrap_or_default();
+            let aside = resumed.aside.clone();
+            let state = blocking(move || disk.read(&aside).unwrap_or_default()).await;
             return Some(EpochState::found(state, epoch.unwrap_or_default().next()));
         }
-        let found = self.states.files.found(actor, epoch);
+        let found = blocking(move || disk.files.found(&name, epoch)).await;
         found.or_else(|| Some(EpochState::found(State::default(), epoch?)))
     }
+}
 
+impl Reconciler {
     /// What is known of the states of an actor that an earlier process has run. False where
     /// what last passed its trial cannot have the state from before it.
     pub(super) fn take_up_state(&mut self, actor: &ActorName, left: StateLeft) -> bool {

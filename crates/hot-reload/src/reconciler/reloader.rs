@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::{Demand, ModuleFile, ReloadOptions, Report, View};
 
-use super::trials::RollBackError;
+use super::{rollout::BackAnswer, trials::RollBackError};
 
 /// Passes that may wait for the one in hand.
 const MAX_REQUESTS: usize = 16;
@@ -40,13 +40,15 @@ pub(super) enum Request {
         report: oneshot::Sender<Result<Report, ReloadError>>,
     },
     /// That an actor runs what it ran before.
-    RollBack {
-        actor: ActorName,
-        /// The generation's number; the last that passed, where it is not said.
-        to: Option<u64>,
-        precondition: Precondition,
-        done: oneshot::Sender<Result<Vec<GoneBack>, RollBackError>>,
-    },
+    RollBack { wish: BackWish, precondition: Precondition },
+}
+
+/// Somebody wants an actor to go back.
+pub(super) struct BackWish {
+    pub(super) actor: ActorName,
+    /// The generation's number; the last that passed, where it is not said.
+    pub(super) to: Option<u64>,
+    pub(super) answer: BackAnswer,
 }
 
 /// Disk is not looked at.
@@ -156,7 +158,8 @@ impl Reloader {
         precondition: Precondition,
     ) -> Result<Vec<GoneBack>, RollBackError> {
         let (done, answer) = oneshot::channel();
-        let request = Request::RollBack { actor, to, precondition, done };
+        let wish = BackWish { actor, to, answer: done };
+        let request = Request::RollBack { wish, precondition };
         self.requests.send(request).await.map_err(|_| RollBackError::Stopping)?;
         let gone = |_| {
             let stopping = self.requests.is_closed();

@@ -4,16 +4,12 @@
 //! then disk is looked at as ever. So a file that has changed meanwhile is a swap with
 //! a trial, one that is gone or bad is no obstacle, and a ban holds.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
-use reflowd_runtime::{ActorName, EventKind, Generation, panic::blocking};
+use reflowd_runtime::{ActorName, Digest, EventKind, Generation, panic::blocking};
 use tracing::{info, warn};
 
-use super::{
-    Reconciler,
-    migration::StateLeft,
-    telling::{Telling, chain},
-};
+use super::{Reconciler, migration::StateLeft, telling::chain};
 use crate::{
     ActorSpec, ChangePlan, Flow, LeftBehind, ModuleRef, Snapshot, Starting, WireSpec,
     history::{Recollection, Remembered},
@@ -73,18 +69,19 @@ impl Reconciler {
 
     /// Loads what actors ran last where their files cannot be used, so that a
     /// configuration can be held against it.
-    pub(super) async fn load_recollected(
-        &mut self,
-        flow: &Flow,
-        snapshot: &Snapshot,
-        telling: &mut Telling,
-    ) {
+    pub(super) fn load_recollected(&mut self, flow: &Flow, snapshot: &Arc<Snapshot>) {
         for (name, spec) in &flow.actors {
             let Some(digest) = self.recollected.get(name).map(|last| last.digest) else { continue };
             let Some(place) = spec.module.place_in(&self.folder) else { continue };
             let on_disk = snapshot.module(&spec.module).present().copied();
-            if on_disk.is_none_or(|digest| self.library.get(&digest).is_none()) {
-                self.load(digest, &place, snapshot, telling).await;
+            let usable = |digest: Digest| {
+                self.library.get(&digest).is_some() || self.loads.is_under_way(&digest)
+            };
+            if !on_disk.is_some_and(usable) {
+                self.load(digest, &place, snapshot);
+                if self.loads.is_under_way(&digest) {
+                    self.awaited.insert(digest);
+                }
             }
         }
     }

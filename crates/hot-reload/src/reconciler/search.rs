@@ -206,6 +206,7 @@ impl World {
             autostart: None,
             retired: &daemon.retired,
             refused: &refused,
+            loading: &BTreeSet::new(),
             bans: &daemon.bans,
             recollected: &daemon.recollected,
             removals: Removals::Allowed,
@@ -326,6 +327,7 @@ impl World {
             bad_modules: &no_bad,
             bans: &self.daemon.bans,
             held: &none,
+            rolling_out: BTreeMap::new(),
             folder: &self.folder,
             now: self.now,
         };

@@ -11,6 +11,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     ChangePlan, Doubt, Held, ModulePlace, Note, Refusal, Report, Running, StopReason, Trouble,
+    plan::touched,
 };
 
 pub(super) struct Telling {
@@ -97,6 +98,13 @@ impl Telling {
         if self.is_news(format!("damaged {path}")) {
             error!(%path, %why, "kept module is damaged");
             self.event(EventKind::DataDamaged { path, why: why.to_owned() });
+        }
+    }
+
+    /// A module can run.
+    pub(super) fn module_loaded(&self, digest: Digest, module: &ModulePlace, component: &str) {
+        if !self.silent {
+            info!(%module, digest = %digest.short(), %component, "module loaded");
         }
     }
 
@@ -211,7 +219,7 @@ impl Telling {
     pub(super) fn change_refused(&mut self, change: &ChangePlan, why: &str) {
         let actors = touched(change);
         let what = actors.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        if self.is_news(format!("change {what} {why}")) {
+        if self.is_news(news_of(&actors, why)) {
             let waits: Vec<_> = change.start.iter().map(|start| start.actor.as_str()).collect();
             let waits = waits.join(", ");
             if waits.is_empty() {
@@ -223,6 +231,11 @@ impl Telling {
             self.event(EventKind::ChangeRefused { actors, why: why.to_owned() });
         }
         self.report.refused.push(Refusal { what, why: why.to_owned() });
+    }
+
+    /// A change that was refused is tried again: if it is refused again, that is no news.
+    pub(super) fn still_refused(&mut self, change: &ChangePlan, why: &str) {
+        self.now.insert(news_of(&touched(change), why));
     }
 
     /// A change is made; or would be, in a dry run.
@@ -269,6 +282,12 @@ impl Telling {
     }
 }
 
+/// What it is to say that a change among these actors is refused.
+fn news_of(actors: &BTreeSet<ActorName>, why: &str) -> String {
+    let actors: Vec<_> = actors.iter().map(ActorName::as_str).collect();
+    format!("change {} {why}", actors.join(", "))
+}
+
 /// An error with its causes, on one line.
 pub(super) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
@@ -279,17 +298,4 @@ pub(super) fn chain(error: &dyn Error) -> String {
         source = cause.source();
     }
     text
-}
-
-/// The actors that a change is about.
-pub(super) fn touched(change: &ChangePlan) -> BTreeSet<ActorName> {
-    let ChangePlan { around: _, start, swap, adjust, stop, connect, cut } = change;
-    let wires = connect.iter().chain(cut).flat_map(|wire| [&wire.from.actor, &wire.to.actor]);
-    (start.iter().map(|start| &start.actor))
-        .chain(swap.iter().map(|swap| &swap.actor))
-        .chain(adjust.iter().map(|adjust| &adjust.actor))
-        .chain(stop.iter().map(|stop| &stop.actor))
-        .chain(wires)
-        .cloned()
-        .collect()
 }

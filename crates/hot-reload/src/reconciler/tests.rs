@@ -138,7 +138,7 @@ impl Rig {
             former_states: FormerStates::open(&root.path().join("data")).unwrap(),
         });
         let mut rig = Self { root, system, reconciler, reloader };
-        let report = rig.reconciler.begin().await;
+        let report = rig.reconciler.begin(Duration::from_secs(60)).await;
         assert!(report.is_clean(), "{report:?}");
         rig
     }
@@ -182,7 +182,8 @@ fn relay() -> Vec<u8> {
     fs::read(Path::new(guests).join("relay.wasm")).unwrap()
 }
 
-const NOW: ReloadOptions = ReloadOptions { dry_run: false, force: false, allow_removal: false };
+const NOW: ReloadOptions =
+    ReloadOptions { dry_run: false, force: false, allow_removal: false, timeout: None };
 const DRY: ReloadOptions = ReloadOptions { dry_run: true, ..NOW };
 
 #[tokio::test]

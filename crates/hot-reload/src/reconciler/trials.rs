@@ -4,24 +4,34 @@
 //! change like any other: everything that can fail comes before the swap, and all the
 //! actors of the group swap together.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::pending,
+    sync::Arc,
+};
 
 use reflowd_runtime::{
-    ActorName, Change, Digest, EventKind, GoneBack, Metadata, TrialOutcome, Trialing,
+    ActorName, Change, Changed, Digest, EventKind, GoneBack, Metadata, TrialOutcome, Trialing,
     panic::Boundary,
 };
 use thiserror::Error;
+use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use super::{
     Reconciler,
     fit::Fit,
-    preparation::ChangeRefused,
-    telling::{chain, touched},
+    job::{ChangeRefused, Job},
+    library::Library,
+    reloader::BackWish,
+    rollout::{Aim, BackAnswer, Outcome, Stage},
+    telling::chain,
 };
 use crate::{
-    ActorSpec, Ban, ChangePlan, Former, LeftBehind, ModuleRef, Running, Swapping,
+    ActorSpec, Ban, Blueprint, ChangePlan, Former, LeftBehind, ModuleRef, Running, Snapshot,
+    Swapping,
     generations::{Standing, Verdict},
+    plan::touched,
 };
 
 /// An actor does not run what it ran before.
@@ -126,9 +136,25 @@ impl Trying {
 }
 
 /// Where a rollback leads, and why.
-struct Way {
+pub(super) struct Way {
     back: Vec<(ActorName, Former)>,
     why: String,
+}
+
+/// What a rollback goes by, besides its job.
+struct Ways {
+    way: Way,
+    /// What each actor has run since the generation that it goes back to, that one first.
+    since: BTreeMap<ActorName, Vec<Former>>,
+}
+
+/// A rollback is in place.
+pub(super) struct WentBack {
+    way: Way,
+    change: ChangePlan,
+    changed: Changed,
+    /// When the states were put aside that actors were given back.
+    since: BTreeMap<ActorName, u64>,
 }
 
 impl Reconciler {
@@ -152,10 +178,11 @@ impl Reconciler {
             let (spec, left) = (running.spec.clone(), LeftBehind::GoneOn);
             Some((actor.clone(), Former { generation, digest, spec, left }))
         });
-        let mut after = self.running.clone();
+        let mut after = self.running.around(&group.union(&touched).cloned().collect());
         after.take(change, &BTreeMap::new());
         let back = swaps_back(judges.collect(), &after);
-        match self.fits(&back, &after) {
+        let metadata = |spec: &ActorSpec, digest: &Digest| self.metadata(spec, digest);
+        match fits(&back, &after, &metadata) {
             Err(refused) => {
                 let why = format!("what ran before does not fit any more: {}", refused.why);
                 Trying::NoJudge { over: group, why }
@@ -166,7 +193,7 @@ impl Reconciler {
     }
 
     /// The change is in place.
-    pub(super) async fn begin_trials(&mut self, change: &ChangePlan, trying: Trying) {
+    pub(super) fn begin_trials(&mut self, change: &ChangePlan, trying: Trying) {
         for start in &change.start {
             if let Some(was) = &start.was {
                 self.generations.rename(was, &start.actor);
@@ -190,11 +217,7 @@ impl Reconciler {
             Trying::OnTrial => self.generations.begin(swapped, &touches),
             Trying::NoJudge { over, why } => {
                 self.generations.leave(&over);
-                for actor in over.difference(&swapped) {
-                    if let Some(actor) = self.system.actor(actor.as_str()) {
-                        actor.end_trial().await;
-                    }
-                }
+                over.difference(&swapped).for_each(|actor| self.system.end_trial(actor));
                 let actors: Vec<_> = over.into_iter().collect();
                 info!(?actors, %why, "no trial");
                 self.system.events().record(EventKind::NoTrial { actors, why });
@@ -203,32 +226,34 @@ impl Reconciler {
     }
 
     /// Does what follows from how the trials stand.
-    pub(super) async fn judge_trials(&mut self) {
+    pub(super) fn judge_trials(&mut self, snapshot: &Arc<Snapshot>) {
         for verdict in self.generations.weigh(|actor| self.standing(actor)) {
             match verdict {
+                // What rolls out is judged when that is over.
+                Verdict::Passed(actors) if self.rolls_out(&actors) => {}
                 Verdict::Passed(actors) => {
                     self.generations.leave(&actors);
-                    for actor in &actors {
-                        if let Some(actor) = self.system.actor(actor.as_str()) {
-                            actor.end_trial().await;
-                        }
-                    }
+                    actors.iter().for_each(|actor| self.system.end_trial(actor));
                     info!(?actors, "change passed its trial");
                 }
+                Verdict::GoBack { actors, .. }
+                    if self.stuck.standing(&actors, |()| true, Instant::now()).is_some() => {}
                 Verdict::GoBack { actors, fell, fall } => {
                     let back = actors.iter().filter_map(|actor| {
                         Some((actor.clone(), self.generations.last(actor)?.clone()))
                     });
                     let back = back.collect();
                     let why = format!("`{fell}` {}", fall.why);
-                    let way = Way { back, why };
-                    match self.go_back(way).await {
-                        Ok(_) => self.stuck = None,
-                        Err(error) => self.tell_stuck(actors, &error),
-                    }
+                    // Where it has to wait, this is found again when that is over.
+                    _ = self.begin_back(Way { back, why }, None, snapshot);
                 }
             }
         }
+    }
+
+    /// Whether any of these actors is rolling out.
+    fn rolls_out(&self, actors: &BTreeSet<ActorName>) -> bool {
+        self.rollouts.changing().any(|rollout| !rollout.touched.is_disjoint(actors))
     }
 
     fn standing(&self, actor: &ActorName) -> Standing {
@@ -246,23 +271,35 @@ impl Reconciler {
     /// Those that have to go back cannot, and rest until they can; said once.
     fn tell_stuck(&mut self, actors: BTreeSet<ActorName>, error: &RollBackError) {
         let why = format!("{error}; it is tried again, and other bytes end it");
-        if self.stuck.as_ref() != Some(&why) {
+        let now = Instant::now();
+        if self.stuck.failed(actors.clone(), (), &why, now) {
             warn!(?actors, %why, "rollback is not possible");
-            self.stuck = Some(why.clone());
             let actors = actors.into_iter().collect();
             self.system.events().record(EventKind::ChangeRefused { actors, why });
         }
+        if let Some(again) = self.stuck.next(now) {
+            self.watcher.again(again);
+        }
     }
 
-    /// An operator wants an actor to run what it ran before.
-    ///
-    /// # Errors
-    /// There is nothing to go back to, or it cannot be run.
-    pub(super) async fn roll_back(
-        &mut self,
-        actor: &ActorName,
-        to: Option<u64>,
-    ) -> Result<Vec<GoneBack>, RollBackError> {
+    /// An operator wants an actor to run what it ran before. Gives the request back where it
+    /// has to wait for a rollout that cannot be taken back any more.
+    pub(super) fn roll_back(&mut self, wish: BackWish) -> Option<BackWish> {
+        let BackWish { actor, to, answer } = wish;
+        let way = match self.way_back(&actor, to) {
+            Ok(way) => way,
+            Err(error) => {
+                // Whoever asked may have given up.
+                _ = answer.send(Err(error));
+                return None;
+            }
+        };
+        let snapshot = Arc::clone(&self.seen);
+        let answer = self.begin_back(way, Some(answer), &snapshot).err()?;
+        answer.map(|answer| BackWish { actor, to, answer })
+    }
+
+    fn way_back(&self, actor: &ActorName, to: Option<u64>) -> Result<Way, RollBackError> {
         let runs = self.running.actors.get(actor).is_some_and(|running| !running.draining);
         if !runs {
             return Err(RollBackError::NotRunning { actor: actor.clone() });
@@ -277,8 +314,7 @@ impl Reconciler {
                 back.push((other, former.clone()));
             }
         }
-        let why = "an operator asked for it".into();
-        self.go_back(Way { back, why }).await
+        Ok(Way { back, why: "an operator asked for it".into() })
     }
 
     fn target(&self, actor: &ActorName, to: Option<u64>) -> Result<&Former, RollBackError> {
@@ -298,64 +334,76 @@ impl Reconciler {
         })
     }
 
-    /// Puts former generations back, all of them or none, and bans what they replace.
-    async fn go_back(&mut self, way: Way) -> Result<Vec<GoneBack>, RollBackError> {
-        let Way { back, why } = way;
-        for (actor, former) in &back {
-            let Some(place) = former.spec.module.place_in(&self.folder) else { continue };
-            let taken = self.library.take_again(former.digest, &place).await;
-            if let Err(error) = taken {
-                let why = chain(&error);
-                if let Some(path) = error.damaged() {
-                    let (path, why) = (path.display().to_string(), why.clone());
-                    error!(%path, %why, "kept module is damaged");
-                    self.system.events().record(EventKind::DataDamaged { path, why });
-                }
-                return Err(RollBackError::Unfit { why: format!("`{actor}`: {why}") });
-            }
+    /// Begins to put former generations back. Gives the answer back where that has to wait.
+    fn begin_back(
+        &mut self,
+        way: Way,
+        answer: Option<BackAnswer>,
+        snapshot: &Arc<Snapshot>,
+    ) -> Result<(), Option<BackAnswer>> {
+        let actors: BTreeSet<_> = way.back.iter().map(|(actor, _)| actor.clone()).collect();
+        let others = self.rollouts.changing();
+        let others: Vec<_> = others.filter(|other| !other.touched.is_disjoint(&actors)).collect();
+        if others.iter().any(|other| other.committed || other.change.is_none()) {
+            return Err(answer);
         }
-        let change = swaps_back(back.clone(), &self.running);
-        let fits = self.fits(&change, &self.running);
-        fits.map_err(|refused| RollBackError::Unfit { why: refused.why })?;
-
-        let mut given = Vec::new();
-        for (actor, former) in &back {
-            given.extend(self.given_back(actor, former.generation).await?);
+        let others: Vec<_> = others.iter().map(|other| other.id).collect();
+        if !others.into_iter().all(|id| self.rollouts.take_over(id)) {
+            return Err(answer);
         }
-        let since: BTreeMap<_, _> =
-            given.iter().map(|given| (given.actor().clone(), given.since())).collect();
-        let mut ready =
-            Change { drain: self.drain, trialing: Trialing::GoingBack, ..Change::default() };
-        for Swapping { actor, spec, digest, .. } in &change.swap {
-            let made = self.make(actor, spec, *digest).await;
-            let made = made.map_err(|refused| RollBackError::Unfit { why: refused.why })?;
-            ready.swap.push((actor.clone(), made));
-        }
-        // What is lost is known, and written, before they take another turn.
-        let halted = self.system.halt(since.keys()).await;
-        match self.write_back(given).await {
-            Ok(states) => ready.states = states,
-            Err(error) => {
-                self.system.go_on(halted).await;
-                return Err(error);
-            }
-        }
-        let applied = Boundary::Change.hold(async {
-            let changed = self.system.apply(ready).await;
-            self.system.go_on(halted).await;
-
-            let left = change.swap.iter().filter_map(|swap| {
-                Some((swap.actor.clone(), self.running.actors.get(&swap.actor)?.clone()))
-            });
-            let left: Vec<_> = left.collect();
-            self.running.take(&change, &changed.generations);
-            self.generations.leave(&left.iter().map(|(actor, _)| actor.clone()).collect());
-            for (actor, former) in &back {
-                self.generations.went_back(actor, former.generation);
-            }
-            (left, changed.lost_turns)
+        let since = way.back.iter().map(|(actor, former)| {
+            let since = self.generations.since(actor, former.generation).cloned();
+            (actor.clone(), since.collect())
         });
-        let (left, lost) = applied.await.unwrap_or_else(|panic| panic.go_on());
+        let since = since.collect();
+        let needs: BTreeSet<_> = way.back.iter().map(|(_, former)| former.digest).collect();
+        self.library.claim_more(&needs);
+        let job = self.job(&actors, snapshot);
+        let ways = Ways { way, since };
+        self.rollouts.begin(Aim::Back { answer }, actors, needs, |stage| async move {
+            let back = Boundary::Prepare.hold(job.go_back(ways, stage)).await;
+            Outcome::Back(
+                back.unwrap_or_else(|panic| Err(RollBackError::Unfit { why: panic.to_string() })),
+            )
+        });
+        Ok(())
+    }
+
+    /// A rollback has ended.
+    pub(super) async fn end_back(
+        &mut self,
+        actors: BTreeSet<ActorName>,
+        answer: Option<BackAnswer>,
+        ended: Result<Box<WentBack>, RollBackError>,
+    ) {
+        let ended = match ended {
+            Ok(went) => {
+                self.stuck.forget(&actors);
+                Ok(self.went_back(went).await)
+            }
+            Err(error) => Err(error),
+        };
+        match (answer, ended) {
+            // Whoever asked may have given up; what was done stands all the same.
+            (Some(answer), ended) => _ = answer.send(ended),
+            (None, Ok(_)) => {}
+            (None, Err(error)) => self.tell_stuck(actors, &error),
+        }
+    }
+
+    /// Former generations are in place: what they have replaced is banned.
+    async fn went_back(&mut self, went: Box<WentBack>) -> Vec<GoneBack> {
+        let WentBack { way: Way { back, why }, change, changed, since } = *went;
+        let left = change.swap.iter().filter_map(|swap| {
+            Some((swap.actor.clone(), self.running.actors.get(&swap.actor)?.clone()))
+        });
+        let left: Vec<_> = left.collect();
+        self.running.take(&change, &changed.generations);
+        self.generations.leave(&left.iter().map(|(actor, _)| actor.clone()).collect());
+        for (actor, former) in &back {
+            self.generations.went_back(actor, former.generation);
+        }
+        let lost = changed.lost_turns;
         let lost_turns = lost.values().sum::<u64>();
         let mut gone_back = Vec::new();
         let mut bans = Vec::new();
@@ -389,25 +437,89 @@ impl Reconciler {
         let back = gone_back.clone();
         self.system.events().record(EventKind::RolledBack { actors, back, lost_turns, why });
         bans.into_iter().for_each(|ban| self.system.events().record(ban));
-        Ok(gone_back)
-    }
-
-    /// Whether former generations fit the wires that there are now.
-    fn fits(&self, back: &ChangePlan, running: &Running) -> Result<(), ChangeRefused> {
-        let metadata = |spec: &ActorSpec, digest: &Digest| self.metadata(spec, digest);
-        let waits = &self.memory.flow.waits;
-        Fit { change: back, running, metadata: &metadata, waits, queued: &|_| Vec::new() }
-            .check_wires()
+        gone_back
     }
 
     /// What a module says of itself, where it is at hand.
     pub(super) fn metadata(&self, spec: &ActorSpec, digest: &Digest) -> Option<Metadata> {
-        match &spec.module {
-            ModuleRef::Builtin { name } => {
-                self.blueprint.connector_metadata(name, Some(&spec.keys))
+        metadata_of(&*self.blueprint, &self.library, spec, digest)
+    }
+}
+
+impl Job {
+    /// Puts former generations back, all of them or none.
+    async fn go_back(self, ways: Ways, stage: Arc<Stage>) -> Result<Box<WentBack>, RollBackError> {
+        let Ways { way, since } = ways;
+        for (actor, former) in &way.back {
+            let Some(place) = former.spec.module.place_in(&self.folder) else { continue };
+            let taken = self.library.take_again(former.digest, &place).await;
+            if let Err(error) = taken {
+                let why = chain(&error);
+                if let Some(path) = error.damaged() {
+                    let (path, why) = (path.display().to_string(), why.clone());
+                    error!(%path, %why, "kept module is damaged");
+                    self.system.events().record(EventKind::DataDamaged { path, why });
+                }
+                return Err(RollBackError::Unfit { why: format!("`{actor}`: {why}") });
             }
-            _ => self.library.get(digest).map(|module| module.metadata().clone()),
         }
+        let change = swaps_back(way.back.clone(), &self.running);
+        let metadata = |spec: &ActorSpec, digest: &Digest| {
+            metadata_of(&*self.blueprint, &self.library, spec, digest)
+        };
+        let fits = fits(&change, &self.running, &metadata);
+        fits.map_err(|refused| RollBackError::Unfit { why: refused.why })?;
+
+        let mut given = Vec::new();
+        for (actor, former) in &way.back {
+            let since = since.get(actor).map_or(&[][..], |since| since);
+            given.extend(self.given_back(actor, former.generation, since).await?);
+        }
+        let since: BTreeMap<_, _> =
+            given.iter().map(|given| (given.actor().clone(), given.since())).collect();
+        let mut ready =
+            Change { drain: self.drain, trialing: Trialing::GoingBack, ..Change::default() };
+        for Swapping { actor, spec, digest, .. } in &change.swap {
+            let made = self.make(actor, spec, *digest).await;
+            let made = made.map_err(|refused| RollBackError::Unfit { why: refused.why })?;
+            ready.swap.push((actor.clone(), made));
+        }
+        let mut waits_for = |actors: &[ActorName]| stage.waits_for(actors);
+        let halted = self.system.halt_for(&ready, &mut waits_for).await;
+        if !stage.commit() {
+            // Whoever has taken over ends this task.
+            pending::<()>().await;
+        }
+        // What is lost is known, and written, before they take another turn.
+        ready.states = self.write_back(given).await?;
+        let applied = Boundary::Change.hold(async {
+            let changed = self.system.apply(ready).await;
+            self.system.go_on(halted).await;
+            changed
+        });
+        let changed = applied.await.unwrap_or_else(|panic| panic.go_on());
+        Ok(Box::new(WentBack { way, change, changed, since }))
+    }
+}
+
+/// Whether former generations fit the wires that there are now.
+fn fits(
+    back: &ChangePlan,
+    running: &Running,
+    metadata: &dyn Fn(&ActorSpec, &Digest) -> Option<Metadata>,
+) -> Result<(), ChangeRefused> {
+    Fit { change: back, running, metadata, waits: &[], queued: &|_| Vec::new() }.check_wires()
+}
+
+fn metadata_of(
+    blueprint: &dyn Blueprint,
+    library: &Library,
+    spec: &ActorSpec,
+    digest: &Digest,
+) -> Option<Metadata> {
+    match &spec.module {
+        ModuleRef::Builtin { name } => blueprint.connector_metadata(name, Some(&spec.keys)),
+        _ => library.get(digest).map(|module| module.metadata().clone()),
     }
 }
 

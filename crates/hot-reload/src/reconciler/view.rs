@@ -19,6 +19,8 @@ pub(super) struct Stand<'a> {
     pub(super) bans: &'a Bans,
     /// What keeps actors from becoming what disk asks for.
     pub(super) held: &'a BTreeMap<ActorName, String>,
+    /// What those wait for that are rolling out.
+    pub(super) rolling_out: BTreeMap<ActorName, String>,
     /// The watched folder.
     pub(super) folder: &'a Path,
     pub(super) now: Instant,
@@ -56,10 +58,14 @@ impl Stand<'_> {
             autostarted: actor.autostarted,
             wanted,
             // What was refused may be a wire.
-            in_sync: spec_in_force && wanted == Some(actor.digest) && !self.held.contains_key(name),
+            in_sync: spec_in_force
+                && wanted == Some(actor.digest)
+                && !self.held.contains_key(name)
+                && !self.rolling_out.contains_key(name),
             file_gone,
             banned,
             held: self.held.get(name).cloned(),
+            rolling_out: self.rolling_out.get(name).cloned(),
             pending: None,
         }
     }
@@ -69,6 +75,7 @@ impl Stand<'_> {
         let wanted = wanted(&spec.module, &sight);
         let refusal = wanted.and_then(|digest| self.bad_modules.standing(&digest, self.now));
         let why = match (&sight, refusal) {
+            _ if let Some(what) = self.rolling_out.get(name) => format!("it is {what}"),
             _ if let Some(why) = self.held.get(name) => why.clone(),
             (_, Some(refusal)) => refusal.why.clone(),
             (Sight::Unsettled, None) if let ModuleRef::Url { url, .. } = &spec.module => {
@@ -87,6 +94,7 @@ impl Stand<'_> {
             file_gone: false,
             banned: false,
             held: self.held.get(name).cloned(),
+            rolling_out: self.rolling_out.get(name).cloned(),
             pending: Some((ActorState::Loading, why)),
         }
     }

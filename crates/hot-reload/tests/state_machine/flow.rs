@@ -17,7 +17,7 @@ use reflowd_hot_reload::{
 use reflowd_runtime::{
     ActorLog, ActorName, Change, Digest, EpochState, LeftState, Message, MigrateError, Overflow,
     PortRef, Program, Ready, Remains, SendError, Settings, Start, State, System, TrialOutcome,
-    TrialRules, Trialing, Trigger, Type, WireDef,
+    TrialRules, Trialing, Trigger, Type, Wire, WireDef, WireEnds,
 };
 use serde_json::{Value, json};
 use tokio::{
@@ -125,7 +125,7 @@ impl Flow {
             });
             self.runs(&name, spec, digest);
         }
-        change.wires = Some(self.wires());
+        self.wire_up(&mut change);
         let changed = self.system.apply(change).await;
         for (name, generation) in changed.generations {
             self.running.get_mut(&name).unwrap().generation = generation;
@@ -454,8 +454,9 @@ impl Flow {
         self.bans.rename(&was, &name);
         self.running.remove(&was);
         self.runs(&name, spec, digest);
-        let wires = Some(self.wires());
-        self.apply(Change { start, wires, ..Change::default() }).await;
+        let mut change = Change { start, ..Change::default() };
+        self.wire_up(&mut change);
+        self.apply(change).await;
         self.disk.remove(&was);
         let state = self.system.actor(name.as_str()).unwrap().epoch_state();
         self.disk.insert(name, state);
@@ -465,8 +466,8 @@ impl Flow {
     async fn listener(&mut self) {
         let name: ActorName = Role::Listener.name().parse().unwrap();
         self.listens = !self.listens;
-        let wires = Some(self.wires());
-        let mut change = Change { wires, drain: DRAIN, ..Change::default() };
+        let mut change = Change { drain: DRAIN, ..Change::default() };
+        self.wire_up(&mut change);
         if self.listens {
             let digest = self.version(Role::Listener, 0).digest();
             change.start.push(Start {
@@ -750,6 +751,18 @@ impl Flow {
         let log = ActorLog::new(role.name().parse().unwrap(), 100);
         let module = role.name().into();
         Ready::Engine { program: Arc::new(program), engine, version: None, log, module }
+    }
+
+    /// Has a change make the wires what they are to be.
+    fn wire_up(&self, change: &mut Change) {
+        change.connect = self.wires();
+        let stays = |wire: &Arc<Wire>| {
+            let mut wanted = change.connect.iter();
+            wanted.any(|def| def.from == *wire.from() && def.to == *wire.to())
+        };
+        let cut = self.system.wires().into_iter().filter(|wire| !stays(wire));
+        let ends = |wire: Arc<Wire>| WireEnds { from: wire.from().clone(), to: wire.to().clone() };
+        change.cut = cut.map(ends).collect();
     }
 
     fn wires(&self) -> Vec<WireDef> {

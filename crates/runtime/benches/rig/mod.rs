@@ -125,8 +125,8 @@ impl Chain {
             to: to.parse().expect("a port"),
             overflow: None,
         };
-        let wires = Some(vec![wire("a.out", "b.in"), wire("b.out", "sink.in")]);
-        system.apply(Change { start, wires, ..Change::default() }).await;
+        let connect = vec![wire("a.out", "b.in"), wire("b.out", "sink.in")];
+        system.apply(Change { start, connect, ..Change::default() }).await;
         let data = format!("{{\"text\":\"{}\"}}", "x".repeat(88));
         let message = Message::new(Type::Object, data).expect("it is an object");
         Self { system, seen, to: "a.in".parse().expect("a port"), message }

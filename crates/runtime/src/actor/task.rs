@@ -24,6 +24,7 @@ use tokio::{
     sync::mpsc,
     time::{self, Instant},
 };
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 pub(crate) use self::set_state::NewState;
@@ -86,6 +87,8 @@ pub(crate) struct ActorTask {
     calendar: Calendar,
     /// Times that this task has broken since the last turn that succeeded.
     breakages: u32,
+    /// Ends the turn in hand; the same as others have.
+    cut: CancellationToken,
     /// Whether what the turn in hand has come to is being moved. Where that breaks, some of it
     /// may have left, and the message must not be processed again.
     committing: bool,
@@ -124,6 +127,7 @@ impl ActorTask {
         log: ActorLog,
         outbox: Vec<Arc<Wire>>,
     ) -> Self {
+        let cut = shared.turn.lock().clone();
         Self {
             shared,
             commands,
@@ -144,6 +148,7 @@ impl ActorTask {
             free: Instant::now(),
             calendar: Calendar::new(),
             breakages: 0,
+            cut,
             committing: false,
         }
     }
@@ -420,7 +425,7 @@ impl ActorTask {
             biased;
             turn = turn => turn,
             // The message stays in hand; only what `send = "now"` let out has left.
-            () = self.shared.kill.cancelled(), if !self.program.acts_outside() => return,
+            () = self.cut.cancelled(), if !self.program.acts_outside() => return self.was_cut_short(),
         };
         // A turn that fails in a stop is for the next process to take.
         if self.shared.kill.is_cancelled() && !matches!(turn, Ok(Ok(_))) {
@@ -458,6 +463,21 @@ impl ActorTask {
             let waiting = routes.all().filter(|wire| wire.pending() > 0).cloned();
             self.outbox = waiting.collect();
         }
+    }
+
+    /// The turn in hand was ended from outside: by the end of the actor, or since somebody has
+    /// waited for it for as long as it may take. That is no failure of the message.
+    #[cold]
+    fn was_cut_short(&mut self) {
+        if self.shared.kill.is_cancelled() {
+            return;
+        }
+        self.cut = self.shared.kill.child_token();
+        self.shared.turn.lock().clone_from(&self.cut);
+        self.shared.mailbox.release();
+        self.shared.meters.restarts.add(1);
+        let actor = self.shared.name.clone();
+        info!(%actor, "turn cut short for a change that waited for it; its message is tried again");
     }
 
     /// Shows what is in hand to those who tap.

@@ -5,7 +5,7 @@
 //! no error: what can go wrong has gone wrong before.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     mem,
     sync::{
         Arc,
@@ -17,13 +17,13 @@ use std::{
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{mpsc, watch},
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::{Inner, System, past::Left};
+use super::{System, past::Left, wiring::Rewiring};
 use crate::{
     Actor, ActorLog, ActorName, ActorState, Digest, Engine, EpochState, EventKind, Generation,
     Mailbox, Meters, Overflow, PortRef, Program, Settings, Source, State, Status, Wire,
@@ -95,7 +95,18 @@ pub struct WireDef {
     pub overflow: Option<Overflow>,
 }
 
+/// Where a wire begins and where it ends. There is one at most between two ports.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct WireEnds {
+    /// The sending port.
+    pub from: PortRef,
+    /// The receiving port.
+    pub to: PortRef,
+}
+
 /// What is to change, everything prepared.
+///
+/// Wires come as differences, so that changes among different actors can be made side by side.
 #[derive(Default)]
 pub struct Change {
     /// Actors to start.
@@ -108,35 +119,16 @@ pub struct Change {
     pub stop: Vec<ActorName>,
     /// How long they may take for it.
     pub drain: Duration,
-    /// All wires of the system after the change, where they change.
-    pub wires: Option<Vec<WireDef>>,
+    /// Wires that come. Of one that is there already, its own way with a full mailbox.
+    pub connect: Vec<WireDef>,
+    /// Wires that go. Those of an actor whose place another takes go by themselves.
+    pub cut: Vec<WireEnds>,
     /// What the swaps have to prove.
     pub trialing: Trialing,
     /// States that take the places of the present ones with the swaps: what programs have
     /// made of those, or, going back, what is given back. The actors were
     /// [halted](System::halt) before.
     pub states: BTreeMap<ActorName, EpochState>,
-}
-
-/// Actors that take no turn until they are [let go on](System::go_on), or this is dropped:
-/// whoever has halted them may break before it lets them go on.
-#[must_use = "actors stay halted for as long as this is there"]
-pub struct Halted {
-    actors: Vec<Arc<Actor>>,
-    system: System,
-}
-
-impl Drop for Halted {
-    fn drop(&mut self) {
-        let actors = mem::take(&mut self.actors);
-        if actors.is_empty() {
-            return;
-        }
-        let system = self.system.clone();
-        let Inner { tasks, turns, .. } = &*self.system.0;
-        let released = async move { system.release(actors).await };
-        tasks.spawn_on(async { _ = Boundary::Change.hold(released).await }, turns);
-    }
 }
 
 /// What the swaps of a change have to prove.
@@ -200,13 +192,10 @@ impl System {
     /// go with them, those actors start no turn until all of it is in place, so that
     /// nothing old meets anything new. Sources are not halted: what they put out
     /// meanwhile waits in mailboxes or on wires.
-    pub async fn apply(&self, change: Change) -> Changed {
-        let _one_at_a_time = self.0.changes.lock().await;
-        self.apply_alone(change).await
-    }
-
-    /// The same, for whoever sees to it that nobody else applies a change meanwhile.
-    pub(super) async fn apply_alone(&self, mut change: Change) -> Changed {
+    ///
+    /// Changes among different actors may be applied at the same time. The actors that a
+    /// change swaps or rewires are no other's until it is applied.
+    pub async fn apply(&self, mut change: Change) -> Changed {
         let mut changed = Changed::default();
         // While others are held, it could not work off what it has.
         for actor in self.of_other_kind(&change) {
@@ -217,14 +206,15 @@ impl System {
         for name in self.to_hold(&change) {
             held.extend(self.hold(&name).await);
         }
+        let mut uprooted = Vec::new();
 
-        for (name, settings) in change.settings {
+        for (name, settings) in mem::take(&mut change.settings) {
             if let Some(actor) = self.actor(name.as_str()) {
                 _ = actor.commands.send(Command::Settings(Box::new(settings))).await;
                 self.0.events.record(EventKind::Applied { actor: name });
             }
         }
-        for start in change.start {
+        for start in mem::take(&mut change.start) {
             let name = start.name.clone();
             let generation = self.start(start, change.drain).await;
             // It takes no turn before its wires are there.
@@ -232,7 +222,7 @@ impl System {
             changed.generations.insert(name, generation);
         }
         let mut swapped = Vec::new();
-        for (name, ready) in change.swap {
+        for (name, ready) in mem::take(&mut change.swap) {
             if let Some(actor) = self.actor(name.as_str()) {
                 let state = change.states.remove(&name);
                 let done = actor.swap(ready, change.trialing, change.drain, state).await;
@@ -250,6 +240,9 @@ impl System {
                 }
                 // The actor has ended, or could not become what it is to be: it starts anew.
                 Ok(Err(ready)) => {
+                    let ends_there =
+                        |wire: &Arc<Wire>| wire.from().actor == name || wire.to().actor == name;
+                    uprooted.extend(self.wires().into_iter().filter(ends_there));
                     let generation = self.replace(actor, ready).await;
                     held.extend(self.actor(name.as_str()));
                     generation
@@ -260,11 +253,9 @@ impl System {
             changed.generations.insert(name, generation);
         }
         // The ports of the new generations decide what a join waits for.
-        if let Some(wires) = change.wires {
-            self.rewire(&wires, &change.stop);
-        } else {
-            self.rejoin(&self.wires());
-        }
+        let fresh = changed.generations.keys().cloned().collect();
+        let Change { connect, cut, .. } = &change;
+        self.rewire(Rewiring { connect, cut, stopping: &change.stop, uprooted, fresh });
         self.release(held).await;
         let until = Instant::now() + change.drain;
         for name in change.stop {
@@ -274,7 +265,7 @@ impl System {
     }
 
     /// The actors that a source takes the place of, or the other way round: they end first.
-    fn of_other_kind(&self, change: &Change) -> Vec<Arc<Actor>> {
+    pub(super) fn of_other_kind(&self, change: &Change) -> Vec<Arc<Actor>> {
         let swaps = change.swap.iter().map(|(name, ready)| (name, ready));
         let heirs = change.start.iter().filter_map(|s| Some((s.was.as_ref()?, &s.ready)));
         let pairs = swaps.chain(heirs);
@@ -283,58 +274,6 @@ impl System {
             .filter(|(actor, ready)| actor.is_source() != ready.is_source())
             .map(|(actor, _)| actor)
             .collect()
-    }
-
-    /// The actors between which a change must not be seen half done: those that
-    /// swap, and those at the ends of wires that come or go with the swap.
-    ///
-    /// New wires alone need no halt, since a turn goes by the wires that were in
-    /// force when it began; nor does one swap alone, since it is one assignment.
-    fn to_hold(&self, change: &Change) -> BTreeSet<ActorName> {
-        let mut names: BTreeSet<ActorName> =
-            change.swap.iter().map(|(name, _)| name.clone()).collect();
-        if let Some(after) = &change.wires
-            && !names.is_empty()
-        {
-            let before = self.wires();
-            let same =
-                |wire: &Wire, def: &WireDef| *wire.from() == def.from && *wire.to() == def.to;
-            let new = after.iter().filter(|def| !before.iter().any(|wire| same(wire, def)));
-            let cut = before.iter().filter(|wire| !after.iter().any(|def| same(wire, def)));
-            let ends = new
-                .flat_map(|def| [&def.from, &def.to])
-                .chain(cut.flat_map(|wire| [wire.from(), wire.to()]));
-            names.extend(ends.map(|end| end.actor.clone()));
-        }
-        if names.len() < 2 {
-            names.clear();
-        }
-        names
-    }
-
-    /// Halts actors before their next turns, for a change that has to see what they
-    /// have come to.
-    pub async fn halt(&self, actors: impl Iterator<Item = &ActorName>) -> Halted {
-        let mut halted = Vec::new();
-        for name in actors {
-            halted.extend(self.hold(name).await);
-        }
-        Halted { actors: halted, system: self.clone() }
-    }
-
-    /// Lets halted actors take turns again.
-    pub async fn go_on(&self, mut halted: Halted) {
-        self.release(mem::take(&mut halted.actors)).await;
-    }
-
-    /// Halts an actor before its next turn.
-    async fn hold(&self, name: &ActorName) -> Option<Arc<Actor>> {
-        let actor = self.actor(name.as_str())?;
-        let (held, is_held) = oneshot::channel();
-        actor.commands.send(Command::Hold(held)).await.ok()?;
-        // An actor that stops instead of holding takes no turns either.
-        _ = is_held.await;
-        Some(actor)
     }
 
     /// Starts an actor, or takes one up again that is being drained.
@@ -492,6 +431,7 @@ impl System {
         let progress = is_source.then(|| Progress::of_state(&state.state)).flatten();
         let text = if progress.is_some() { State::default() } else { state.state };
         let state = EpochState { state: text, ..state };
+        let kill = self.0.kill.child_token();
         let shared = Arc::new(Shared {
             name,
             onlookers,
@@ -510,7 +450,8 @@ impl System {
             trials: Arc::clone(&self.0.trials),
             meters: Meters::default(),
             memory: AtomicU64::new(0),
-            kill: self.0.kill.child_token(),
+            turn: Mutex::new(kill.child_token()),
+            kill,
             events: Arc::clone(&self.0.events),
             secrets: self.0.secrets.clone(),
             sinks: self.0.sinks.clone(),

@@ -62,11 +62,11 @@ impl System {
         let module = program.metadata().component.clone();
         let ready = Ready::Engine { program, engine, version, log, module };
         let start = Start { name, ready, settings, state: None, was: None };
-        let _one_at_a_time = self.0.changes.lock().await;
+        let _one_at_a_time = self.0.spawning.lock().await;
         if self.actor(start.name.as_str()).is_some() {
             return Err(SpawnError::Taken { actor: start.name });
         }
-        self.apply_alone(Change { start: vec![start], ..Change::default() }).await;
+        self.apply(Change { start: vec![start], ..Change::default() }).await;
         Ok(())
     }
 }

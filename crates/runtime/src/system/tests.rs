@@ -1,4 +1,5 @@
 mod budget;
+mod halting;
 mod telling;
 mod trial;
 
@@ -11,7 +12,7 @@ use super::*;
 use crate::{
     ActorLog, ActorState, Answer, Context, Digest, Effects, Emitter, Engine, Entry, EventKind,
     Failure, FailureKind, Filter, Generation, InstantiateError, Message, Metadata, Overflow, Port,
-    Program, SendMode, Settings, Source, SourceError, State, Status, Trigger, Turn, Type,
+    PortRef, Program, SendMode, Settings, Source, SourceError, State, Status, Trigger, Turn, Type,
 };
 
 /// What a fake engine does in a turn.
@@ -22,6 +23,9 @@ struct Fake {
     digest: u8,
     act: Act,
     gate: Option<watch::Receiver<bool>>,
+    /// Whether its turns last until the gate opens, whatever their deadline: as those do that
+    /// wait for a core.
+    patient: bool,
     /// What the engine says of its memory.
     memory: Option<fn() -> u64>,
     /// Opens for engines to be made.
@@ -34,6 +38,7 @@ struct Fake {
 struct FakeEngine {
     act: Act,
     gate: Option<watch::Receiver<bool>>,
+    patient: bool,
     memory: Option<fn() -> u64>,
 }
 
@@ -52,7 +57,8 @@ impl Program for Fake {
             Err(InstantiateError { why: "broken".into() })
         } else {
             let (act, gate) = (Arc::clone(&self.act), self.gate.clone());
-            Ok(Box::new(FakeEngine { act, gate, memory: self.memory }))
+            let (patient, memory) = (self.patient, self.memory);
+            Ok(Box::new(FakeEngine { act, gate, patient, memory }))
         };
         let mut when = self.made_when.clone();
         Box::pin(async move {
@@ -71,7 +77,11 @@ impl Engine for FakeEngine {
 
     fn turn(mut self: Box<Self>, context: Context, deadline: Instant) -> BoxFuture<'static, Turn> {
         Box::pin(async move {
-            if let Some(gate) = &mut self.gate
+            if let Some(gate) = self.gate.as_mut().filter(|_| self.patient) {
+                if gate.wait_for(|open| *open).await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            } else if let Some(gate) = &mut self.gate
                 && time::timeout_at(deadline, gate.wait_for(|open| *open)).await.is_err()
             {
                 let kind = FailureKind::Timeout(Duration::from_secs(30));
@@ -111,6 +121,7 @@ fn fake(
         digest,
         act: Arc::new(act),
         gate: None,
+        patient: false,
         memory: None,
         made_when: None,
         metadata: metadata(&[("in", false)]),
@@ -191,7 +202,12 @@ impl Rig {
 
     /// Applies a change with the rig's wires.
     async fn apply(&self, change: Change) -> Changed {
-        soon(self.system.apply(Change { wires: Some(self.defs.clone()), ..change })).await
+        let ends = |from: &PortRef, to: &PortRef| WireEnds { from: from.clone(), to: to.clone() };
+        let wanted: Vec<_> = self.defs.iter().map(|def| ends(&def.from, &def.to)).collect();
+        let wires = self.system.wires();
+        let cut = wires.iter().map(|wire| ends(wire.from(), wire.to()));
+        let cut = cut.filter(|ends| !wanted.contains(ends)).collect();
+        soon(self.system.apply(Change { connect: self.defs.clone(), cut, ..change })).await
     }
 
     async fn swap(&self, name: &str, program: Fake) -> Generation {

@@ -1,26 +1,33 @@
-//! From a change that is planned to one that is ready: everything that can fail.
+//! From a change that is planned to one that is in place, beside all others.
 //!
-//! Checking, making engines and keeping modules come before the point of no
-//! return. What comes out needs only to be put in place.
+//! A job has all that it needs at hand, as it was when the job began: nothing that it goes by
+//! can change meanwhile, since no other job touches the same actors. Checking, making engines
+//! and keeping modules come before the point of no return; what comes after it only puts in
+//! place what is ready.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    future::pending,
+    path::PathBuf,
     sync::Arc,
+    time::Duration,
 };
-
-use reflowd_runtime::{
-    ActorLog, ActorName, Change, Digest, PrepareError, ProgramSpec, Ready, Settings, Start,
-    WireDef,
-    panic::{Boundary, Panic, blocking},
-};
-use tokio::time::Instant;
 
 use super::{
-    Reconciler,
-    fit::Fit,
-    telling::{chain, touched},
+    library::Library,
+    migration::{Migrated, Resumed, StatesOnDisk},
+    rollout::Stage,
+    telling::chain,
 };
-use crate::{ActorSpec, Adjusting, ChangePlan, Holds, Misfit, ModuleRef, Snapshot, WireSpec};
+use crate::{
+    ActorSpec, Adjusting, Blueprint, ChangePlan, Holds, ModuleRef, PutAside, Running, Snapshot,
+    WireSpec,
+};
+use reflowd_runtime::{
+    ActorLog, ActorName, Change, Changed, Digest, Epoch, PrepareError, ProgramSpec, Ready,
+    Settings, Start, System, Trialing, WireDef, WireEnds,
+    panic::{Boundary, Panic, blocking},
+};
 
 /// A change is not made; its actors go on as they are.
 #[derive(Debug)]
@@ -46,42 +53,67 @@ impl ChangeRefused {
     }
 }
 
-impl Reconciler {
-    /// What can be said against a change without making anything.
-    pub(super) fn judge(&self, change: &ChangePlan) -> Result<(), ChangeRefused> {
-        if let Some(why) = self.memory.refused_changes.standing(change, Instant::now()) {
-            return Err(ChangeRefused { why: why.into(), holds: Holds::Known });
-        }
-        let metadata = |spec: &ActorSpec, digest: &Digest| self.metadata(spec, digest);
-        let queued = |actor: &ActorName| {
-            let actor = self.system.actor(actor.as_str());
-            actor.map(|actor| actor.mailbox().queued_by_port()).unwrap_or_default()
-        };
-        let (running, waits) = (&self.running, &self.memory.flow.waits);
-        let fit = Fit { change, running, metadata: &metadata, waits, queued: &queued }.check();
-        fit.map_err(|refused| self.explain(change, refused))
-    }
+/// What one rollout works with.
+pub(super) struct Job {
+    pub(super) system: System,
+    pub(super) blueprint: Arc<dyn Blueprint>,
+    pub(super) library: Library,
+    /// The watched folder.
+    pub(super) folder: PathBuf,
+    /// How long a removed actor may take to work off its mailbox.
+    pub(super) drain: Duration,
+    pub(super) states: StatesOnDisk,
+    /// What runs of the actors that the rollout is about.
+    pub(super) running: Running,
+    /// Those of them that go on where an earlier process was, with more than one state.
+    pub(super) resumed: BTreeMap<ActorName, Resumed>,
+    /// The epochs that the states of those are in which have not run yet.
+    pub(super) epochs: BTreeMap<ActorName, Epoch>,
+    /// Modules whose bytes could not be had, and why.
+    pub(super) unread: BTreeMap<Digest, String>,
+    pub(super) snapshot: Arc<Snapshot>,
+}
 
-    /// The same refusal as the configuration's check tells it, with the lines of the files.
-    fn explain(&self, change: &ChangePlan, refused: ChangeRefused) -> ChangeRefused {
-        let touched = touched(change);
-        let about = |misfit: &&Misfit| !misfit.actors.is_disjoint(&touched);
-        let told: Vec<_> =
-            self.memory.misfits.iter().filter(about).map(|misfit| misfit.why.trim_end()).collect();
-        if told.is_empty() {
-            return refused;
+/// A change is in place.
+pub(super) struct Applied {
+    pub(super) changed: Changed,
+    /// What actors had before that have another state now.
+    pub(super) aside: BTreeMap<ActorName, PutAside>,
+}
+
+impl Job {
+    /// Makes all of a change ready, waits for its actors, and puts it in place.
+    pub(super) async fn roll_out(
+        self,
+        change: ChangePlan,
+        trialing: Trialing,
+        stage: Arc<Stage>,
+    ) -> Result<Applied, ChangeRefused> {
+        let mut ready = self.prepare(&change).await?;
+        ready.trialing = trialing;
+        let mut waits_for = |actors: &[ActorName]| stage.waits_for(actors);
+        let halted = self.system.halt_for(&ready, &mut waits_for).await;
+        if !stage.commit() {
+            // Whoever has taken over ends this task.
+            pending::<()>().await;
         }
-        ChangeRefused { why: told.join("\n"), ..refused }
+        let Migrated { halted: migrating, aside } = self.migrate_all(&mut ready).await?;
+        // Nothing here follows from a file: what can fail has been done. Where it breaks all
+        // the same, nobody can say what runs.
+        let applied = Boundary::Change.hold(async {
+            let changed = self.system.apply(ready).await;
+            self.system.go_on(migrating).await;
+            self.system.go_on(halted).await;
+            self.write_heirs(&change).await;
+            Applied { changed, aside }
+        });
+        Ok(applied.await.unwrap_or_else(|panic| panic.go_on()))
     }
 
     /// Makes all of a change ready, to see whether it can be made, and drops it. What shows
     /// only when it runs, such as an address that another program holds, stays unknown.
-    pub(super) async fn rehearse(
-        &self,
-        change: &ChangePlan,
-        snapshot: &Snapshot,
-    ) -> Result<(), ChangeRefused> {
-        let (needed, mut coming) = (self.needed(change), BTreeMap::new());
+    pub(super) async fn rehearse(&self, change: &ChangePlan) -> Result<(), ChangeRefused> {
+        let (snapshot, needed, mut coming) = (&self.snapshot, self.needed(change), BTreeMap::new());
         for start in &change.start {
             self.make(&start.actor, &start.spec, start.digest).await?;
             let Some(place) = start.spec.module.place_in(&self.folder) else { continue };
@@ -101,26 +133,22 @@ impl Reconciler {
     }
 
     /// Makes all of a change ready.
-    pub(super) async fn prepare(
-        &mut self,
-        change: &ChangePlan,
-        snapshot: &Snapshot,
-    ) -> Result<Change, ChangeRefused> {
+    pub(super) async fn prepare(&self, change: &ChangePlan) -> Result<Change, ChangeRefused> {
         let mut ready = Change { drain: self.drain, ..Change::default() };
         for start in &change.start {
             let program = self.make(&start.actor, &start.spec, start.digest).await?;
-            self.store(&start.actor, &start.spec.module, start.digest, change, snapshot).await?;
+            self.store(&start.actor, &start.spec.module, start.digest).await?;
             ready.start.push(Start {
                 name: start.actor.clone(),
                 ready: program,
                 settings: start.spec.settings.clone(),
-                state: self.first_state(&start.actor),
+                state: self.first_state(&start.actor).await,
                 was: start.was.clone(),
             });
         }
         for swap in &change.swap {
             let program = self.make(&swap.actor, &swap.spec, swap.digest).await?;
-            self.store(&swap.actor, &swap.spec.module, swap.digest, change, snapshot).await?;
+            self.store(&swap.actor, &swap.spec.module, swap.digest).await?;
             ready.swap.push((swap.actor.clone(), program));
             ready.settings.extend(self.settings(&swap.actor, &swap.spec));
         }
@@ -131,7 +159,8 @@ impl Reconciler {
             ready.settings.extend(self.settings(&adjust.actor, &adjust.spec));
         }
         ready.stop = change.stop.iter().map(|stop| stop.actor.clone()).collect();
-        ready.wires = Some(self.running.wires_after(change).into_iter().map(wire_def).collect());
+        ready.connect = change.connect.iter().map(wire_def).collect();
+        ready.cut = self.running.wires_cut_by(change).into_iter().map(wire_ends).collect();
         Ok(ready)
     }
 
@@ -190,31 +219,23 @@ impl Reconciler {
 
     /// Keeps the module that an actor is to run.
     async fn store(
-        &mut self,
+        &self,
         actor: &ActorName,
         module: &ModuleRef,
         digest: Digest,
-        change: &ChangePlan,
-        snapshot: &Snapshot,
     ) -> Result<(), ChangeRefused> {
         let Some(place) = module.place_in(&self.folder) else { return Ok(()) };
-        let needed = self.needed(change);
-        // What was banned is kept as long as there is room: a module that is not here has never run.
-        let mut former = self.generations.digests();
-        former.extend(self.memory.bans.digests());
-        let stored = self.library.store(digest, &place, snapshot, needed, former).await;
+        let stored = self.library.store(digest, &place, &self.snapshot).await;
         stored.map_err(|error| ChangeRefused::passing(actor, chain(&error)))
     }
 
     /// The modules that are needed while a change is made: the rest of it needs its own as
     /// much as what runs.
     fn needed(&self, change: &ChangePlan) -> BTreeSet<Digest> {
-        (self.running.actors.values().map(|actor| actor.digest))
-            .chain(change.start.iter().map(|start| start.digest))
-            .chain(change.swap.iter().map(|swap| swap.digest))
-            .chain(self.generations.judges())
-            .chain(self.recollected.values().map(|last| last.digest))
-            .collect()
+        let mut needed = self.library.needed();
+        needed.extend(change.start.iter().map(|start| start.digest));
+        needed.extend(change.swap.iter().map(|swap| swap.digest));
+        needed
     }
 
     /// The in-place keys of an actor, where they differ from those in force.
@@ -226,12 +247,17 @@ impl Reconciler {
     fn check_version(&self, adjust: &Adjusting) -> Result<(), ChangeRefused> {
         let Some(wanted) = &adjust.spec.version else { return Ok(()) };
         let Some(running) = self.running.actors.get(&adjust.actor) else { return Ok(()) };
-        let found = self.library.get(&running.digest).and_then(|module| module.version());
+        let module = self.library.get(&running.digest);
+        let found = module.as_ref().and_then(|module| module.version());
         reflowd_loader::check_version(found, Some(wanted))
             .map_err(|error| ChangeRefused::lasting(&adjust.actor, &error))
     }
 }
 
-fn wire_def(wire: WireSpec) -> WireDef {
-    WireDef { from: wire.from, to: wire.to, overflow: wire.overflow }
+fn wire_def(wire: &WireSpec) -> WireDef {
+    WireDef { from: wire.from.clone(), to: wire.to.clone(), overflow: wire.overflow }
+}
+
+fn wire_ends(wire: WireSpec) -> WireEnds {
+    WireEnds { from: wire.from, to: wire.to }
 }
