@@ -9,7 +9,7 @@ use crate::rig::{Daemon, World, guest, inflated, repository};
 const SPINNERS: usize = 3;
 
 /// A module whose turns do not end, or that never says what it is. Each number gives other bytes.
-fn endless(which: &str, number: u8) -> Vec<u8> {
+pub(crate) fn endless(which: &str, number: u8) -> Vec<u8> {
     let text = repository().join("tests/hostile").join(which);
     inflated(&wat::parse_str(fs::read_to_string(text).unwrap()).unwrap(), 16, number)
 }

@@ -14,7 +14,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::rig::{Daemon, PATIENCE, REFLOWD, World, guest, read_response, repository, request_at};
+use crate::{
+    rig::{Daemon, PATIENCE, REFLOWD, World, guest, read_response, repository, request_at},
+    rollouts::endless,
+};
 
 /// What the manager wants to hear of, at least.
 const WATCHDOG: Duration = Duration::from_millis(400);
@@ -112,17 +115,10 @@ fn a_reload_that_takes_long_asks_the_service_manager_for_more_time() {
     // Nobody's reload: the pings and the status ask for nothing.
     let asks = |heard: &[String]| heard.iter().any(|text| text.contains("EXTEND_TIMEOUT_USEC="));
     assert!(!asks(&manager.until("STATUS=")));
-    let (socket, being_written) = (daemon.world.socket(), daemon.world.path("modules/new.wasm"));
-    for by_signal in [false, true] {
-        // A reload waits for a file that is being written, which this one is to its end.
-        let (enough, is_enough) = mpsc::channel::<()>();
-        let path = being_written.clone();
-        let writer = thread::spawn(move || {
-            let mut file = fs::File::create(&path).unwrap();
-            while is_enough.recv_timeout(Duration::from_millis(1)).is_err() {
-                file.write_all(b"x").unwrap();
-            }
-        });
+    let socket = daemon.world.socket();
+    for (seed, by_signal) in [(1, false), (2, true)] {
+        // A reload waits for a module that never says what it is, until that is given up.
+        daemon.world.module("relay", &endless("loop-in-metadata.wat", seed));
         let asker = match by_signal {
             true => {
                 daemon.signal("-HUP");
@@ -137,13 +133,10 @@ fn a_reload_that_takes_long_asks_the_service_manager_for_more_time() {
             }
         };
         manager.until("EXTEND_TIMEOUT_USEC=30000000");
-        enough.send(()).unwrap();
-        writer.join().unwrap();
         match asker {
             Some(asker) => _ = asker.join().unwrap(),
             None => _ = manager.until("READY=1"),
         }
-        fs::remove_file(&being_written).unwrap();
     }
     let (status, ..) = daemon.stop();
     assert!(status.success());
