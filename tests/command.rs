@@ -45,6 +45,17 @@ fn check_is_silent_about_what_is_right() {
 }
 
 #[test]
+fn a_connector_s_empty_path_is_not_taken_for_the_folder() {
+    for connector in ["file-in", "file-out"] {
+        let config =
+            format!("[actors.x]\nmodule = \"std:{connector}\"\nconfig = {{ path = \"\" }}\n");
+        let (code, said) = check(&config);
+        assert_eq!(code, Some(78), "{said}");
+        assert!(said.contains("`path` is empty"), "{said}");
+    }
+}
+
+#[test]
 fn check_finds_every_problem_with_its_place() {
     let unknown_key = GOOD.replace("module = \"relay\"", "module = \"relay\"\ntimout = \"1s\"");
     let no_port = GOOD.replace("a.out", "a.uot");
@@ -218,6 +229,61 @@ fn ps_send_events_and_reload_talk_to_the_daemon() {
     assert!(answer.status.success(), "{}", text(&answer.stderr));
     assert!(text(&answer.stdout).contains('7'));
     assert_eq!(daemon.line().unwrap(), "7");
+}
+
+#[test]
+fn what_is_not_there_is_told_by_its_own_name() {
+    let daemon = world(GOOD).start();
+    let said = |args: &[&str], code| {
+        let output = daemon.world.run(args);
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {}", text(&output.stderr));
+        text(&output.stderr)
+    };
+    let other = said(&["send", "a.in", "1", "--wait", "c.out"], 1);
+    assert!(other.contains("there is no actor `c`"), "{other}");
+    let port = said(&["send", "a.in", "1", "--wait", "a.uot"], 1);
+    assert!(port.contains("`a` has no outport `uot`; it has `out`"), "{port}");
+    assert!(!port.contains("no actor"), "{port}");
+    let file = said(&["ps", "--socket", "config/reflowd.toml"], 69);
+    assert!(file.contains("reflowd.toml: this is no socket"), "{file}");
+    let connector = said(&["inspect", "std:stdout"], 2);
+    assert!(connector.contains("`std:stdout` is a connector"), "{connector}");
+}
+
+#[test]
+fn check_and_reload_give_the_same_advice() {
+    let daemon = world(GOOD).start();
+    for (config, advice) in [
+        (GOOD.replace("std:stdout", "std:stdoot"), "did you mean `std:stdout`?"),
+        (
+            format!("{GOOD}[[wires]]\nfrom = \"relay.out\"\nto = \"b.in\"\n"),
+            "there is a module `relay`: to wire its actor, add `[actors.relay]` with `module = \"relay\"`",
+        ),
+    ] {
+        daemon.world.config(&config);
+        for (command, code) in [("check", 78), ("reload", 1)] {
+            let output = daemon.world.run(&[command]);
+            let said = text(&output.stdout) + &text(&output.stderr);
+            assert_eq!(output.status.code(), Some(code), "{command}: {said}");
+            assert!(said.contains(advice), "{command}: {said}");
+        }
+    }
+}
+
+#[test]
+fn a_variable_that_is_set_to_nothing_counts_as_unset() {
+    let world = world(GOOD);
+    let unset = world.run(&["check"]);
+    assert_eq!(unset.status.code(), Some(0), "{}", text(&unset.stderr));
+    for variable in ["REFLOWD_CONFIG", "REFLOWD_SOCKET", "REFLOWD_LOG", "REFLOWD_LOG_FORMAT"] {
+        for (args, code) in [(["check", "--json"], 0), (["ps", "--json"], 69)] {
+            let output = world.command(&args).env(variable, "").output().unwrap();
+            let said = text(&output.stderr);
+            assert_eq!(output.status.code(), Some(code), "{variable} {args:?}: {said}");
+        }
+    }
+    // A flag is given by somebody, who means something.
+    assert_eq!(world.run(&["ps", "--socket="]).status.code(), Some(2));
 }
 
 #[test]

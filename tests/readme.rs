@@ -228,7 +228,8 @@ fn a_flow_of_ones_own_goes_as_the_readme_shows_it() {
     let readme = Readme::read();
     let blocks = readme.blocks();
     let flow = blocks.iter().find(|block| block.first() == Some(&"# my.toml")).unwrap();
-    let relay = blocks.iter().find(|block| block.first() == Some(&"[actors.relay]")).unwrap();
+    let head = Some(&"[actors.region-count]");
+    let adopted = blocks.iter().find(|block| block.first() == head).unwrap();
     let world = World::new("");
     world.put("my.toml", flow.join("\n").as_bytes());
     readme.says("`reflowd check my.toml` answers `good: 2 actors, 1 wire`");
@@ -237,7 +238,9 @@ fn a_flow_of_ones_own_goes_as_the_readme_shows_it() {
         String::from_utf8([output.stdout, output.stderr].concat()).unwrap()
     };
     assert_eq!(check(&world).trim_end(), "good: 2 actors, 1 wire");
-    world.module("relay", &crate::rig::guest("relay"));
-    world.put("my.toml", [flow.join("\n"), relay.join("\n")].join("\n").as_bytes());
+    let module = fs::read(repository().join("modules/region-count.wasm")).unwrap();
+    world.module("region-count", &module);
+    assert_eq!(check(&world).trim_end(), "good: 3 actors (1 for its file alone), 1 wire");
+    world.put("my.toml", [flow.join("\n"), adopted.join("\n")].join("\n").as_bytes());
     assert!(check(&world).starts_with("good: 3 actors, 2 wires"), "{}", check(&world));
 }

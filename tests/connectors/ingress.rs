@@ -225,6 +225,8 @@ fn a_body_that_comes_packed_is_unpacked_within_its_bound() {
         let answer = raw(at, &packed(coding, body));
         assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{coding}: {answer}");
         assert!(answer.contains("application/problem+json"), "{answer}");
+        let says = format!("the body is not whole, or not {coding} as it says");
+        assert_eq!(answer.contains(&says), status == "400", "{coding}: {answer}");
         let taken = header(&answer, "accept-encoding");
         assert_eq!(taken.as_deref(), (status == "415").then_some("gzip, br"), "{answer}");
     }

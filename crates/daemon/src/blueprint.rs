@@ -101,8 +101,7 @@ impl Draft for TomlDraft {
     }
 
     fn check(&self, lookup: &dyn Fn(&ModuleRef) -> Found) -> Result<Checked, String> {
-        let connectors = connector::Builtin::ALL.iter().map(|b| tail(b.name()).to_owned());
-        let connectors: Arc<[String]> = connectors.collect();
+        let connectors = connector::names();
         let mut report = config::check_flow(&self.config, &|module| match lookup(module) {
             Found::Known(metadata) => Lookup::Known(metadata),
             Found::Missing { looked_at: None, .. } => {
@@ -130,9 +129,4 @@ impl Draft for TomlDraft {
         let mut in_force = self.in_force.lock();
         *in_force = self.config.clone();
     }
-}
-
-/// A connector's name without the prefix that all of them share.
-fn tail(name: &str) -> &str {
-    name.strip_prefix("std:").unwrap_or(name)
 }

@@ -18,13 +18,18 @@ mod progress;
 mod table;
 
 use std::{
+    env,
+    ffi::OsStr,
     io::{self, Write as _},
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
 use anyhow::Context as _;
-use clap::{Arg, Args, Parser, Subcommand, value_parser};
+use clap::{
+    Arg, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, builder::Resettable,
+    value_parser,
+};
 use clap_complete::ArgValueCandidates;
 use tokio::runtime;
 
@@ -54,6 +59,26 @@ pub(crate) struct Cli {
     /// What to do; `run` where nothing is given
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
+}
+
+impl Cli {
+    /// Reads the command line of this process, or ends it with a usage error.
+    ///
+    /// A variable that is set to nothing counts as unset, as scripts and units expect; clap
+    /// would ask for the value of a flag that nobody has given.
+    pub(crate) fn of_process() -> Self {
+        let is_empty = |name: &OsStr| env::var_os(name).is_some_and(|value| value.is_empty());
+        let matches = without_variables(Self::command(), is_empty).get_matches();
+        Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+    }
+}
+
+/// The command without the variables of which `left_out` is true.
+fn without_variables(command: clap::Command, left_out: impl Fn(&OsStr) -> bool) -> clap::Command {
+    command.mut_args(|arg| match arg.get_env() {
+        Some(name) if left_out(name) => arg.env(Resettable::Reset),
+        _ => arg,
+    })
 }
 
 const EXAMPLES: &str = "\
@@ -140,6 +165,16 @@ pub(crate) struct Json {
     /// Print JSON, as it does anyway
     #[arg(long, hide = true)]
     pub(crate) json: bool,
+}
+
+/// Reads how many there may be. None at all is a slip, and its answer would be taken for
+/// "there are none".
+fn at_least_one(text: &str) -> Result<u64, String> {
+    match text.parse() {
+        Ok(0) => Err("it must be 1 or more".into()),
+        Ok(count) => Ok(count),
+        Err(_) => Err("it must be a whole number".into()),
+    }
 }
 
 /// Which actor.
@@ -302,9 +337,16 @@ pub(crate) fn note(text: &str) {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
+
+    #[test]
+    fn a_number_of_things_is_one_or_more() {
+        for words in ["tap a --limit 0", "dead list --limit 0", "dead purge --limit 0"] {
+            let words = ["reflowd"].into_iter().chain(words.split(' '));
+            let error = Cli::try_parse_from(words).unwrap_err().to_string();
+            assert!(error.contains("it must be 1 or more"), "{error}");
+        }
+    }
 
     #[test]
     fn a_command_shows_the_flags_that_it_has_a_use_for() {

@@ -63,9 +63,9 @@ impl Coding {
         take: impl FnMut(&[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
         match self {
-            Self::Plain => pieces(packed, take),
-            Self::Gzip => pieces(MultiGzDecoder::new(packed), take),
-            Self::Brotli => pieces(Decompressor::new(packed, PIECE), take),
+            Self::Plain => pieces(packed, "text", take),
+            Self::Gzip => pieces(MultiGzDecoder::new(packed), "gzip", take),
+            Self::Brotli => pieces(Decompressor::new(packed, PIECE), "br", take),
         }
     }
 }
@@ -91,6 +91,7 @@ fn not_taken(taken: HeaderValue) -> Problem {
 
 fn pieces<E: From<io::Error>>(
     mut from: impl Read,
+    name: &str,
     mut take: impl FnMut(&[u8]) -> Result<(), E>,
 ) -> Result<(), E> {
     let mut piece = vec![0; PIECE];
@@ -99,7 +100,10 @@ fn pieces<E: From<io::Error>>(
             Ok(0) => return Ok(()),
             Ok(length) => take(&piece[..length])?,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(io::Error::new(io::ErrorKind::InvalidData, error).into()),
+            Err(error) => {
+                let why = format!("the body is not whole, or not {name} as it says: {error}");
+                return Err(io::Error::new(io::ErrorKind::InvalidData, why).into());
+            }
         }
     }
 }
@@ -155,6 +159,7 @@ mod tests {
         ] {
             let error = unpacked(coding, packed).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{coding:?} {packed:?}");
+            assert!(error.to_string().starts_with("the body is not whole, or not "), "{error}");
         }
     }
 

@@ -22,8 +22,10 @@ mod wire;
 mod tests;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    cell::LazyCell,
+    collections::{BTreeMap, BTreeSet, HashMap},
     error::Error as _,
+    ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -272,6 +274,7 @@ impl Parsing<'_> {
     ) {
         let mut told = None;
         let mut doubled_until = 0;
+        let headers = LazyCell::new(|| first_headers(text));
         for error in errors {
             let place = Place { file: Arc::clone(file), span: error.span().unwrap_or_default() };
             let is_double = error.message() == "duplicate key";
@@ -289,8 +292,11 @@ impl Parsing<'_> {
             if let (true, Some((first, _))) = (is_double, first) {
                 let rest = &text[place.span.end..];
                 doubled_until = place.span.end + rest.find("\n[").unwrap_or(rest.len());
-                let first = Place { file: Arc::clone(file), span: first.span() };
-                self.problems.add(actor::defined_twice(name, &place, &first));
+                // Of two tables with one name the parser keeps the key of the second.
+                let first = headers.get(name).cloned().unwrap_or_else(|| first.span());
+                let first = Place { file: Arc::clone(file), span: first };
+                let first = Some(&first).filter(|first| first.span != place.span);
+                self.problems.add(actor::defined_twice(name, &place, first));
             } else {
                 let message = format!("this is not TOML: {}", error.message());
                 self.problems.add(Diagnostic::error(NOT_TOML, message).at(&place, ""));
@@ -376,4 +382,25 @@ impl Parsing<'_> {
         self.download_hosts();
         self.doubled_wires();
     }
+}
+
+/// Where each name of an actor first stands in the head of a table.
+///
+/// A head in a string of several lines is found too. That only misplaces a label, and only in
+/// a file that has an actor of this name twice.
+fn first_headers(text: &str) -> HashMap<&str, Range<usize>> {
+    const HEAD: &str = "[actors.";
+    let mut first = HashMap::new();
+    let mut begin = 0;
+    for line in text.split_inclusive('\n') {
+        let head = line.trim_start();
+        if let Some(rest) = head.strip_prefix(HEAD)
+            && let Some((name, _)) = rest.split_once(']')
+        {
+            let start = begin + (line.len() - head.len()) + HEAD.len();
+            first.entry(name).or_insert(start..start + name.len());
+        }
+        begin += line.len();
+    }
+    first
 }

@@ -122,6 +122,11 @@ pub(crate) fn find(name: &str) -> Option<Builtin> {
     Builtin::ALL.into_iter().find(|builtin| builtin.name() == name)
 }
 
+/// The names of all connectors, as `module` has them.
+pub(crate) fn names() -> Arc<[String]> {
+    Builtin::ALL.map(|builtin| builtin.name().to_owned()).into()
+}
+
 /// What to answer when [`find`] has found nothing.
 pub(crate) fn unknown(name: &str) -> ConnectorError {
     let likeness = |builtin: &Builtin| strsim::jaro_winkler(tail(builtin.name()), tail(name));

@@ -19,7 +19,7 @@ use rustix::fs::fstat;
 use tracing::{Metadata, error, warn};
 use tracing_subscriber::{
     EnvFilter, Layer,
-    filter::{FilterExt, ParseError, filter_fn},
+    filter::{FilterExt, LevelFilter, filter_fn},
     fmt,
     layer::SubscriberExt,
     util::SubscriberInitExt,
@@ -31,6 +31,10 @@ const QUIET: &str = "wasmtime=warn,cranelift=warn";
 /// Libraries that log nothing, whoever asks: they tell what passes through them, such as a
 /// request's URL or a guest's error, and know of no secrets.
 const SILENT: [&str; 2] = ["ureq", "extism"];
+
+/// The parts under whose names reflowd logs.
+const PARTS: [&str; 6] =
+    ["reflowd", "reflowd_hot_reload", "reflowd_loader", "reflowd_runtime", "audit", "guest"];
 
 /// How much is logged.
 const LEVEL: &str = "REFLOWD_LOG";
@@ -195,13 +199,38 @@ fn is_stream(file: &impl AsFd, stream: &OsStr) -> bool {
 }
 
 /// What is logged, and what is wrong with the wish where it cannot be had.
-fn filter(asked: &str) -> (EnvFilter, Option<ParseError>) {
+fn filter(asked: &str) -> (EnvFilter, Option<String>) {
     let asked = if asked.trim().is_empty() { "info" } else { asked };
     // What is asked for comes last and so goes before.
-    match EnvFilter::try_new(format!("{QUIET},{asked}")) {
+    let filter = EnvFilter::try_new(format!("{QUIET},{asked}")).map_err(|error| error.to_string());
+    match slip(asked).map_or(filter, Err) {
         Ok(filter) => (filter, None),
         Err(problem) => (EnvFilter::new(format!("{QUIET},info")), Some(problem)),
     }
+}
+
+/// A word that is no level, or no part of reflowd.
+///
+/// The filter takes both for targets. As nothing is logged under them, a daemon with
+/// `REFLOWD_LOG=verbose` would say nothing at all.
+fn slip(asked: &str) -> Option<String> {
+    // Within a span's braces a comma separates nothing.
+    if asked.contains(['[', '{']) {
+        return None;
+    }
+    let is_level = |word: &str| word.parse::<LevelFilter>().is_ok();
+    let is_part = |target: &str| {
+        let target = target.split("::").next().unwrap_or_default();
+        PARTS.iter().any(|part| part.starts_with(target))
+    };
+    asked.split(',').map(str::trim).find_map(|directive| match directive.split_once('=') {
+        None if directive.is_empty() || is_level(directive) || is_part(directive) => None,
+        None => Some(format!("`{directive}` is no level")),
+        Some((target, _)) if target.starts_with("reflowd") && !is_part(target.trim()) => {
+            Some(format!("there is no part `{}`; there are {}", target.trim(), PARTS.join(", ")))
+        }
+        Some(_) => None,
+    })
 }
 
 /// Whether its author may log at all.
@@ -231,9 +260,37 @@ mod tests {
 
     #[test]
     fn a_wish_that_makes_no_sense_is_told_and_logs_at_info() {
-        let (filter, problem) = filter("reflowd=loud");
-        assert!(problem.is_some());
-        assert!(filter.to_string().contains("info"));
+        for (asked, why) in [
+            ("reflowd=loud", "error parsing level filter"),
+            ("verbose", "`verbose` is no level"),
+            ("warn, hyper", "`hyper` is no level"),
+            ("warn,reflowd_hotreload=info", "there is no part `reflowd_hotreload`"),
+        ] {
+            let (filter, problem) = filter(asked);
+            assert!(
+                problem.as_ref().is_some_and(|text| text.contains(why)),
+                "{asked}: {problem:?}"
+            );
+            assert!(filter.to_string().contains("info"), "{asked}: {filter}");
+        }
+    }
+
+    #[test]
+    fn a_wish_for_one_part_is_taken_as_it_stands() {
+        for asked in [
+            "WARN",
+            "off",
+            "3",
+            "warn,",
+            "reflowd_runtime",
+            "warn,reflowd_hot_reload=info",
+            "warn,reflowd_hot_reload::reconciler=debug",
+            "audit=off,guest=debug,hyper=trace",
+            "[turn{actor=a}]=debug",
+        ] {
+            let (_, problem) = filter(asked);
+            assert_eq!(problem, None, "{asked}");
+        }
     }
 
     #[track_caller]

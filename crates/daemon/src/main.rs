@@ -30,7 +30,6 @@ mod otlp;
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
 use reflowd_runtime::panic::Boundary;
 
 use crate::cli::{Cli, Command, Exit, Stop};
@@ -43,7 +42,7 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
     cli::answer_shell();
-    let cli = Cli::parse();
+    let cli = Cli::of_process();
     let outcome = Boundary::Main.catch(|| match cli.command.unwrap_or(Command::Run) {
         Command::Run => run::run(cli.config.as_deref()),
         Command::Tool(tool) => cli::dispatch(tool, cli.socket, cli.config.as_deref()),

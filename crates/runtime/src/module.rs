@@ -418,6 +418,12 @@ pub struct Failure {
     pub engine: Option<Box<dyn Engine>>,
 }
 
+/// A time as people read it: what is below a millisecond says nothing of a turn.
+fn to_the_millisecond(time: Duration) -> Duration {
+    let below = Duration::from_nanos(u64::from(time.subsec_nanos() % 1_000_000));
+    if time < Duration::from_millis(1) { time } else { time - below }
+}
+
 /// What happened in a turn that did not succeed.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum FailureKind {
@@ -425,7 +431,7 @@ pub enum FailureKind {
     #[error("trapped: {0}")]
     Trap(String),
     /// The turn ran into its deadline.
-    #[error("timed out after {0:?}")]
+    #[error("timed out after {:?}", to_the_millisecond(*.0))]
     Timeout(Duration),
     /// The guest answered with something that is no result, or over a limit.
     #[error("{0}")]
@@ -723,4 +729,21 @@ pub enum PrepareError {
 pub struct InstantiateError {
     /// What the engine said.
     pub why: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_out_is_told_to_the_millisecond() {
+        for (nanos, told) in [
+            (30_000_000_000, "timed out after 30s"),
+            (1_012_990_576, "timed out after 1.012s"),
+            (250_999_999, "timed out after 250ms"),
+            (999_999, "timed out after 999.999µs"),
+        ] {
+            assert_eq!(FailureKind::Timeout(Duration::from_nanos(nanos)).to_string(), told);
+        }
+    }
 }

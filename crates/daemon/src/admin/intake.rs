@@ -322,8 +322,11 @@ fn answer_port(admin: &Admin, actor: &Actor, text: &str) -> Result<PortRef, Prob
     if known(actor, text) {
         return Ok(PortRef { actor: actor.name().clone(), port });
     }
-    let other = text.parse::<PortRef>().ok();
-    let other = other.and_then(|port| Some((admin.system.actor(port.actor.as_str())?, port)));
+    let named = text.parse::<PortRef>().ok();
+    let stranger =
+        named.as_ref().filter(|named| admin.system.actor(named.actor.as_str()).is_none());
+    let stranger = stranger.map(|named| format!(", and there is no actor `{}`", named.actor));
+    let other = named.and_then(|port| Some((admin.system.actor(port.actor.as_str())?, port)));
     let (at, port) = match other {
         Some((other, port)) if known(&other, port.port.as_str()) => return Ok(port),
         Some((other, port)) => (Some(other), port.port),
@@ -336,7 +339,8 @@ fn answer_port(admin: &Admin, actor: &Actor, text: &str) -> Result<PortRef, Prob
         none if none.is_empty() => "puts nothing out".to_owned(),
         names => format!("has `{names}`"),
     };
-    let detail = format!("`{}` has no outport `{port}`; it {has}", at.name());
+    let stranger = stranger.unwrap_or_default();
+    let detail = format!("`{}` has no outport `{port}`; it {has}{stranger}", at.name());
     let problem = Problem::not_found("no-port", "no such port", detail);
     Err(problem.with("actor", at.name().as_str()).with("ports", names))
 }

@@ -149,8 +149,12 @@ fn rolled_back(back: &GoneBack) -> String {
     };
     let Some(millis) = back.state_from else { return text };
     let time = SystemTime::UNIX_EPOCH + Duration::from_millis(millis);
-    let (time, lost) = (humantime::format_rfc3339_seconds(time), back.lost_turns);
-    format!("{text}; its state is that of {time}, and {lost} turns since are lost")
+    let time = humantime::format_rfc3339_seconds(time);
+    let lost = match back.lost_turns {
+        1 => "1 turn since is lost".to_owned(),
+        turns => format!("{turns} turns since are lost"),
+    };
+    format!("{text}; its state is that of {time}, and {lost}")
 }
 
 /// Has an actor run what it ran before.
@@ -337,6 +341,8 @@ mod tests {
         let given = GoneBack { lost_turns: 7, state_from: Some(86_400_000), ..back(0xff, true) };
         let told = "; its state is that of 1970-01-02T00:00:00Z, and 7 turns since are lost";
         assert!(rolled_back(&given).ends_with(told), "{}", rolled_back(&given));
+        let one = GoneBack { lost_turns: 1, ..given };
+        assert!(rolled_back(&one).ends_with(", and 1 turn since is lost"), "{}", rolled_back(&one));
     }
 
     #[test]

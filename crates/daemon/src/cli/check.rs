@@ -318,10 +318,7 @@ fn builtin(module: &ModuleRef) -> Lookup {
     };
     match connector::find(&format!("std:{name}")) {
         Some(builtin) => Lookup::Known(builtin.metadata()),
-        None => {
-            let names = connector::Builtin::ALL.map(|builtin| builtin.name().to_owned());
-            Lookup::Missing { looked_at: None, names: names.into() }
-        }
+        None => Lookup::Missing { looked_at: None, names: connector::names() },
     }
 }
 

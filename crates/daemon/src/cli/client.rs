@@ -2,7 +2,8 @@
 
 use std::{
     convert::Infallible,
-    io,
+    fs, io,
+    os::unix::fs::FileTypeExt as _,
     path::{Path, PathBuf},
     pin::Pin,
     task::{Context, Poll},
@@ -115,7 +116,9 @@ impl Client {
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                     denied.get_or_insert((place, error));
                 }
-                Err(error) => tried.push(format!("\n  {}: {}", place.display(), why(&error))),
+                Err(error) => {
+                    tried.push(format!("\n  {}: {}", place.display(), why(place, &error)));
+                }
             }
         }
         if let Some((place, error)) = denied {
@@ -359,9 +362,13 @@ fn exit_of(status: StatusCode) -> Exit {
 }
 
 /// The few reasons for which nobody answers, in plain words.
-fn why(error: &io::Error) -> String {
+fn why(place: &Path, error: &io::Error) -> String {
+    let is_socket = |found: fs::Metadata| found.file_type().is_socket();
     match error.kind() {
         io::ErrorKind::NotFound => "no such socket".into(),
+        io::ErrorKind::ConnectionRefused if !fs::metadata(place).is_ok_and(is_socket) => {
+            "this is no socket".into()
+        }
         io::ErrorKind::ConnectionRefused => "a socket that nobody listens on".into(),
         _ => error.to_string(),
     }

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde_json::{Value, value::RawValue};
 
 use super::{
-    Client, Exit, Outcome, Stop,
+    Client, Exit, Outcome, Stop, at_least_one,
     client::{LineBuffer, escaped, json, text},
     complete, note, print,
     table::{Cell, Style, Table},
@@ -63,8 +63,8 @@ pub(crate) struct Which {
     #[arg(long, value_parser = is_moment, value_name = "TIME")]
     until: Option<String>,
     /// At most so many, the oldest
-    #[arg(long, value_name = "COUNT")]
-    limit: Option<usize>,
+    #[arg(long, value_name = "COUNT", value_parser = at_least_one)]
+    limit: Option<u64>,
 }
 
 /// What to list, and how.
@@ -219,7 +219,7 @@ fn table(letters: &[Letter]) -> String {
     for letter in letters {
         let none = || "-".to_owned();
         let digest = letter.digest.as_ref().map(|d| d.chars().take(DIGEST_SHOWN).collect());
-        let reason: String = letter.reason.chars().take(REASON_SHOWN).collect();
+        let reason = shortened(&letter.reason, REASON_SHOWN);
         let reason = reason.replace(['\n', '\r'], " ");
         table.row([
             letter.number.to_string().into(),
@@ -368,12 +368,21 @@ impl Replayed {
     }
 }
 
+/// The beginning of a text. Where there is more, an ellipsis takes the place of the last character.
+fn shortened(text: &str, characters: usize) -> String {
+    match text.char_indices().nth(characters) {
+        None => text.to_owned(),
+        Some(_) => text.chars().take(characters - 1).chain(['…']).collect(),
+    }
+}
+
 /// What to say where fewer letters were there than were named.
 fn missing(numbers: &[u64], found: u64) -> Option<String> {
     let named: std::collections::BTreeSet<_> = numbers.iter().collect();
     let missing = (named.len() as u64).saturating_sub(found);
     (missing > 0).then(|| {
-        format!("{missing} of the numbers name no dead letter; `reflowd dead list` lists those that there are")
+        let name = if missing == 1 { "names" } else { "name" };
+        format!("{missing} of the numbers {name} no dead letter; `reflowd dead list` lists those that there are")
     })
 }
 
@@ -406,6 +415,20 @@ mod tests {
     fn stayed(reason: &str) -> Stayed {
         let (actor, port, why) = ("a".into(), "in".into(), "no room".into());
         Stayed { actor, port, reason: reason.into(), why, letters: 2 }
+    }
+
+    #[test]
+    fn a_reason_that_is_cut_shows_that_it_is() {
+        assert_eq!(shortened("näher", 5), "näher");
+        assert_eq!(shortened("näher dran", 5), "nähe…");
+    }
+
+    #[test]
+    fn one_number_names_and_two_numbers_name_no_letter() {
+        assert_eq!(missing(&[1, 1], 1), None);
+        let told = |numbers: &[u64]| missing(numbers, 0).unwrap_or_default();
+        assert!(told(&[1]).starts_with("1 of the numbers names no dead letter"));
+        assert!(told(&[1, 2]).starts_with("2 of the numbers name no dead letter"));
     }
 
     #[test]

@@ -25,7 +25,7 @@ pub(crate) struct Events {
     /// Only what concerns one actor
     #[arg(long, value_name = "ACTOR", add = ArgValueCandidates::new(complete::actors))]
     actor: Option<String>,
-    /// Only events with greater numbers
+    /// Only events with greater numbers, which `--json` shows
     #[arg(long, default_value_t = 0, value_name = "NUMBER")]
     after: u64,
     /// Print JSON lines

@@ -50,6 +50,13 @@ pub(super) async fn inspect(wanted: Inspect, config: Option<&Path>) -> Outcome {
             })?;
             loader.inspect(Source::Bytes { name: url.to_string(), bytes }).await
         }
+        None if wanted.module.to_str().is_some_and(|text| text.starts_with("std:")) => {
+            let name = wanted.module.display();
+            let why = anyhow!(
+                "`{name}` is a connector, built into reflowd; this looks at files and URLs"
+            );
+            return Err(Stop::new(Exit::Usage, why));
+        }
         None => {
             let inspection = loader.inspect(Source::File(wanted.module)).await;
             if let (Some(wanted), Some(found)) = (wanted.sha256, inspection.digest)

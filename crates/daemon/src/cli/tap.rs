@@ -10,7 +10,7 @@ use reflowd_runtime::{ActorName, is_wild};
 use tokio::time::{self, Instant};
 
 use super::{
-    Client, Exit, Outcome,
+    Client, Exit, Outcome, at_least_one,
     client::{LineBuffer, escaped},
     complete, note, print_data,
 };
@@ -29,7 +29,7 @@ pub(crate) struct Tap {
     #[arg(long)]
     out: bool,
     /// End after so many messages
-    #[arg(long, short = 'n', value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, short = 'n', value_name = "COUNT", value_parser = at_least_one)]
     limit: Option<u64>,
     /// End after that time, such as `30s`
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]

@@ -156,7 +156,7 @@ impl Parsing<'_> {
             }
         };
         if let Some(first) = self.config.places.actors.get(&name) {
-            self.problems.add(defined_twice(&item.key, &item.key_place, first));
+            self.problems.add(defined_twice(&item.key, &item.key_place, Some(first)));
             return;
         }
         self.config.places.actors.insert(name.clone(), item.key_place.clone());
@@ -403,10 +403,10 @@ impl Parsing<'_> {
 }
 
 /// The problem of an actor that is defined in two places.
-pub(super) fn defined_twice(name: &str, again: &Place, first: &Place) -> Diagnostic {
+pub(super) fn defined_twice(name: &str, again: &Place, first: Option<&Place>) -> Diagnostic {
     Diagnostic::error("E0107", format!("the actor `{name}` is defined twice"))
         .at(again, "here again")
-        .at(first, "first here")
+        .at_some(first, "first here")
         .help("remove one of them, or give it another name")
 }
 
@@ -514,7 +514,10 @@ fn waits(config: &Item<'_>) -> Vec<(PortRef, Place)> {
 /// Takes a connector's `path` from the folder of the file in which it stands. What a module makes
 /// of a path is its own matter.
 fn from_folder(config: &mut Map<String, Value>, item: &Item<'_>) {
-    if let Some(Value::String(path)) = config.get_mut("path") {
+    // An empty one would become the folder; the connector says that it is empty.
+    if let Some(Value::String(path)) = config.get_mut("path")
+        && !path.is_empty()
+    {
         let folder = item.place.file.parent().unwrap_or(Path::new("/"));
         // Text joined to text is text, unless the folder's own name is none.
         if let Ok(absolute) = normal(&folder.join(&*path)).into_os_string().into_string() {

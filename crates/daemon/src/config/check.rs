@@ -261,13 +261,18 @@ impl<'c> Check<'c> {
     /// A module that was dropped in starts an actor by itself, which can be wired once it is written down.
     fn how_to_add(&self, actor: &ActorName) -> String {
         let module = ModuleRef::Stem { stem: actor.to_string(), pin: None };
-        match (self.lookup)(&module) {
-            Lookup::Known(_) => format!(
+        let is_there = match (self.lookup)(&module) {
+            Lookup::Known(_) => true,
+            // `check` loads no module that the configuration does not name.
+            Lookup::Missing { names, .. } => names.iter().any(|name| name == actor.as_str()),
+            _ => false,
+        };
+        if is_there {
+            format!(
                 "there is a module `{actor}`: to wire its actor, add `[actors.{actor}]` with `module = \"{actor}\"`"
-            ),
-            _ => {
-                format!("add `[actors.{actor}]` with its `module`")
-            }
+            )
+        } else {
+            format!("add `[actors.{actor}]` with its `module`")
         }
     }
 

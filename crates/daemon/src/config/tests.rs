@@ -714,6 +714,22 @@ fn names_are_held_to_their_rules() {
 fn what_is_there_twice_is_shown_in_both_places() {
     let a = "[actors.a]\nmodule = 'counter'\n";
     finds(&format!("{a}{a}"), "3:9 E0107");
+    let inside =
+        "[actors.a]\nmodule = 'counter'\n[actors.a.config]\n[actors.a]\nmodule = 'bytes'\n";
+    let shown = report_of(Sources::of_text(MAIN, inside), &environment()).render(false);
+    let expected = r#"
+error[E0107]: the actor `a` is defined twice
+ --> reflowd.toml:4:9
+  |
+1 | [actors.a]
+  |         - first here
+...
+4 | [actors.a]
+  |         ^ here again
+  |
+  = help: remove one of them, or give it another name
+"#;
+    assert_eq!(shown.trim_end(), expected.trim(), "\n{shown}");
     finds(
         &format!(
             "{a}[[wires]]\nfrom = 'a.error'\nto = ['a.increment', 'a.increment']\noverflow = 'drop-newest'"
