@@ -101,7 +101,7 @@ fn a_daemon_that_was_killed_is_missed_at_the_next_start_with_what_it_held() {
     let daemon = killed(daemon).start();
     let event = daemon.events(0).find(|event| event["event"] == "unclean-stop");
     assert_eq!((&event["messages"], &event["actors"]), (&json!(5), &json!(["step"])), "{event}");
-    assert!(daemon.log_text().contains("did not stop by itself"), "{}", daemon.log_text());
+    daemon.logs("did not stop by itself");
     // A stop that has saved everything is not missed.
     let (status, _, world) = daemon.stop();
     assert!(status.success());

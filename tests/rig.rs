@@ -306,6 +306,12 @@ impl Daemon {
         }
     }
 
+    /// Waits until the log has these words: it comes by another way than answers and events.
+    #[track_caller]
+    pub(crate) fn logs(&self, words: &str) {
+        self.until(&format!("the log has `{words}`"), |daemon| daemon.log_text().contains(words));
+    }
+
     /// All samples of `/metrics`, by name with labels.
     pub(crate) fn metrics(&self) -> BTreeMap<String, f64> {
         let body = self.get("/metrics").body;

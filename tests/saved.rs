@@ -205,7 +205,7 @@ fn a_damaged_set_is_kept_aside_and_the_daemon_starts() {
     let bytes = fs::read(&set).unwrap();
     fs::write(&set, &bytes[..bytes.len() - 1]).unwrap();
     let daemon = world.start();
-    assert!(daemon.log_text().contains("it is damaged"), "{}", daemon.log_text());
+    daemon.logs("it is damaged");
     assert_eq!(daemon.sum("reflowd_messages_accepted_total"), 0.0);
     assert_eq!(fs::read_dir(daemon.world.path("data/saved")).unwrap().count(), 1);
 }

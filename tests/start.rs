@@ -67,7 +67,7 @@ fn told(daemon: &Daemon, actor: &str, words: &str) {
             && event["actors"].as_array().unwrap().contains(&json!(actor))
     });
     assert!(event["why"].as_str().unwrap().contains(words), "{event}");
-    assert!(daemon.log_text().contains(words), "{}", daemon.log_text());
+    daemon.logs(words);
     let held = daemon.actor(actor)["held"].clone();
     assert!(held.as_str().unwrap_or_default().contains(words), "{held}");
     let ps = daemon.world.run(&["--socket", "data/reflowd.sock", "ps"]);
@@ -121,7 +121,7 @@ fn a_group_that_has_never_run_and_does_not_fit_stays_out_until_it_does() {
         assert_eq!(actor["state"], "loading", "{words}: {actor}");
         assert!(actor["why"].as_str().unwrap().contains(words), "{actor}");
         told(&daemon, "a", words);
-        assert!(daemon.log_text().contains("not started"), "{}", daemon.log_text());
+        daemon.logs("not started");
         daemon.world.module("changing", &guest("relay"));
         assert_eq!(daemon.reload()["added"], json!(["a", "screen"]), "{words}");
         daemon.send("a.in", "1");

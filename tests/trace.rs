@@ -215,7 +215,7 @@ fn a_collector_that_is_busy_is_asked_again_and_what_it_rejects_is_counted() {
     assert_eq!((of(&daemon, "sent"), of(&daemon, "not-taken")), (Some(0.0), Some(0.0)));
     assert_eq!(spans.try_iter().count(), 3, "it was sent three times");
     daemon.until("it says so", |d| d.log_text().contains("too old"));
-    assert!(daemon.log_text().contains("OTEL_BSP_MAX_QUEUE_SIZE"), "{}", daemon.log_text());
+    daemon.logs("OTEL_BSP_MAX_QUEUE_SIZE");
 }
 
 #[test]
