@@ -470,28 +470,29 @@ impl Reconciler {
     /// Makes the passes that somebody waits for, and answers those who wait no longer.
     async fn serve_askers(&mut self) {
         let now = Instant::now();
-        let mut others = Vec::new();
-        while let Some(mut asker) = self.askers.pop() {
+        let mut at = 0;
+        while let Some(asker) = self.askers.get(at) {
             match asker.due(&self.rollouts, &self.loads, now) {
-                Due::Nothing | Due::At(_) => others.push(asker),
+                Due::Nothing | Due::At(_) => at += 1,
                 Due::Answer => {
+                    let asker = self.askers.remove(at);
                     let under_way = asker.under_way(&self.rollouts, &self.loads);
                     asker.answer(under_way);
                 }
                 Due::Pass => {
+                    // Where it breaks, this one is gone with it, and learns of that.
+                    let mut asker = self.askers.remove(at);
                     if asker.is_fresh() && !asker.options.dry_run {
                         self.downloads.try_again();
                         self.rests.try_again(now);
                     }
-                    // Where it breaks, the asker is gone with it, and learns of that.
                     let (report, pending) = self.pass(asker.options, asker.depth).await;
                     asker.took(report, pending);
-                    others.push(asker);
+                    self.askers.insert(at, asker);
+                    at += 1;
                 }
             }
         }
-        others.reverse();
-        self.askers = others;
     }
 
     /// Has the next pass wait where one has broken.
