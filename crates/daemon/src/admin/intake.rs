@@ -351,7 +351,10 @@ fn timeout(text: Option<&str>) -> Result<Duration, Problem> {
 
 /// How long somebody is ready to wait.
 pub(super) fn wait_of(text: &str) -> Result<Duration, Problem> {
+    // The library takes a bare 0, and no other number without a unit.
+    let bare = text.bytes().all(|byte| byte.is_ascii_digit());
     match humantime::parse_duration(text) {
+        Ok(_) if bare => Err(cannot("`timeout` is a duration such as `10s`")),
         Ok(timeout) if timeout <= LONGEST_WAIT => Ok(timeout),
         Ok(_) => Err(cannot("`timeout` is an hour at most")),
         Err(error) => Err(cannot(&format!("`timeout` is a duration such as `10s`: {error}"))),

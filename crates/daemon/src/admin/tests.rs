@@ -360,6 +360,9 @@ async fn what_cannot_be_a_message_is_told_why() {
         ("/v1/actors/a/ports/in?type=Int", JSON, "1", 422, "bad-message"),
         ("/v1/actors/a/ports/in?block=perhaps", JSON, ONE, 400, "query"),
         ("/v1/actors/a/ports/in?wait=out&timeout=soon", JSON, ONE, 400, "query"),
+        ("/v1/actors/a/ports/in?wait=out&timeout=0", JSON, ONE, 400, "query"),
+        ("/v1/actors/a/ports/in?wait=out&timeout=3601s", JSON, ONE, 400, "query"),
+        ("/v1/reload?timeout=0", JSON, "", 400, "query"),
         ("/v1/actors/a/ports/in?wait=uot", JSON, ONE, 404, "no-port"),
         ("/v1/actors/a/ports/in?wait=out", LINES, ONE, 400, "query"),
         ("/v1/actors/a/ports/on", JSON, ONE, 404, "no-port"),
@@ -652,9 +655,10 @@ async fn dead_letters_are_listed_with_the_reason() {
 #[tokio::test]
 async fn a_reload_takes_its_options_from_the_query() {
     let rig = Rig::start(&[]).await;
-    let path = "/v1/reload?dry_run&allow_removal=true&force=false";
+    let path = "/v1/reload?dry_run&allow_removal=true&force=false&timeout=60s";
     let report = rig.request(Method::POST, path, &[], whole("")).await.json();
-    let expected = ReloadOptions { dry_run: true, allow_removal: true, ..ReloadOptions::default() };
+    let timeout = Some(Duration::from_secs(60));
+    let expected = ReloadOptions { dry_run: true, force: false, allow_removal: true, timeout };
     assert_eq!(report["warnings"][0], format!("{expected:?}"));
 }
 
